@@ -1,0 +1,41 @@
+"""Files that travel with the package: `package:examples/tiny/base` is a path below its data folder.
+
+In a checkout (also an editable install) that folder is the repository itself; in a wheel it is
+`nemo_sdg/_data`, where the build puts recipes/, conf/ and examples/tiny.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nemo_sdg.errors import ConfigError
+
+SCHEME = "package:"
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def root() -> Path:
+    """The folder that holds recipes/, conf/ and examples/."""
+    packed = _PACKAGE / "_data"
+    return packed if packed.is_dir() else _PACKAGE.parent
+
+
+def resolve(path: str | Path) -> Path:
+    """A real path for a setting. Raises ConfigError for a `package:` path that is absent or leaves the package."""
+    text = str(path)
+    if not text.startswith(SCHEME):
+        return Path(text).expanduser()
+    real = (root() / text[len(SCHEME) :]).resolve()
+    if not real.is_relative_to(root().resolve()) or not real.exists():
+        raise ConfigError(
+            "no such file in the package",
+            where=text,
+            expected=f"a path below {root()}",
+            way_out="write a path without 'package:' for files of your own",
+        )
+    return real
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {file.stem: file for file in sorted((root() / "recipes").glob("*.py")) if not file.stem.startswith("_")}
