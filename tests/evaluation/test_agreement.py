@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_sdg.config import ATTRIBUTES
+from nemo_sdg.evaluation.agreement import agreement, pearson, ranks, spearman
+
+
+def test_known_answers():
+    assert pearson([1, 2, 3], [2, 4, 6]) == pytest.approx(1.0)
+    assert pearson([1, 2, 3], [6, 4, 2]) == pytest.approx(-1.0)
+    assert pearson([1, 2, 3, 4], [1, -1, -1, 1]) == pytest.approx(0.0)
+    assert spearman([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1.0)
+    assert ranks([10, 20, 20, 5]).tolist() == [2.0, 3.5, 3.5, 1.0]
+
+
+def test_undefined_is_none_and_not_nan():
+    assert pearson([1, 1, 1], [1, 2, 3]) is None
+    assert pearson([], []) is None
+    assert spearman([1.0], [2.0]) is None
+
+
+def test_lengths_must_match():
+    with pytest.raises(ValueError, match="same length"):
+        pearson([1, 2], [1, 2, 3])
+    with pytest.raises(ValueError, match="as many predictions"):
+        agreement([], [{}])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-2, 6, width=32)), min_size=3, max_size=40))
+def test_scipy_agrees(pairs):
+    stats = pytest.importorskip("scipy.stats")
+    x, y = zip(*pairs)
+    if len(set(x)) == 1 or np.ptp(np.asarray(y, dtype=np.float64)) < 1e-6:
+        return
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+    assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-6)
+    assert ranks(x).tolist() == stats.rankdata(x).tolist()
+
+
+def test_rows_of_helpsteer2_with_a_missing_attribute():
+    true = [dict.fromkeys(ATTRIBUTES, label) for label in (0, 2, 4)]
+    true.append({**dict.fromkeys(ATTRIBUTES, 1), "verbosity": -100})
+    predicted = [{name: row[name] + 0.5 if row[name] >= 0 else 9.0 for name in ATTRIBUTES} for row in true]
+    result = agreement(predicted, true)
+    assert result["helpfulness"] == {
+        "pearson": pytest.approx(1.0), "spearman": pytest.approx(1.0), "mae": pytest.approx(0.5), "n": 4
+    }  # fmt: skip
+    assert result["verbosity"]["n"] == 3 and result["verbosity"]["mae"] == pytest.approx(0.5)
+    assert list(result) == list(ATTRIBUTES)
