@@ -1,0 +1,41 @@
+"""The settings of a run: what they are (settings), where they come from (loading), what is
+allowed (checks), and how they are written and named (values)."""
+
+from nemo_sdg.config.checks import validate
+from nemo_sdg.config.loading import from_yaml, load
+from nemo_sdg.config.settings import (
+    ATTRIBUTES,
+    Data,
+    Evaluate,
+    Generate,
+    Models,
+    Run,
+    RunConfig,
+    Score,
+    Select,
+    Topology,
+    Training,
+)
+from nemo_sdg.config.values import fingerprint, flatten, identity, nearest, to_yaml
+
+__all__ = [
+    "ATTRIBUTES",
+    "Data",
+    "Evaluate",
+    "Generate",
+    "Models",
+    "Run",
+    "RunConfig",
+    "Score",
+    "Select",
+    "Topology",
+    "Training",
+    "fingerprint",
+    "flatten",
+    "from_yaml",
+    "identity",
+    "load",
+    "nearest",
+    "to_yaml",
+    "validate",
+]

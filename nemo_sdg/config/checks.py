@@ -1,0 +1,123 @@
+"""What a setting may be. One place, so that a value which passes here is not questioned again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable
+
+from nemo_sdg.config.settings import ATTRIBUTES, RunConfig
+from nemo_sdg.config.values import flatten, nearest
+from nemo_sdg.errors import ConfigError
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+_AT_LEAST_1: Rule = ("a whole number of at least 1", lambda x: x >= 1)
+_AT_LEAST_0: Rule = ("a number of at least 0", lambda x: x >= 0)
+_BETA: Rule = ("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+
+
+def _one_of(*names: str) -> Rule:
+    return "one of " + ", ".join(names), lambda x: x in names
+
+
+_TRAINING: dict[str, Rule] = {
+    "start_from": _one_of("base", "latest"),
+    "steps": _AT_LEAST_1,
+    "global_batch_size": _AT_LEAST_1,
+    "micro_batch_size": _AT_LEAST_1,
+    "max_length": ("a whole number of at least 2", lambda x: x >= 2),
+    "learning_rate": ("a number above 0", lambda x: x > 0),
+    "warmup_steps": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "beta1": _BETA,
+    "beta2": _BETA,
+    "clip_grad": _AT_LEAST_0,
+}
+
+RULES: dict[str, Rule] = {
+    "models.dtype": _one_of("fp64", "fp32", "bf16"),
+    "models.spec": _one_of("auto", "local", "te"),
+    "topology.tp": _AT_LEAST_1,
+    "topology.pp": _AT_LEAST_1,
+    "topology.dp": _AT_LEAST_1,
+    "generate.samples": _AT_LEAST_1,
+    "generate.max_tokens": _AT_LEAST_1,
+    "generate.temperature": _AT_LEAST_0,
+    "generate.top_p": ("a number above 0 and up to 1", lambda x: 0 < x <= 1),
+    "generate.top_k": _AT_LEAST_0,
+    "generate.slots": _AT_LEAST_1,
+    "generate.group_size": _AT_LEAST_1,
+    "score.slots": _AT_LEAST_1,
+    "score.group_size": _AT_LEAST_1,
+    "select.per_prompt": _AT_LEAST_1,
+    "data.prompts_per_round": _AT_LEAST_1,
+    "evaluate.max_tokens": _AT_LEAST_1,
+    "run.rounds": _AT_LEAST_1,
+    "run.seed": _AT_LEAST_0,
+    "run.timeout_s": _AT_LEAST_1,
+    "run.threads": _AT_LEAST_1,
+    **{f"{kind}.{key}": rule for kind in ("sft", "reward") for key, rule in _TRAINING.items()},
+}
+
+
+def validate(config: RunConfig) -> RunConfig:
+    """Returns the config when every value is allowed; raises ConfigError naming the first key that is not.
+
+    A key whose default is null may be null; all others were typed before.
+    """
+    values = flatten(config)
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError("the value is not finite", where=key, found=value, expected="a number")
+    for key, (expected, holds) in RULES.items():
+        if values[key] is not None and not holds(values[key]):
+            raise ConfigError("the value is not allowed", where=key, found=values[key], expected=expected)
+    _select(config)
+    _batches(config)
+    if config.topology.sequence_parallel and config.topology.tp == 1:
+        raise ConfigError(
+            "there is nothing to shard over with one tensor-parallel rank",
+            where="topology.sequence_parallel",
+            found="tp=1",
+            way_out="set topology.tp to 2 or more, or topology.sequence_parallel=false",
+        )
+    return config
+
+
+def _select(config: RunConfig) -> None:
+    select = config.select
+    for group in ("minimum", "maximum", "weights"):
+        for name in getattr(select, group):
+            if name not in ATTRIBUTES:
+                raise ConfigError(
+                    "unknown attribute",
+                    where=f"select.{group}.{name}",
+                    found=name,
+                    expected="one of " + ", ".join(ATTRIBUTES),
+                    way_out=f"the nearest is {nearest(name, ATTRIBUTES)}",
+                )
+    for name, low in select.minimum.items():
+        if low > select.maximum.get(name, math.inf):
+            raise ConfigError(
+                "the minimum lies above the maximum, so nothing could pass",
+                where=f"select.minimum.{name}",
+                found=low,
+                expected=f"at most select.maximum.{name} = {select.maximum[name]}",
+            )
+    if not select.weights:
+        raise ConfigError("without weights there is no scalar", where="select.weights", expected="at least one weight")
+
+
+def _batches(config: RunConfig) -> None:
+    replicas = config.topology.dp or 1
+    for kind in ("sft", "reward"):
+        settings = getattr(config, kind)
+        unit = settings.micro_batch_size * replicas
+        if settings.global_batch_size % unit:
+            shared = f" x topology.dp = {unit}" if replicas > 1 else f" = {unit}"
+            raise ConfigError(
+                "the global batch cannot be cut into whole micro batches",
+                where=f"{kind}.global_batch_size",
+                found=settings.global_batch_size,
+                expected=f"a multiple of {kind}.micro_batch_size{shared}",
+            )

@@ -1,0 +1,171 @@
+"""From a recipe's name or file and `key=value` words to one checked RunConfig.
+
+YAML is data here: parsed by the safe loader, duplicate keys refused, no interpolation. Only a `.py`
+recipe is code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import traceback
+from pathlib import Path
+from typing import Any, Iterable, Iterator, get_args, get_type_hints
+
+import yaml
+
+from nemo_sdg import resources
+from nemo_sdg.config.checks import validate
+from nemo_sdg.config.settings import RunConfig
+from nemo_sdg.config.values import flatten, nearest
+from nemo_sdg.errors import ConfigError
+
+COMMAND_LINE = "command line"
+_SUFFIXES = (".py", ".yaml", ".yml")
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def load(recipe: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The checked settings of `recipe` (a name from recipes/, a .py or a .yaml file) with `key=value` words applied.
+
+    Raises ConfigError for a recipe, a key or a value that does not exist or is not allowed.
+    """
+    known = resources.recipes()
+    if recipe in known:
+        config = _from_python(known[recipe])
+    elif recipe.endswith(_SUFFIXES) and Path(recipe).is_file():
+        config = _from_python(Path(recipe)) if recipe.endswith(".py") else from_yaml(recipe)
+    else:
+        raise ConfigError(
+            "there is no recipe of this name",
+            where=recipe,
+            expected="one of " + ", ".join(known) + ", or a .py or .yaml file",
+            way_out=f"the nearest is {nearest(recipe, known)}",
+        )
+    changes = []
+    for word in overrides:
+        key, sign, text = word.partition("=")
+        if not sign:
+            raise ConfigError("not a setting", where=COMMAND_LINE, found=word, expected="key=value")
+        changes.append((key.strip(), _parse_word(key.strip(), text)))
+    return validate(_apply(config, changes, COMMAND_LINE))
+
+
+def from_yaml(path: str | Path) -> RunConfig:
+    """The settings in a YAML file: a whole config, a part of one over the defaults, or a run's run.yaml."""
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Strict)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError("cannot read the settings", where=path, found=" ".join(str(error).split())) from None
+    if isinstance(tree, dict) and "fingerprint" in tree and "config" in tree:  # the form that store.Run writes
+        tree = tree["config"]
+    if not isinstance(tree, dict):
+        raise ConfigError("not a mapping of settings", where=path, found=type(tree).__name__, expected="key: value")
+    return validate(_apply(RunConfig(), [(str(key), value) for key, value in tree.items()], str(path)))
+
+
+def _apply(config: RunConfig, changes: list[tuple[str, Any]], where: str) -> RunConfig:
+    """A copy of the config with (dotted key, value) pairs set; OmegaConf holds each value to its field's type."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = OmegaConf.structured(config)
+    for key, value in changes:
+        for leaf, leaf_value in _known(key, value, where):
+            try:
+                OmegaConf.update(tree, leaf, leaf_value, merge=False)
+            except OmegaConfBaseException as error:
+                what = f"the value of {leaf} has the wrong type"
+                raise ConfigError(what, where=where, found=repr(leaf_value), expected=_type_of(leaf)) from error
+    return OmegaConf.to_object(tree)
+
+
+def _known(key: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The key itself, or the keys below it when it names a whole group. Raises ConfigError for an unknown one."""
+    kind: Any = RunConfig
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if kind is dict:  # its keys are the user's to choose
+            if depth + 1 < len(parts):
+                raise _unknown(key, where)
+            break
+        if not dataclasses.is_dataclass(kind) or part not in get_type_hints(kind):
+            raise _unknown(key, where)
+        kind = get_type_hints(kind)[part]
+        kind = dict if getattr(kind, "__origin__", None) is dict else kind
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} is a group of settings", where=where, found=repr(value), expected=f"{key}.NAME")
+        for name, below in value.items():
+            yield from _known(f"{key}.{name}", below, where)
+        return
+    if "${" in str(value):
+        raise ConfigError(f"{key} holds an interpolation", where=where, found=repr(value), expected="a plain value")
+    yield key, value
+
+
+def _unknown(key: str, where: str) -> ConfigError:
+    keys = list(flatten(RunConfig()))
+    return ConfigError(f"unknown key {key!r}", where=where, way_out=f"the nearest valid key is {nearest(key, keys)}")
+
+
+def _type_of(key: str) -> str:
+    """What a setting holds, in words."""
+    kind: Any = RunConfig
+    for part in key.split("."):
+        hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        kind = hints.get(part, float)  # below a dict there are only numbers
+    if getattr(kind, "__origin__", None) is dict:
+        return "names with numbers"
+    types = get_args(kind) or (kind,)
+    return " or ".join(_TYPES[one] for one in types)
+
+
+def _parse_word(key: str, text: str) -> Any:
+    """A word's value as YAML; where the setting is text it stays as typed, so that a name may be `2026-01-01`."""
+    try:
+        value = yaml.load(text, Loader=_Strict)
+    except yaml.YAMLError:
+        raise ConfigError(f"cannot read the value of {key}", where=COMMAND_LINE, found=text, expected="YAML") from None
+    textual = key in flatten(RunConfig()) and _type_of(key).startswith("text")
+    return text if textual and value is not None and not isinstance(value, str) else value
+
+
+def _from_python(path: Path) -> RunConfig:
+    """What the function named like the file returns. A recipe is trusted code, so it is simply run."""
+    name = path.stem.replace("-", "_")
+    spec = importlib.util.spec_from_file_location(f"nemo_sdg_recipe_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise ConfigError("the recipe has no function of its file's name", where=path, expected=f"def {name}()")
+        config = function()
+    except ConfigError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            "the recipe raised an exception",
+            where=f"{line.filename}:{line.lineno}",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+    if not isinstance(config, RunConfig):
+        raise ConfigError("the recipe returns no RunConfig", where=path, found=type(config).__name__)
+    return validate(config)
+
+
+class _Strict(yaml.SafeLoader):
+    """The safe loader, which also refuses a key that stands twice: the last would win without a word."""
+
+
+def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict:
+    seen = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key in seen:
+        if not isinstance(key, (str, int)) or seen.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice or is no name", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -1,0 +1,51 @@
+"""A config seen as values: by dotted key, as YAML text, and as the fingerprint that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from typing import Any, Iterable, Iterator
+
+import yaml
+
+from nemo_sdg.config.settings import RunConfig
+
+_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.threads", "run.rounds")
+"""Keys that may change when a run is continued: where and how far it runs, not what its rows are."""
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted key, in the order of the file; the entries of a dict count as settings."""
+    return dict(_flat(dataclasses.asdict(config), ""))
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what a run's rows are: all but the topology, timeouts, threads and the rounds."""
+    return {key: value for key, value in flatten(config).items() if not key.startswith(_NOT_IDENTITY)}
+
+
+def fingerprint(obj: Any) -> str:
+    """16 hex digits that name a value: SHA-256 of its canonical JSON. Dataclasses count as their fields."""
+    plain = dataclasses.asdict(obj) if dataclasses.is_dataclass(obj) else obj
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole config as YAML text that `from_yaml` reads back to an equal one."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The choice that looks most like the word."""
+    return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
+
+
+def _flat(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

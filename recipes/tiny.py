@@ -1,0 +1,45 @@
+"""Two rounds of the tiny world on one or two CPU cores, in a few minutes; what `make demo` runs."""
+
+from nemo_sdg.config import Data, Evaluate, Generate, Models, Run, RunConfig, Score, Select, Training
+
+
+def tiny() -> RunConfig:
+    """A model of 1M parameters learns short tasks from its own filtered answers; held-out exact match rises."""
+    world = "package:examples/tiny/"
+    return RunConfig(
+        models=Models(base=world + "base", instruct=world + "instruct", reward=world + "reward"),
+        generate=Generate(samples=4, max_tokens=48, temperature=1.0, slots=64, group_size=64),
+        score=Score(slots=64, group_size=256),
+        select=Select(minimum={"helpfulness": 3.0}, per_prompt=1),
+        data=Data(
+            prompts=world + "data/prompts.jsonl",
+            prompts_per_round=512,
+            helpsteer2=world + "data/helpsteer2_train.jsonl",
+        ),
+        sft=Training(
+            start_from="latest",
+            steps=60,
+            global_batch_size=32,
+            micro_batch_size=16,
+            max_length=256,
+            learning_rate=5e-4,
+            warmup_steps=5,
+            weight_decay=0.0,
+        ),
+        reward=Training(
+            start_from="latest",
+            steps=40,
+            global_batch_size=32,
+            micro_batch_size=16,
+            max_length=256,
+            learning_rate=2e-4,
+            warmup_steps=5,
+            weight_decay=0.0,
+        ),
+        evaluate=Evaluate(
+            exact_match=world + "data/held_out.jsonl",
+            helpsteer2=world + "data/helpsteer2_held_out.jsonl",
+            max_tokens=48,
+        ),
+        run=Run(name="tiny", rounds=2, timeout_s=120),
+    )

@@ -1,0 +1,177 @@
+"""Settings: every recipe loads, every word of a user is either obeyed or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_sdg import config, resources
+from nemo_sdg.config import RunConfig, load
+from nemo_sdg.errors import ConfigError
+
+PACKAGE = Path(config.__file__).parent.parent
+
+
+def refusal(*overrides: str, recipe: str = "tiny") -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(recipe, list(overrides))
+    return str(caught.value)
+
+
+def test_every_recipe_in_the_folder_is_a_valid_config_of_its_own_name():
+    names = list(resources.recipes())
+    assert names == ["minitron_4b", "nemotron4_15b", "nemotron4_340b", "tiny"]
+    for name in names:
+        assert load(name).run.name == name
+
+
+def test_words_change_single_fields_and_nothing_else():
+    plain, changed = config.flatten(load("tiny")), config.flatten(
+        load("tiny", ["generate.samples=7", "sft.learning_rate=1e-3", "select.minimum.helpfulness=2", "reward={steps: 3}"])
+    )
+    different = {key: value for key, value in changed.items() if plain[key] != value}
+    assert different == {
+        "generate.samples": 7,
+        "sft.learning_rate": 1e-3,
+        "select.minimum.helpfulness": 2.0,
+        "reward.steps": 3,
+    }
+
+
+def test_a_whole_mapping_replaces_and_a_dotted_key_adds():
+    assert load("tiny", ["select.minimum={}"]).select.minimum == {}
+    assert load("tiny", ["select.minimum={coherence: 1}"]).select.minimum == {"coherence": 1.0}
+    added = load("tiny", ["select.minimum.coherence=1"]).select.minimum
+    assert added == {**load("tiny").select.minimum, "coherence": 1.0}
+
+
+def test_text_stays_as_typed():
+    assert load("tiny", ["run.name=2026-01-01"]).run.name == "2026-01-01"
+    assert load("tiny", ["run.name=yes"]).run.name == "yes"
+    assert load("tiny", ["data.helpsteer2=null"]).data.helpsteer2 is None
+
+
+def test_an_unknown_recipe_names_those_that_exist_and_the_nearest():
+    message = refusal(recipe="tinny")
+    assert "minitron_4b, nemotron4_15b, nemotron4_340b, tiny" in message and "nearest is tiny" in message
+
+
+@pytest.mark.parametrize(
+    "word, parts",
+    [
+        ("generate.sampels=3", ("command line", "generate.sampels", "nearest valid key is generate.samples")),
+        ("samples=3", ("command line", "'samples'", "nearest valid key is")),
+        ("select.minimum.helpfulness.x=3", ("unknown key",)),
+        ("select.minimum.helpfulnes=3", ("select.minimum.helpfulnes", "nearest is helpfulness")),
+        ("select.weights.quality=3", ("unknown attribute", "one of helpfulness, correctness")),
+        ("generate.samples=many", ("generate.samples", "'many'", "a whole number")),
+        ("generate.samples=1.5", ("generate.samples", "1.5")),
+        ("generate.samples=true", ("generate.samples", "True")),
+        ("generate.samples=0", ("generate.samples", "found 0", "at least 1")),
+        ("generate.temperature=-0.1", ("generate.temperature",)),
+        ("generate.temperature=.nan", ("not finite", "generate.temperature")),
+        ("select.minimum.helpfulness=.inf", ("not finite", "select.minimum.helpfulness")),
+        ("generate.top_p=0", ("generate.top_p", "above 0 and up to 1")),
+        ("generate.top_p=1.01", ("generate.top_p",)),
+        ("topology.tp=0", ("topology.tp",)),
+        ("topology.sequence_parallel=true", ("topology.sequence_parallel", "topology.tp to 2")),
+        ("models.dtype=fp16", ("models.dtype", "fp64, fp32, bf16")),
+        ("models.spec=flash", ("models.spec", "auto, local, te")),
+        ("sft.start_from=scratch", ("sft.start_from", "base, latest")),
+        ("reward.micro_batch_size=5", ("reward.global_batch_size", "found 32", "= 5")),
+        ("topology.dp=3", ("sft.global_batch_size", "topology.dp = 48")),
+        ("reward.beta2=1", ("reward.beta2",)),
+        ("select.maximum.helpfulness=1", ("select.minimum.helpfulness", "found 3.0", "at most")),
+        ("select.weights={}", ("select.weights",)),
+        ("data.prompts=null", ("data.prompts", "text")),
+        ("generate=3", ("generate is a group",)),
+        ("run.name=${oc.env:HOME}", ("interpolation",)),
+        ("run.seed=[", ("cannot read", "run.seed")),
+        ("verbose", ("found verbose", "expected key=value")),
+    ],
+)
+def test_a_wrong_word_is_refused_in_one_sentence(word: str, parts: tuple[str, ...]):
+    message = refusal(word)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+def test_every_numeric_setting_has_a_rule():
+    from nemo_sdg.config.checks import RULES
+
+    free = ("select.minimum", "select.maximum", "select.weights", "select.minimum_scalar")
+    numeric = [
+        key
+        for key, value in config.flatten(RunConfig()).items()
+        if key not in RULES and not key.startswith(free) and isinstance(value, (int, float)) and value is not True
+    ]
+    assert numeric == ["topology.sequence_parallel"], numeric
+    assert set(RULES) <= set(config.flatten(RunConfig()))
+
+
+def test_a_yaml_file_may_be_a_part_and_names_itself_when_wrong(tmp_path: Path):
+    part = tmp_path / "part.yaml"
+    part.write_text("generate:\n  samples: 9\nselect.minimum:\n  coherence: 2\n")
+    loaded = load(str(part))
+    assert loaded.generate.samples == 9 and loaded.select.minimum == {"coherence": 2.0}
+    assert loaded.score == RunConfig().score
+    part.write_text("generate:\n  sample: 9\n")
+    assert str(part) in refusal(recipe=str(part)) and "generate.samples" in refusal(recipe=str(part))
+    for text, said in [("a: 1\na: 2\n", "twice"), ("- 1\n", "mapping"), ("a: [", "cannot read"), ("!!python/name:os.system x: 1", "cannot read")]:
+        part.write_text(text)
+        assert said in refusal(recipe=str(part)), text
+
+
+def test_yaml_goes_there_and_back(tmp_path: Path):
+    before = load("tiny", ["select.minimum={}", "select.maximum.verbosity=2.5", "topology.dp=2"])
+    file = tmp_path / "a.yaml"
+    file.write_text(config.to_yaml(before))
+    assert config.from_yaml(file) == before
+    file.write_text(f"fingerprint: abc\nversions: {{}}\nconfig:\n{re.sub('^', '  ', config.to_yaml(before), flags=re.M)}")
+    assert load(str(file)) == before
+
+
+def test_a_python_recipe_is_the_function_of_the_files_name(tmp_path: Path):
+    recipe = tmp_path / "my-run.py"
+    recipe.write_text("from nemo_sdg.config import RunConfig\ndef my_run():\n    return RunConfig()\n")
+    assert load(str(recipe), ["generate.samples=2"]).generate.samples == 2
+    for text, said in [
+        ("def other(): pass\n", "no function"),
+        ("def my_run():\n    return 3\n", "found int"),
+        ("def my_run():\n    return 1 / 0\n", "ZeroDivisionError"),
+        ("def my_run(:\n", "SyntaxError"),
+    ]:
+        recipe.write_text(text)
+        assert said in refusal(recipe=str(recipe)), text
+
+
+def test_the_fingerprint_follows_what_decides_rows_and_not_where_they_are_made():
+    def name(*words: str) -> str:
+        return config.fingerprint(config.identity(load("tiny", words)))
+
+    assert name() == name("topology.tp=2", "topology.pp=2", "run.timeout_s=9", "run.threads=1", "run.rounds=5")
+    others = [name(word) for word in ("run.seed=1", "models.dtype=fp64", "models.spec=local", "select.minimum={}")]
+    assert len({name(), *others}) == 5
+    assert config.fingerprint({"a": 1, "b": [2.5, None]}) == config.fingerprint({"b": [2.5, None], "a": 1})
+    assert config.fingerprint("x") == "ba2df4903a2c14e8"  # sha256 of the three characters "x" with their quotes
+
+
+def test_every_setting_is_read_by_code_outside_the_config_folder():
+    source = "\n".join(f.read_text() for f in PACKAGE.rglob("*.py") if f.parent.name != "config")
+    dead = [
+        f"{group.name}.{setting.name}"
+        for group in dataclasses.fields(RunConfig)
+        for setting in dataclasses.fields(getattr(RunConfig(), group.name))
+        if not re.search(rf"\.{setting.name}\b", source)
+    ]
+    assert not dead, f"no code reads {dead}"
+
+
+def test_settings_load_without_torch():
+    code = "import sys; from nemo_sdg.config import load; load('tiny'); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
