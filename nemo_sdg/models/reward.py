@@ -1,0 +1,64 @@
+"""The reward model: Nemotron with nine outputs read at the last token of a conversation.
+
+The head reads the hidden state after the final norm, on the last pipeline stage only.
+Source: NVIDIA/NeMo-Aligner: nemo_aligner/models/nlp/gpt/gpt_reward_model.py, model card of
+Nemotron-4-340B-Reward. Axes: S sequence, B batch, E hidden size, A outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import RowParallelLinear, gather_from_sequence_parallel_region
+from torch import Tensor
+
+from nemo_sdg.models.nemotron import NemotronModel
+from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
+
+
+class RewardModel(NemotronModel):
+    """Nemotron whose last stage gives rewards instead of logits."""
+
+    is_reward = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lengths_B: Tensor | None = None
+        if self.post_process:
+            # The released folders still carry the language model's output layer; nothing reads it, and
+            # weight decay would change it.
+            del self.output_layer
+            head_config = copy.copy(self.config)
+            head_config.sequence_parallel = False  # it sees one gathered token per row
+            self.rm_head = RowParallelLinear(
+                self.config.hidden_size,
+                NUM_REWARD_OUTPUTS,
+                config=head_config,
+                init_method=self.config.init_method,
+                bias=False,
+                input_is_parallel=False,
+                skip_bias_add=False,
+            )
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> Tensor:
+        """Rewards [B, A] on the last stage, hidden states [S, B, E] on the others.
+
+        Args:
+            input_ids: tokens [B, S], padded on the right.
+            lengths: tokens of each row [B]; the reward is read at position lengths - 1.
+        """
+        self._lengths_B = lengths
+        return super().forward(input_ids, position_ids, attention_mask)
+
+    def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            # Every TP rank then computes the same head, so the gradient is split, not summed.
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
+        rows = torch.arange(hidden_states.size(1), device=hidden_states.device)
+        hidden_BE = hidden_states[self._lengths_B - 1, rows]
+        rewards_BA, _ = self.rm_head(hidden_BE)
+        return rewards_BA

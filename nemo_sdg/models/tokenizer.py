@@ -1,0 +1,48 @@
+"""The SentencePiece tokenizer of the released folders.
+
+`<extra_id_*>` are user-defined pieces, matched inside ordinary encoding: a whole prompt is one string.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sentencepiece
+
+from nemo_sdg.errors import CheckpointError
+from nemo_sdg.models.templates import LABEL, SYSTEM, TURN
+
+
+class Tokenizer:
+    """Text to token ids and back, without BOS and EOS."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except Exception as error:  # sentencepiece raises RuntimeError, OSError or TypeError by what is broken
+            raise CheckpointError(
+                "the tokenizer cannot be read", where=path, found=str(error)[:120], expected="a SentencePiece model",
+                way_out="download the checkpoint again",
+            ) from error  # fmt: skip
+        for marker in (SYSTEM, TURN, LABEL):
+            if self._pieces.piece_to_id(marker) == self._pieces.unk_id():
+                raise CheckpointError(
+                    "the tokenizer lacks a piece of the prompt format", where=path, found=f"no {marker}",
+                    expected="Nemotron's tokenizer", way_out="use the tokenizer of the released checkpoint",
+                )  # fmt: skip
+        self.vocab_size: int = self._pieces.vocab_size()
+        self.eos_id: int = self._pieces.eos_id()
+        self.turn_id: int = self._pieces.piece_to_id(TURN)
+        self.stop_ids: tuple[int, ...] = (self.turn_id, self.eos_id)
+
+    def encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of the text and, for each, the index of the character at which it begins."""
+        pieces = self._pieces.encode(text, out_type="immutable_proto").pieces
+        return [piece.id for piece in pieces], [piece.begin for piece in pieces]
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        return self._pieces.decode(list(ids))

@@ -1,0 +1,166 @@
+"""The one rank grid: tensor x data x pipeline, over megatron's `parallel_state`.
+
+Megatron orders ranks tp-dp-pp: neighbours share a tensor-parallel group, then come the data-parallel
+replicas, and the pipeline stages are farthest apart (megatron/core/parallel_state.py: order "tp-cp-ep-dp-pp").
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nemo_sdg.config import Topology
+from nemo_sdg.errors import TopologyError
+from nemo_sdg.parallel import device
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This rank's place in the grid, and the groups it talks to."""
+
+    tp: int
+    pp: int
+    dp: int
+    tp_rank: int
+    pp_rank: int
+    dp_rank: int
+    rank: int
+    tp_group: Any
+    pp_group: Any
+    dp_group: Any
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def last_stage(self) -> bool:
+        return self.pp_rank == self.pp - 1
+
+    @property
+    def writer(self) -> bool:
+        """The one rank that writes what all ranks share."""
+        return self.rank == 0
+
+    @property
+    def replica_lead(self) -> bool:
+        """The one rank of a model replica that commits the replica's row groups."""
+        return self.tp_rank == 0 and self.last_stage
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank of the world."""
+        if self.world_size == 1:
+            return flag
+        count = torch.tensor([int(flag)], device=device.device())
+        dist.all_reduce(count)
+        return bool(count.item())
+
+    def broadcast_object(self, obj: Any, src: int = 0) -> Any:
+        """The JSON value that rank `src` holds, on every rank. Ranks never unpickle what another one sends."""
+        if self.world_size == 1:
+            return obj
+        payload = json.dumps(obj).encode() if self.rank == src else b""
+        size = torch.tensor([len(payload)], device=device.device())
+        dist.broadcast(size, src)
+        data = torch.empty(int(size.item()), dtype=torch.uint8, device=device.device())
+        if self.rank == src:
+            data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+        dist.broadcast(data, src)
+        return json.loads(data.cpu().numpy().tobytes())
+
+    def broadcast_from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Fill `tensor` on every stage of this replica with the last stage's content."""
+        if self.pp > 1:
+            dist.broadcast(tensor, dist.get_global_rank(self.pp_group, self.pp - 1), group=self.pp_group)
+        return tensor
+
+
+def world_size() -> int:
+    """Ranks of this launch: torchrun's WORLD_SIZE, or 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def data_parallel_size(topology: Topology, world: int) -> int:
+    """Replicas of the model that `world` ranks hold.
+
+    Raises:
+        TopologyError: the ranks do not fill TP x PP (x DP) exactly.
+    """
+    model = topology.tp * topology.pp
+    dp, rest = divmod(world, model)
+    if rest or dp == 0 or topology.dp not in (None, dp):
+        asked = f"tp {topology.tp} x pp {topology.pp}" + (f" x dp {topology.dp}" if topology.dp else "")
+        needed = model * (topology.dp or max(1, dp))
+        raise TopologyError(
+            "the ranks of this launch do not fill the topology",
+            where="topology",
+            found=f"{world} ranks for {asked}",
+            expected=f"{needed} ranks" if topology.dp else f"a multiple of {model}",
+            way_out=f"launch with --nproc_per_node {needed} or change topology.tp, topology.pp and topology.dp",
+        )
+    return dp
+
+
+def join(topology: Topology, timeout_s: float = 600) -> Mesh:
+    """Start the process group if there is none, and lay the rank grid over it.
+
+    The timeout is ours: gloo's own default of 30 minutes is how long peers of a dead rank would stay silent.
+    """
+    device.install()
+    from megatron.core import parallel_state
+
+    dp = data_parallel_size(topology, dist.get_world_size() if dist.is_initialized() else world_size())
+    if not dist.is_initialized():
+        if device.has_cuda():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        os.environ.setdefault("RANK", "0")
+        os.environ.setdefault("WORLD_SIZE", "1")
+        store = None
+        if os.environ["WORLD_SIZE"] == "1" and "MASTER_ADDR" not in os.environ:
+            store = dist.HashStore()  # one rank alone needs no port
+        dist.init_process_group(
+            "nccl" if device.has_cuda() else "gloo",
+            timeout=datetime.timedelta(seconds=timeout_s),
+            **({"store": store, "rank": 0, "world_size": 1} if store is not None else {}),
+        )
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=topology.tp,
+        pipeline_model_parallel_size=topology.pp,
+        distributed_timeout_minutes=timeout_s / 60,
+    )
+    return Mesh(
+        tp=topology.tp,
+        pp=topology.pp,
+        dp=dp,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        rank=dist.get_rank(),
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+    )
+
+
+def leave() -> None:
+    """Take the rank grid and the process group down."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
