@@ -1,0 +1,47 @@
+"""A model folder becomes this rank's model, for generation or scoring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nemo_sdg.checkpoints import nemo2, release
+from nemo_sdg.checkpoints.folder import ModelFolder, item_size, read_zarray
+from nemo_sdg.models.nemotron import DTYPES, NemotronModel, build, transformer_config
+from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.parallel import device
+from nemo_sdg.parallel.mesh import Mesh
+
+
+def resolve_dtype(name: str | None, folder: ModelFolder) -> torch.dtype:
+    """The dtype that a model runs in: as asked; else the checkpoint's own on a GPU, fp32 on a CPU."""
+    if name is not None:
+        return DTYPES[name]
+    if not device.has_cuda():
+        return torch.float32
+    if folder.released:
+        header = read_zarray(folder.path / "model_weights" / "model.embedding.word_embeddings.weight")
+        return torch.bfloat16 if item_size(header) == 2 else torch.float32
+    return torch.bfloat16
+
+
+def load_model(
+    path: Path | str, mesh: Mesh, *, dtype: str | None = None, reward: bool = False, spec: str = "auto"
+) -> tuple[NemotronModel, Tokenizer]:
+    """Build this rank's part of the model and fill it from the folder, released or trained, ready to run.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint, is of the other kind, or a tensor does not fit.
+        TopologyError: TP or PP does not divide the model.
+    """
+    folder = ModelFolder.open(path)
+    folder.require(reward=reward)
+    folder.shape.check_topology(mesh.tp, mesh.pp)
+    config = transformer_config(folder.shape, dtype=resolve_dtype(dtype, folder), tp=mesh.tp, pp=mesh.pp)
+    model = build(
+        config, folder.shape, pre_process=mesh.first_stage, post_process=mesh.last_stage, reward=reward, spec=spec
+    )
+    model.to(device.device())
+    (release if folder.released else nemo2).load(model, folder.path, mesh)
+    return model.eval(), Tokenizer(folder.tokenizer)
