@@ -1,0 +1,179 @@
+"""The columns of a row, each checked once: text that a file can hold, turns that alternate, finite numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from typing import Any
+
+from nemo_sdg.config.settings import ATTRIBUTES
+from nemo_sdg.errors import RowError
+
+Message = dict[str, str]
+FINISH_REASONS = ("stop", "length", "context")
+CONTROL_PIECE = re.compile(r"<extra_id_\d+>")
+"""The tokenizer reads these anywhere in a text; inside a turn they would forge the end of the turn."""
+
+_TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
+RESPONSE_COLUMNS = (
+    "id",
+    "prompt_id",
+    "sample",
+    "messages",
+    "prompt",
+    "response",
+    "response_token_ids",
+    "finish_reason",
+    "provenance",
+)
+
+
+def parse_turns(text: str) -> tuple[Message, ...]:
+    """The turns of a prompt in HelpSteer2's form, where `\\n<extra_id_1>Assistant\\n` and the like stand between them."""
+    first, *rest = _TURN.split(text)
+    turns = [{"role": "user", "content": first}]
+    turns += [{"role": role.lower(), "content": content} for role, content in zip(rest[::2], rest[1::2])]
+    return tuple(turns)
+
+
+def hash_of(messages: Any) -> str:
+    """16 hex digits that name a conversation."""
+    text = json.dumps(messages, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def shortest_float32(value: float) -> float | None:
+    """The float with the fewest decimals that is the same float32; None when there is no finite one."""
+    try:
+        exact = struct.pack("<f", value)
+    except OverflowError:
+        return None
+    if not math.isfinite(value):
+        return None
+    return next(x for x in (float(f"{value:.{digits}g}") for digits in range(1, 18)) if _float32(x) == exact)
+
+
+def _float32(value: float) -> bytes | None:
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:  # rounding up to few digits may leave float32's range
+        return None
+
+
+def answer(row: dict, where: str) -> dict[str, Any]:
+    """The checked fields of a Response. `response` may also stand as the last, assistant's, message."""
+    messages = conversation(row, where)
+    response = row.get("response")
+    if response is None and messages[-1]["role"] == "assistant":
+        *before, last = messages
+        messages, response = tuple(before), last["content"]
+    if not isinstance(response, str):
+        raise RowError("no response", where=where, found=type(response).__name__, expected="text in 'response'")
+    encodable(response, "response", where)
+    if messages[-1]["role"] != "user":
+        raise RowError("the turn before the response is not the user's", where=where, found=messages[-1]["role"])
+    ids, sample = row.get("response_token_ids", ()), row.get("sample", 0)
+    if not isinstance(ids, (list, tuple)) or not all(type(x) is int and x >= 0 for x in ids):
+        raise RowError("response_token_ids are not token ids", where=where, expected="a list of whole numbers")
+    if type(sample) is not int or sample < 0:
+        raise RowError("the sample is not a number", where=where, found=repr(sample), expected="0, 1, 2 ...")
+    finish = row.get("finish_reason", "stop")
+    if finish not in FINISH_REASONS:
+        expected = "one of " + ", ".join(FINISH_REASONS)
+        raise RowError("unknown finish_reason", where=where, found=repr(finish), expected=expected)
+    return {
+        "id": row_id(row, hash_of([*messages, response]), where),
+        "prompt_id": str(row.get("prompt_id", hash_of(messages))),
+        "sample": sample,
+        "messages": messages,
+        "response": response,
+        "response_token_ids": tuple(ids),
+        "finish_reason": finish,
+        "provenance": row.get("provenance", {}),
+    }
+
+
+def conversation(row: dict, where: str) -> tuple[Message, ...]:
+    """The turns of `messages` or of `prompt`: an optional system text, then user and assistant by turns."""
+    given = [key for key in ("messages", "prompt") if row.get(key) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "neither"
+        raise RowError("no single prompt", where=where, found=found, expected="either 'messages' or 'prompt'")
+    if given == ["prompt"]:
+        messages = list(parse_turns(text(row["prompt"], "prompt", where)))
+    else:
+        messages = row["messages"]
+    if not isinstance(messages, (list, tuple)) or not messages or not all(isinstance(m, dict) for m in messages):
+        expected = '[{"role": ..., "content": ...}, ...]'
+        raise RowError("the messages are not a list of turns", where=where, found=type(messages).__name__, expected=expected)
+    turns = [{"role": m.get("role"), "content": m.get("content")} for m in messages]
+    speakers = [turn["role"] for turn in turns]
+    spoken = speakers[1:] if speakers[0] == "system" else speakers
+    if not spoken or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
+        expected = "user, assistant, user ... after an optional system text"
+        raise RowError("the turns do not alternate", where=where, found=", ".join(map(str, speakers)), expected=expected)
+    for turn in turns:
+        if turn["role"] == "system" and turn["content"] == "":
+            continue
+        text(turn["content"], f"the {turn['role']}'s content", where)
+        if CONTROL_PIECE.search(turn["content"]):
+            piece = CONTROL_PIECE.search(turn["content"]).group()
+            raise RowError(f"the {turn['role']}'s content holds a control piece", where=where, found=piece)
+    return tuple(turns)
+
+
+def scores(row: dict, where: str) -> dict[str, float]:
+    given = row.get("scores")
+    if not isinstance(given, dict):
+        raise RowError("no scores", where=where, found=type(given).__name__, expected="a number per attribute")
+    absent = [name for name in ATTRIBUTES if name not in given]
+    if absent:
+        raise RowError(f"the score {absent[0]} is missing", where=where)
+    return {name: math.nan if given[name] is None else number(given[name], name, where) for name in ATTRIBUTES}
+
+
+def number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RowError(f"{name} is not a number", where=where, found=repr(value))
+    try:
+        converted = float(value)
+    except OverflowError:
+        converted = math.inf
+    if not math.isfinite(converted):
+        raise RowError(f"{name} is not finite", where=where)
+    return converted
+
+
+def text(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        found = "empty text" if isinstance(value, str) else type(value).__name__
+        raise RowError(f"{name} has no text", where=where, found=found)
+    encodable(value, name, where)
+    return value
+
+
+def encodable(text: str, name: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError(f"{name} holds half of a surrogate pair, which no file can hold", where=where) from None
+
+
+def row_id(row: dict, default: str, where: str) -> str:
+    name = row.get("id", default)
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+        raise RowError("the id is not a name", where=where, found=repr(name), expected="text or a whole number")
+    encodable(str(name), "id", where)
+    return str(name)
+
+
+def extra(row: dict, *known: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in known}
+
+
+def with_extra(row: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
+    """A row and the columns that pass through; where both have a name (a prompt with a `response`), ours stays."""
+    return {**row, **extra(columns, *row)}

@@ -1,0 +1,97 @@
+"""The one reader of rows that come from outside. A faulty line is set aside with its reason; the others go on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, TypeVar
+
+from nemo_sdg import resources
+from nemo_sdg.errors import RowError, UserError
+from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that was set aside."""
+
+    file: str
+    line: int
+    reason: str
+
+    def to_row(self) -> dict:
+        return {"file": self.file, "line": self.line, "reason": self.reason}
+
+
+Kind = TypeVar("Kind", Prompt, Response, Scored, Decision, Labelled)
+
+
+def read_rows(path: str | Path, kind: type[Kind]) -> tuple[list[Kind], list[Fault]]:
+    """The rows of a .jsonl or .jsonl.gz file, and those that were set aside with their line and reason.
+
+    Raises UserError when the file itself cannot be read.
+    """
+    rows, faults, first_line = [], [], {}
+    for line, parsed in read_objects(path):
+        where = f"{path}:{line}"
+        try:
+            if isinstance(parsed, Fault):
+                raise RowError(parsed.reason)
+            row = kind.from_row(parsed, where)
+            if kind.unique and row.id in first_line:
+                raise RowError(f"the id {row.id!r} stands in line {first_line[row.id]} already", where=where)
+        except RowError as error:
+            faults.append(Fault(str(path), line, str(error).removeprefix(f"{where}: ")))
+        else:
+            first_line[row.id] = line
+            rows.append(row)
+    return rows, faults
+
+
+def read_objects(path: str | Path) -> Iterator[tuple[int, dict | Fault]]:
+    """(line number from 1, JSON object or Fault) for each line that is not blank.
+
+    Lines end at the byte \\n only: U+2028 and its like belong to the text.
+    """
+    file = resources.resolve(path)
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, _parse(line, str(path), number)
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError("cannot read the rows", where=path, found=reason, expected="a .jsonl or .jsonl.gz file") from None
+
+
+def _parse(line: bytes, file: str, number: int) -> dict | Fault:
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
+        if not isinstance(row, dict):
+            raise ValueError(f"not a JSON object but {type(row).__name__}")
+        json.dumps(row, ensure_ascii=False).encode("utf-8")  # a lone surrogate in any column would fail at the write
+    except RecursionError:
+        return Fault(file, number, "brackets nested too deeply")
+    except UnicodeError:
+        return Fault(file, number, "not UTF-8 text")
+    except json.JSONDecodeError as error:
+        return Fault(file, number, f"broken JSON: {error.msg} at character {error.colno}")
+    except ValueError as error:
+        return Fault(file, number, str(error))
+    return row
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return row
