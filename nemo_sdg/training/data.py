@@ -1,0 +1,191 @@
+"""Training rows as token batches: what is in the loss, in which order rows come, how long a batch is.
+
+Axes: B rows, S tokens, A reward outputs. Every rank reads all rows and knows every global batch, so the
+order of rows and the length of each batch depend on the data and the seed alone, never on TP, PP or DP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nemo_sdg.errors import RowError, UserError
+from nemo_sdg.models import templates
+from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
+from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.training.losses import MISSING
+
+MULTIPLE = 8
+"""Batches are padded to a multiple of this many tokens."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: its tokens and what the loss compares."""
+
+    tokens: Tensor
+    """Input tokens, int64 [S]."""
+    labels: Tensor
+    """SFT: the next token at each position, -1 where it is not in the loss, int64 [S]. Reward: float64 [A]."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The usable rows of a file, and why the others are not used."""
+
+    rows: list[Example]
+    set_aside: dict[str, int]
+    where: Path
+
+
+def sft_example(row: dict[str, Any], tokenizer: Tokenizer) -> Example:
+    """A row of NeMo's SFT chat format as tokens and labels.
+
+    In the loss: the assistant's text with its closing newline and the `<extra_id_1>` after it (`templates.sft_text`).
+    Raises:
+        RowError: another mask, labelled turns, or a conversation that the template cannot express.
+    """
+    if row.get("mask", "User") != "User" or row.get("type") is not None:
+        raise RowError("the row wants another loss mask", found=f"mask {row.get('mask')!r}, type {row.get('type')!r}",
+                       expected="mask 'User', type null")  # fmt: skip
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise RowError("the row has no list of conversations", found=type(turns).__name__)
+    messages = [{"role": "system", "content": row.get("system") or ""}]
+    messages += [{"role": str(turn.get("from")).lower(), "content": turn.get("value")} for turn in turns]
+    text, spans = templates.sft_text(messages)
+    ids, starts = tokenizer.encode_with_offsets(text)
+    trained = [any(begin <= start < end for begin, end in spans) for start in starts]
+    labels = [token if in_loss else -1 for token, in_loss in zip(ids, trained)]
+    return Example(torch.tensor(ids[:-1]), torch.tensor(labels[1:]))
+
+
+def reward_example(row: dict[str, Any], tokenizer: Tokenizer) -> Example:
+    """A row of the regression format: a prompt that ends in `<extra_id_2>` and nine labels, -100 where missing.
+
+    Raises:
+        RowError: the text does not end in the read-out token, or the labels are not nine finite numbers.
+    """
+    text, label = row.get("text"), row.get("label")
+    if not isinstance(text, str) or not text.endswith(templates.LABEL):
+        raise RowError("the text does not end where the reward is read", found=repr(text)[-40:], expected=templates.LABEL)
+    numbers = isinstance(label, list) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in label)
+    if not numbers or len(label) != NUM_REWARD_OUTPUTS or not all(abs(x) < float("inf") for x in label):
+        raise RowError("the label is not nine numbers", found=repr(label)[:80], expected=f"{NUM_REWARD_OUTPUTS} numbers")
+    if all(x == MISSING for x in label):
+        raise RowError("the label has no score", found="nine times -100", expected="at least one score")
+    return Example(torch.tensor(tokenizer.encode(text)), torch.tensor(label, dtype=torch.float64))
+
+
+MAKERS = {"sft": sft_example, "reward": reward_example}
+
+
+def read(task: str, path: Path, tokenizer: Tokenizer, max_length: int) -> Examples:
+    """The rows of a training file; those that are too long or faulty are counted by reason, never cut.
+
+    Raises:
+        UserError: the file is not there, or no row of it can be used.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError("the training rows cannot be read", where=path, found=error.strerror) from error
+    rows, set_aside = [], Counter()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            example = MAKERS[task](_parsed(line), tokenizer)
+            if len(example.tokens) > max_length:
+                raise RowError("longer than max_length")
+            if task == "sft" and not (example.labels >= 0).any():
+                raise RowError("nothing to learn")
+            rows.append(example)
+        except RowError as error:
+            set_aside[error.what] += 1
+    if not rows:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in set_aside.items()) or "an empty file"
+        raise UserError(
+            "there is nothing to train on", where=path, found=reasons, expected="at least one usable row",
+            way_out="loosen select.minimum, raise max_length, or generate more",
+        )  # fmt: skip
+    return Examples(rows, dict(set_aside), path)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RowError("not JSON") from error
+    if not isinstance(row, dict):
+        raise RowError("not a JSON object")
+    return row
+
+
+class GlobalBatches(Dataset):
+    """All samples of a fit in order: sample i belongs to step i // global_batch_size.
+
+    Each epoch is a new shuffle by (seed, epoch); a global batch may reach over the end of one.
+    """
+
+    def __init__(self, task: str, rows: Sequence[Example], *, steps: int, global_batch_size: int, seed: int) -> None:
+        self.task, self.rows, self.global_batch_size = task, rows, global_batch_size
+        epochs = -(-steps * global_batch_size // len(rows))
+        self.order = torch.cat([_shuffle(len(rows), seed, epoch) for epoch in range(epochs)])
+        self.order = self.order[: steps * global_batch_size]
+        lengths = torch.tensor([len(row.tokens) for row in rows])
+        longest = lengths[self.order].view(steps, global_batch_size).amax(dim=1)
+        self.widths = (-(-longest // MULTIPLE) * MULTIPLE).tolist()
+        """Tokens that each step's rows are padded to: pipeline stages must know it before they receive."""
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitems__(self, samples: list[int]) -> dict[str, Tensor]:
+        """One micro batch; all its samples belong to one step."""
+        width = self.widths[samples[0] // self.global_batch_size]
+        rows = [self.rows[int(self.order[sample])] for sample in samples]
+        tokens_BS = torch.zeros(len(rows), width, dtype=torch.int64)
+        for row_S, row in zip(tokens_BS, rows):
+            row_S[: len(row.tokens)] = row.tokens
+        batch = {
+            "tokens": tokens_BS,
+            "position_ids": torch.arange(width).expand(len(rows), width).contiguous(),
+            "lengths": torch.tensor([len(row.tokens) for row in rows]),
+        }
+        if self.task == "reward":
+            batch["labels"] = torch.stack([row.labels for row in rows])
+        else:
+            batch["labels"] = torch.full((len(rows), width), -1, dtype=torch.int64)
+            for row_S, row in zip(batch["labels"], rows):
+                row_S[: len(row.labels)] = row.labels
+        return batch
+
+
+def _shuffle(count: int, seed: int, epoch: int) -> Tensor:
+    key = int.from_bytes(hashlib.sha256(f"order\x00{seed}\x00{epoch}".encode()).digest()[:7], "little")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(key))
+
+
+def check_batch(settings: Any, dp: int, where: str) -> None:
+    """Raises UserError unless micro batches and replicas divide the global batch; names the nearest that works."""
+    unit = settings.micro_batch_size * dp
+    if settings.micro_batch_size < 1 or settings.global_batch_size < 1 or settings.steps < 1:
+        raise UserError("steps and batch sizes must be positive", where=where,
+                        found=f"steps {settings.steps}, global_batch_size {settings.global_batch_size}, "
+                              f"micro_batch_size {settings.micro_batch_size}")  # fmt: skip
+    if settings.global_batch_size % unit:
+        nearest = max(unit, round(settings.global_batch_size / unit) * unit)
+        raise UserError(
+            "the global batch cannot be cut into micro batches", where=f"{where}.global_batch_size",
+            found=f"{settings.global_batch_size} with micro_batch_size {settings.micro_batch_size} and {dp} replicas",
+            expected=f"a multiple of {unit}", way_out=f"set {where}.global_batch_size={nearest}",
+        )  # fmt: skip

@@ -1,0 +1,198 @@
+"""One fit: SFT of a policy or attribute regression of a reward model, by NeMo's trainer, in this process group."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from nemo_sdg.checkpoints import nemo2, release
+from nemo_sdg.checkpoints.folder import ModelFolder, write_description
+from nemo_sdg.config import Models, Training, fingerprint
+from nemo_sdg.errors import StoreError
+from nemo_sdg.models import nemotron
+from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.parallel import device
+from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.store import commit_folder
+from nemo_sdg.training import cpu, data, probe
+
+RESULT = "training.json"
+
+load_trained = nemo2.load
+"""`load_trained(model, dir, mesh)`: fill a model of `models.nemotron.build` from a folder that a fit committed."""
+
+
+def fit(
+    task: str,
+    settings: Training,
+    *,
+    models: Models,
+    start: Path | str,
+    rows: Path,
+    out: Path,
+    mesh: Mesh,
+    seed: int,
+    on_step: Callable[[int, float], None] | None = None,
+    sequence_parallel: bool = False,
+    restart_every: int | None = None,
+) -> dict[str, Any]:
+    """Train from `start` on `rows` and commit the result as the model folder `out`.
+
+    A fit that was killed goes on from its last restart point, or from the start; the result is the same.
+
+    Args:
+        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format).
+        start: a released folder or one that a fit committed; a reward model may start from a language model.
+        on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
+        restart_every: steps between restart points; None keeps none.
+    Returns:
+        What `training.json` holds: losses, rows, tokens, rows set aside by reason.
+    Raises:
+        UserError: nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
+            a loss that is not finite, or an `out` that holds another model.
+    """
+    folder = ModelFolder.open(start)
+    folder.shape.check_topology(mesh.tp, mesh.pp)
+    if task == "sft":
+        folder.require(reward=False)
+    data.check_batch(settings, mesh.dp, task)
+    signature = fingerprint(_identity(task, settings, models, folder, rows, seed))
+    if (done := _committed(out, signature)) is not None:
+        return done
+    probe.check()
+    with cpu.scope():
+        job = _Fit(task, settings, models, folder, Path(rows), Path(out), mesh, seed, signature)
+        job.on_step, job.sequence_parallel, job.restart_every = on_step, sequence_parallel, restart_every
+        return job.run()
+
+
+def dtype_of(models: Models) -> torch.dtype:
+    """The dtype of the weights: the one that is set, else bf16 on a GPU and fp32 on a CPU."""
+    if models.dtype is not None:
+        return nemotron.DTYPES[models.dtype]
+    return torch.bfloat16 if device.has_cuda() else torch.float32
+
+
+def _identity(task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, seed: int) -> dict[str, Any]:
+    import hashlib
+    from dataclasses import asdict
+
+    origin = folder.path / RESULT
+    return {
+        "task": task,
+        "settings": asdict(settings),
+        "dtype": str(dtype_of(models)),
+        "start": hashlib.sha256(origin.read_bytes()).hexdigest() if origin.is_file() else str(folder.path.name),
+        "rows": hashlib.sha256(Path(rows).read_bytes()).hexdigest() if Path(rows).is_file() else None,
+        "seed": seed,
+    }
+
+
+def _committed(out: Path, signature: str) -> dict[str, Any] | None:
+    if not Path(out).exists():
+        return None
+    result = Path(out) / RESULT
+    found = json.loads(result.read_text()) if result.is_file() else {}
+    if found.get("signature") != signature:
+        raise StoreError(
+            "the folder holds the result of another fit", where=out, found=found.get("signature", f"no {RESULT}"),
+            expected=signature, way_out="remove it or write to another folder",
+        )  # fmt: skip
+    return found
+
+
+class _Fit:
+    """The parts of one fit, kept together from set-up to commit."""
+
+    on_step: Callable[[int, float], None] | None = None
+    sequence_parallel = False
+    restart_every: int | None = None
+
+    def __init__(
+        self, task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, out: Path, mesh: Mesh, seed: int,
+        signature: str,
+    ) -> None:  # fmt: skip
+        self.task, self.settings, self.models, self.folder = task, settings, models, folder
+        self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
+        max_length = min(settings.max_length, folder.shape.seq_length)
+        self.examples = data.read(task, rows, Tokenizer(folder.tokenizer), max_length)
+        self.batches = data.GlobalBatches(
+            task, self.examples.rows, steps=settings.steps, global_batch_size=settings.global_batch_size, seed=seed
+        )
+        self.work = out.with_name(f".{out.name}.fit")
+        self.losses: list[float] = []
+
+    def run(self) -> dict[str, Any]:
+        from nemo_sdg.training.checkpoint import LOSSES, latest_step, step_folder
+
+        done = self.mesh.broadcast_object(self._prepare(latest_step) if self.mesh.writer else 0)
+        began = time.monotonic()
+        if done:
+            self.losses = json.loads((step_folder(self.work, done) / LOSSES).read_text())
+        if done < self.settings.steps:
+            self._train(done, step_folder(self.work, done) if done else None)
+        seconds = time.monotonic() - began
+        result = {
+            "signature": self.signature,
+            "task": self.task,
+            "steps": self.settings.steps,
+            "rows": len(self.examples.rows),
+            "rows_set_aside": self.examples.set_aside,
+            "tokens": int(sum(len(self.batches.rows[int(i)].tokens) for i in self.batches.order)),
+            "losses": self.losses,
+        }
+        if self.mesh.writer:
+            self._commit(step_folder(self.work, self.settings.steps), result, LOSSES)
+        self.mesh.barrier()
+        return {**result, "seconds": seconds}
+
+    def _prepare(self, latest_step: Callable[[Path], int]) -> int:
+        """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
+        marker = self.work / "fit"
+        if not marker.is_file() or marker.read_text() != self.signature:
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir(parents=True)
+            marker.write_text(self.signature)
+        return latest_step(self.work)
+
+    def _commit(self, trained: Path, result: dict[str, Any], losses: str) -> None:
+        write_description(trained, self.folder.shape, self.folder.tokenizer, reward=self.task == "reward")
+        (trained / losses).unlink(missing_ok=True)
+        (trained / RESULT).write_text(json.dumps(result, indent=1))
+        commit_folder(trained, self.out)
+        shutil.rmtree(self.work)
+
+    def _train(self, done: int, resume_from: Path | None) -> None:
+        from nemo_sdg.training.trainer import make_trainer
+
+        def on_loss(step: int, loss: float) -> None:
+            self.losses.append(loss)
+            if self.on_step is not None and self.mesh.writer:
+                self.on_step(step, loss)
+
+        trainer, module, datamodule = make_trainer(
+            self.task,
+            self.settings,
+            shape=self.folder.shape,
+            dtype=dtype_of(self.models),
+            spec=self.models.spec,
+            mesh=self.mesh,
+            batches=self.batches,
+            done=done,
+            work=self.work,
+            losses=self.losses,
+            on_loss=on_loss,
+            fill=self._fill,
+            sequence_parallel=self.sequence_parallel,
+            restart_every=self.restart_every,
+        )
+        trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
+
+    def _fill(self, model: torch.nn.Module) -> None:
+        load = release.load if self.folder.released else nemo2.load
+        load(model, self.folder.path, self.mesh, fresh_head_seed=self.seed)

@@ -1,0 +1,154 @@
+"""Nemotron as NeMo's Lightning module: the same megatron model as everywhere else, with our losses.
+
+Axes: B rows, S tokens, V vocabulary (`_local`: this tensor-parallel rank's), A reward outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from nemo.collections import llm
+from nemo.lightning.megatron_parallel import MegatronLossReduction
+from torch import Tensor
+
+from nemo_sdg.models import nemotron
+from nemo_sdg.models.shapes import NemotronShape
+from nemo_sdg.parallel import device
+from nemo_sdg.training.losses import regression_sum, vocab_parallel_log_probs
+
+
+@dataclass
+class NemotronConfig(llm.NemotronConfig):
+    """NeMo's config of a model that `models.nemotron.build` makes."""
+
+    reward: bool = False
+    """Nine rewards at the last token, in place of logits."""
+    spec: str = "auto"
+    """Layer implementation: local, te or auto."""
+    calculate_per_token_loss: bool = True
+    """Gradients are sums, divided once by the number of targets of the whole global batch."""
+
+    def configure_model(
+        self, tokenizer: Any, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
+    ) -> GPTModel:
+        return nemotron.build(
+            self,
+            shape_of(self),
+            pre_process=parallel_state.is_pipeline_first_stage() if pre_process is None else pre_process,
+            post_process=parallel_state.is_pipeline_last_stage() if post_process is None else post_process,
+            reward=self.reward,
+            spec=self.spec,
+            vp_stage=vp_stage,
+        )
+
+
+def config_of(shape: NemotronShape, *, dtype: torch.dtype, reward: bool, spec: str) -> NemotronConfig:
+    """NeMo's config for this shape; the strategy fills in the topology. All weights must come from a checkpoint."""
+    return NemotronConfig(
+        **nemotron.transformer_arguments(shape, dtype=dtype),
+        vocab_size=shape.vocab_size,
+        seq_length=shape.seq_length,
+        rotary_percent=shape.rotary_percent,
+        rotary_base=shape.rotary_base,
+        perform_initialization=False,
+        reward=reward,
+        spec=spec,
+    )
+
+
+def shape_of(config: NemotronConfig) -> NemotronShape:
+    """The sizes that a NeMo config describes."""
+    return NemotronShape(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.ffn_hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_query_groups,
+        kv_channels=config.kv_channels,
+        vocab_size=config.vocab_size,
+        seq_length=config.seq_length,
+        init_method_std=config.init_method_std,
+        rotary_percent=config.rotary_percent,
+        rotary_base=config.rotary_base,
+        layernorm_epsilon=config.layernorm_epsilon,
+    )
+
+
+class NemotronModule(llm.NemotronModel):
+    """The Lightning module: Nemotron under SFT, or a reward model under attribute regression."""
+
+    fill: Callable[[GPTModel], object] | None = None
+    """Loads the start weights into a model just built; set before the fit."""
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        if hasattr(self, "module"):
+            return
+        self.module = self.config.configure_model(self.tokenizer, vp_stage=vp_stage)
+        if self.fill is not None:
+            # Before Megatron wraps it: its buffers and main parameters are copies of what is here now.
+            self.fill(self.module)
+
+    def data_step(self, dataloader_iter: Any) -> dict[str, Tensor]:
+        """The next micro batch, on this rank's device."""
+        batch = next(dataloader_iter)
+        if isinstance(batch, tuple):  # Lightning adds the indices of the batch and of its loader
+            batch = batch[0]
+        place = device.device()
+        return {key: value.to(place, non_blocking=True) for key, value in batch.items()}
+
+    def forward_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits [B, S, V_local] or rewards [B, A] on the last stage, hidden states elsewhere."""
+        extra = {"lengths": batch["lengths"]} if self.config.reward else {}
+        return self.module(batch["tokens"], batch["position_ids"], None, **extra)
+
+    @property
+    def training_loss_reduction(self) -> "TargetLoss":
+        if self._training_loss_reduction is None:
+            self._training_loss_reduction = RegressionLoss() if self.config.reward else TokenLoss()
+        return self._training_loss_reduction
+
+
+class TargetLoss(MegatronLossReduction):
+    """A loss that is a sum over targets, normalised over all targets of the global batch.
+
+    Means of means would weigh a token by how few others share its micro batch or its replica.
+    """
+
+    local_loss = 0.0
+    """This rank's part of the last step's sum, before replicas are added up."""
+
+    def sum_and_count(self, batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        total, count = self.sum_and_count(batch, forward_out)
+        count = count.to(torch.int)  # Megatron adds these up in an int tensor
+        return total, count, {"sum_and_count": torch.stack((total.detach().double(), count.double()))}
+
+    def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
+        """Mean loss over the targets of the global batch, fp64, the same on all replicas."""
+        total = torch.stack([entry["sum_and_count"] for entry in losses_reduced_per_micro_batch]).sum(dim=0)
+        self.local_loss = total[0].item()
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        return total[0] / total[1].clamp(min=1)
+
+
+class TokenLoss(TargetLoss):
+    """Negative log-probability of the trained tokens, in nats."""
+
+    def sum_and_count(self, batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
+        trained_BS = batch["labels"] >= 0
+        target_BS = batch["labels"].clamp(min=0)
+        log_probs_BS = vocab_parallel_log_probs(output, target_BS, parallel_state.get_tensor_model_parallel_group())
+        return -(log_probs_BS * trained_BS).sum(), trained_BS.sum()
+
+
+class RegressionLoss(TargetLoss):
+    """Squared error of the labelled attributes."""
+
+    def sum_and_count(self, batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
+        return regression_sum(output, batch["labels"])

@@ -1,0 +1,148 @@
+"""NeMo's MegatronStrategy on a process group and a rank grid that are already up, fit after fit."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+from nemo.lightning import MegatronStrategy
+from nemo.lightning.pytorch.optim import MegatronOptimizerModule
+from nemo.lightning.pytorch.plugins.data_sampler import MegatronDataSampler
+from nemo.lightning.pytorch.strategies.utils import setup_parallel_ranks
+from nemo.utils import AppState
+from torch import Tensor
+from torch import distributed as dist
+
+from nemo_sdg.errors import UserError
+from nemo_sdg.parallel import device
+from nemo_sdg.parallel.mesh import Mesh
+
+
+class RunningGroup(ClusterEnvironment):
+    """Tells Lightning that the ranks run already, and which one this is."""
+
+    creates_processes_externally = True
+    main_address = "localhost"
+    main_port = 0
+
+    @staticmethod
+    def detect() -> bool:
+        return dist.is_initialized()
+
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    def global_rank(self) -> int:
+        return dist.get_rank()
+
+    def local_rank(self) -> int:
+        # On a CPU every rank counts as one device of a single node.
+        return int(os.environ.get("LOCAL_RANK", "0")) if device.has_cuda() else dist.get_rank()
+
+    def node_rank(self) -> int:
+        return dist.get_rank() // local_world_size()
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.world_size()
+
+    def set_global_rank(self, rank: int) -> None:
+        assert rank == self.global_rank()
+
+
+def local_world_size() -> int:
+    """Ranks that Lightning counts to one node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.has_cuda() else dist.get_world_size()
+
+
+class FitStrategy(MegatronStrategy):
+    """MegatronStrategy for one of several fits in one process group.
+
+    NeMo's own returns early when the group exists and leaves half of its state unset; it also logs each step
+    through tensors on "cuda", and it lets single ranks stop alone.
+    """
+
+    mesh: Mesh
+    on_loss: Callable[[int, float], None]
+
+    def setup_distributed(self) -> None:
+        setup_parallel_ranks(self)
+        self.set_world_ranks()
+        self._process_group_backend = self._get_process_group_backend()
+        state = AppState()
+        state.tensor_model_parallel_group = parallel_state.get_tensor_model_parallel_group()
+        state.pipeline_model_parallel_group = parallel_state.get_pipeline_model_parallel_group()
+        state.data_parallel_group = parallel_state.get_data_parallel_group()
+        state.data_parallel_rank = parallel_state.get_data_parallel_rank()
+        state.data_parallel_size = parallel_state.get_data_parallel_world_size()
+        # The previous fit's batch sizes; NeMo asserts that they never change.
+        destroy_num_microbatches_calculator()
+
+    def training_step(self, dataloader_iter: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward, backward and gradient reduction of one global batch; returns its mean loss on every rank.
+
+        Raises:
+            UserError: the loss or a gradient is not finite; on all ranks at once, before the update.
+        """
+        with self.precision_plugin.train_step_context():
+            for chunk in self.model:
+                chunk.zero_grad_buffer()
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            loss = self.model.training_step(dataloader_iter, *args, **kwargs)
+        loss = self.mesh.broadcast_from_last_stage(loss.detach().double().clone())
+        self._refuse_not_finite(loss.item())
+        self.on_loss(self.trainer.global_step, loss.item())
+        return loss
+
+    def _refuse_not_finite(self, loss: float) -> None:
+        own = getattr(self.lightning_module.training_loss_reduction, "local_loss", 0.0)
+        bad_loss = self.mesh.last_stage and not torch.isfinite(torch.tensor(own, dtype=torch.float64)).item()
+        bad_grad = not all(_is_finite(buffer.grad_data) for chunk in self.model for buffer in chunk.buffers)
+        # One number per kind: the lowest rank that saw it, so that all ranks name the same one.
+        world = self.mesh.world_size
+        first = torch.tensor([self.mesh.rank if bad else world for bad in (bad_loss, bad_grad)], device=device.device())
+        if world > 1:
+            dist.all_reduce(first, op=dist.ReduceOp.MIN)
+        for rank, what, found in zip(first.tolist(), ("the loss", "a gradient"), (loss, "nan or inf")):
+            if rank < world:
+                raise UserError(
+                    f"{what} is not finite",
+                    where=f"training step {self.trainer.global_step}, rank {rank}",
+                    found=found,
+                    expected="a finite number",
+                    way_out="lower learning_rate or raise warmup_steps; the model before this step is unharmed",
+                )
+
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        # Past MegatronStrategy's, which only adds logging of CUDA tensors.
+        output = DDPStrategy.optimizer_step(self, optimizer, closure, model, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def _is_finite(values: Tensor) -> bool:
+    # The sum is one pass without a copy; only when it overflows or is nan does each value matter.
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+class BatchSampler(MegatronDataSampler):
+    """Tells Megatron the length of each step's rows, which its pipeline must know before it receives."""
+
+    widths: list[int] = []
+
+    def on_megatron_step_start(self, step: Any) -> Any:
+        self.seq_len = self.widths[step.step_i]
+        return super().on_megatron_step_start(step)
+
+
+class OptimizerModule(MegatronOptimizerModule):
+    """Megatron's optimizer with the number of targets in fp64: 1 / an int tensor would be fp32."""
+
+    def finalize_model_grads(self, model: list, num_tokens: Tensor | None = None, **kwargs: Any) -> None:
+        if num_tokens is not None:
+            num_tokens = num_tokens.double()
+        super().finalize_model_grads(model, num_tokens, **kwargs)

@@ -1,0 +1,136 @@
+"""NeMo's objects for one fit, put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable
+
+import lightning.pytorch as pl
+import nemo.lightning as nl
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from nemo.lightning.pytorch.optim.lr_scheduler import WarmupPolicyScheduler
+from torch.utils.data import DataLoader
+
+from nemo_sdg.config import Training
+from nemo_sdg.models.shapes import NemotronShape
+from nemo_sdg.parallel import device
+from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.training import probe
+from nemo_sdg.training.checkpoint import CommittedCheckpoint
+from nemo_sdg.training.data import GlobalBatches
+from nemo_sdg.training.model import NemotronModule, config_of
+from nemo_sdg.training.strategy import BatchSampler, FitStrategy, OptimizerModule, RunningGroup, local_world_size
+
+
+class TrainingData(pl.LightningDataModule):
+    """The global batches of a fit; Megatron's sampler gives each replica its slice of each micro step."""
+
+    def __init__(self, batches: GlobalBatches, settings: Training, done: int) -> None:
+        super().__init__()
+        self.batches = batches
+        # NeMo's fine-tuning entry points ask a data module for these.
+        self.micro_batch_size, self.global_batch_size = settings.micro_batch_size, settings.global_batch_size
+        self.seq_length = max(batches.widths)
+        self.data_sampler = BatchSampler(
+            seq_len=self.seq_length,
+            micro_batch_size=settings.micro_batch_size,
+            global_batch_size=settings.global_batch_size,
+            init_consumed_samples=done * settings.global_batch_size,
+            init_global_step=done,
+            output_log=False,
+        )
+        self.data_sampler.widths = batches.widths
+
+    def train_dataloader(self) -> DataLoader:
+        # No workers: on a CPU they would inherit gloo's sockets and keep peers of a dead rank waiting.
+        return DataLoader(self.batches, collate_fn=_as_it_is, num_workers=0)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch  # GlobalBatches fetches whole micro batches
+
+
+def make_trainer(
+    task: str,
+    settings: Training,
+    *,
+    shape: NemotronShape,
+    dtype: torch.dtype,
+    spec: str,
+    mesh: Mesh,
+    batches: GlobalBatches,
+    done: int,
+    work: Path,
+    losses: list[float],
+    on_loss: Callable[[int, float], None],
+    fill: Callable[[Any], object],
+    sequence_parallel: bool,
+    restart_every: int | None,
+) -> tuple[nl.Trainer, NemotronModule, TrainingData]:
+    """Trainer, module and data of a fit that has `done` steps behind it.
+
+    What holds live objects is attached after construction: NeMo copies every constructor argument into the
+    checkpoint's context.
+    """
+    probe.check_llm()
+    gpu = device.has_cuda()
+    half = dtype is torch.bfloat16
+    # Its shards of the optimizer's state pay off on GPUs; on a CPU it asks for CUDA tensors.
+    distributed = gpu and mesh.dp > 1
+    strategy = FitStrategy(
+        tensor_model_parallel_size=mesh.tp,
+        pipeline_model_parallel_size=mesh.pp,
+        sequence_parallel=sequence_parallel and mesh.tp > 1,
+        pipeline_dtype=dtype,
+        ddp=DistributedDataParallelConfig(
+            grad_reduce_in_fp32=half,
+            use_distributed_optimizer=distributed,
+            check_for_nan_in_grad=False,  # stops single ranks; FitStrategy looks on all of them
+        ),
+        ckpt_async_save=False,
+        ckpt_parallel_save=gpu,
+        ckpt_parallel_load=gpu,
+        replace_progress_bar=False,  # NeMo's printer calls a collective on rank 0 alone
+    )
+    precision = nl.MegatronMixedPrecision(
+        "bf16-mixed" if half else "32",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        grad_reduce_in_fp32=half,
+    )
+    trainer = nl.Trainer(
+        accelerator="gpu" if gpu else "cpu",
+        devices=local_world_size(),
+        num_nodes=mesh.world_size // local_world_size(),
+        strategy=strategy,
+        plugins=[precision, RunningGroup()],
+        max_steps=settings.steps,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    strategy.mesh, strategy.on_loss = mesh, on_loss
+    trainer.callbacks.append(CommittedCheckpoint(work, restart_every, mesh, lambda: list(losses)))
+    optimizer = OptimizerModule(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            clip_grad=settings.clip_grad,
+            use_distributed_optimizer=distributed,
+            bf16=half,
+            params_dtype=dtype,
+        ),
+        WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
+    )
+    module = NemotronModule(config_of(shape, dtype=dtype, reward=task == "reward", spec=spec), optim=optimizer)
+    module.fill = fill
+    return trainer, module, TrainingData(batches, settings, done)
