@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import sentencepiece
+from sentencepiece.sentencepiece_pb2 import SentencePieceText
 
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.templates import LABEL, SYSTEM, TURN
@@ -41,8 +43,11 @@ class Tokenizer:
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids of the text and, for each, the index of the character at which it begins."""
-        pieces = self._pieces.encode(text, out_type="immutable_proto").pieces
-        return [piece.id for piece in pieces], [piece.begin for piece in pieces]
+        # The one form that all versions of sentencepiece still give; its offsets count UTF-8 bytes.
+        proto = SentencePieceText.FromString(self._pieces.encode(text, out_type="serialized_proto"))
+        characters = accumulate((len(character.encode()) for character in text), initial=0)
+        character_at = {byte: index for index, byte in enumerate(characters)}
+        return [piece.id for piece in proto.pieces], [character_at[piece.begin] for piece in proto.pieces]
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
         return self._pieces.decode(list(ids))
