@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import RowParallelLinear, gather_from_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from nemo_sdg.models.nemotron import NemotronModel
@@ -51,6 +52,10 @@ class RewardModel(NemotronModel):
         """
         self._lengths_B = lengths
         return super().forward(input_ids, position_ids, attention_mask)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        # Past GPTModel's own, which looks for the output layer that is not here.
+        return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
 
     def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         if not self.post_process:
