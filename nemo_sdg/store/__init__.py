@@ -1,0 +1,7 @@
+"""The only writer of rows: atomic files and folders (files), row groups of a stage (stage), a run's folder (run)."""
+
+from nemo_sdg.store.files import commit_file, commit_folder, digest
+from nemo_sdg.store.run import Run
+from nemo_sdg.store.stage import Group, StageStore
+
+__all__ = ["Group", "Run", "StageStore", "commit_file", "commit_folder", "digest"]

@@ -1,0 +1,175 @@
+"""A run's folder: one config, one writer, everything inside by relative path."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_sdg import resources
+from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity, to_yaml
+from nemo_sdg.errors import StoreError
+from nemo_sdg.store.files import commit_file, digest, make_folder
+
+_INPUTS = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
+_INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2")
+_VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")
+_MAY_STAND = {"run.lock", "logs"}
+"""What a folder may hold before it is a run: an earlier start may have been killed between these and run.yaml."""
+
+
+class Run:
+    """An open run. Use `Run.open`; `close` (or leaving the `with` block) releases the lock."""
+
+    def __init__(self, out: Path, config: RunConfig, writer: bool, lock: int | None) -> None:
+        self.out, self.config, self.writer = out, config, writer
+        self.fingerprint = fingerprint(identity(config))
+        self._lock = lock
+
+    @classmethod
+    def open(cls, out: str | Path, config: RunConfig, *, writer: bool) -> Run:
+        """The run in folder `out`, made if need be.
+
+        The writer (one process, rank 0) holds `run.lock` and writes `run.yaml`; the others only read.
+        Raises StoreError when the folder is another config's, no run at all, or in use.
+        """
+        out = Path(out)
+        if not writer:
+            return cls(out, config, False, None)
+        if out.exists() and not out.is_dir():
+            raise StoreError("not a folder", where=out, way_out="choose another --out")
+        if out.is_dir() and not (out / "run.yaml").exists():
+            strange = sorted(entry.name for entry in out.iterdir() if entry.name not in _MAY_STAND and "tmp-" not in entry.name)
+            if strange:
+                found = ", ".join(strange[:3]) + (" ..." if len(strange) > 3 else "")
+                way_out = "choose an empty or a new folder for --out"
+                raise StoreError("the folder is full and is no run", where=out, found=found, expected="run.yaml", way_out=way_out)
+        else:
+            _check_same(out, config)  # before the lock is written, so that a refusal leaves no trace
+        try:
+            make_folder(out)
+        except OSError as error:
+            raise StoreError("cannot make the folder", where=out, found=error.strerror, way_out="choose another --out") from error
+        lock = _take(out / "run.lock")
+        run = cls(out, config, True, lock)
+        try:
+            _check_same(out, config)
+            run._describe()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def round(self, number: int) -> Path:
+        """The folder of a round, counted from 0."""
+        return self.out / f"round-{number}"
+
+    def relative(self, path: Path) -> str:
+        """A path as it is written inside the run, so that the run can be moved."""
+        return str(Path(path).resolve().relative_to(self.out.resolve()))
+
+    def events(self, name: str, **fields: Any) -> None:
+        """Appends one line to logs/events.jsonl, for machines; nothing reads it back."""
+        if not self.writer:
+            return
+        make_folder(self.out / "logs")
+        line = json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=str) + "\n"
+        file = os.open(self.out / "logs" / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+    def close(self) -> None:
+        """Lets the next process write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _describe(self) -> None:
+        """run.yaml: the config, what it is called, what made it and what its inputs were."""
+        inputs = {key: digest(resources.resolve(path)) for key, path in _inputs(self.config).items()}
+        file = self.out / "run.yaml"
+        if file.exists():
+            saved = yaml.safe_load(file.read_text())
+            for key, now in inputs.items():
+                before = saved.get("inputs", {}).get(key)
+                if before is not None and before != now:
+                    raise StoreError(
+                        f"{key} is not what this run began with",
+                        where=_inputs(self.config)[key],
+                        found=now or "nothing there",
+                        expected=before,
+                        way_out=f"put the old one back, or give the new one a new --out than {self.out}",
+                    )
+            if from_yaml(file) == self.config:
+                return
+        text = {"fingerprint": self.fingerprint, "versions": _versions(), "inputs": inputs}
+        head = "# The settings of this run; `nemo-sdg run` takes this file as a recipe.\n"
+        config = {"config": yaml.safe_load(to_yaml(self.config))}
+        commit_file(file, (head + yaml.safe_dump({**text, **config}, sort_keys=False)).encode())
+
+
+def _inputs(config: RunConfig) -> dict[str, str]:
+    values = flatten(config)
+    return {key: values[key] for key in _INPUTS if values[key] is not None}
+
+
+def _check_same(out: Path, config: RunConfig) -> None:
+    if not (out / "run.yaml").exists():
+        return
+    theirs, ours = identity(from_yaml(out / "run.yaml")), identity(config)
+    different = [key for key in {**theirs, **ours} if theirs.get(key, "unset") != ours.get(key, "unset")]
+    if different:
+        listed = [f"{key} (run: {theirs.get(key, 'unset')}, asked: {ours.get(key, 'unset')})" for key in different]
+        raise StoreError(
+            "the folder holds a run of another config",
+            where=out,
+            found="; ".join(listed),
+            way_out=f"choose another --out, delete the folder, or continue it with `nemo-sdg run {out}/run.yaml --out {out}`",
+        )
+
+
+def _take(path: Path) -> int:
+    """The open file that holds the lock. The kernel lets go of it when the process dies, however it dies."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(lock, 200).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            way_out = "wait for it, stop it, or choose another --out"
+            raise StoreError("the run is in use", where=path.parent, found=holder, way_out=way_out) from None
+        raise StoreError(
+            "the file system has no locks",
+            where=path,
+            found=error.strerror,
+            way_out="choose a folder on a file system with flock",
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    return lock
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
