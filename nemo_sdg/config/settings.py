@@ -116,6 +116,8 @@ class Training:
     beta2: float = 0.98
     clip_grad: float = 1.0
     """Largest norm of the gradient over all ranks; 0 switches clipping off."""
+    restart_every: Optional[int] = None
+    """Steps between restart points with the optimizer's state; null keeps none, a killed fit then begins again."""
 
 
 @dataclass(kw_only=True)
