@@ -54,10 +54,19 @@ class Console:
         stream: where to print; by default the standard output of this moment.
         speaks: true on rank 0 only.
         steady: also report while no activity is named, until `close`: for a rank whose stages come and go.
+        errors: where `fail` prints; by default the standard error of this moment.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, speaks: bool = True, steady: bool = False) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        speaks: bool = True,
+        steady: bool = False,
+        errors: TextIO | None = None,
+    ) -> None:
         self.stream = sys.stdout if stream is None else stream
+        self.errors = sys.stderr if errors is None else errors
         self.speaks = speaks
         self.terminal = speaks and self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self._steady = steady and speaks
@@ -76,6 +85,12 @@ class Console:
         """Prints one line, or several, as they are."""
         if self.speaks:
             self._write(text)
+
+    def fail(self, text: str) -> None:
+        """Prints an error where errors go; any rank may, so that the one that failed can say why."""
+        self.close()
+        self.errors.write(text + "\n")
+        self.errors.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Prints a table; a column whose cells are all numbers stands to the right."""
@@ -199,32 +214,41 @@ def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def log_file(log_dir: Path, rank: int) -> Path:
-    return log_dir / f"rank-{rank:05d}.log"
+def log_file(log_dir: Path, rank: int | None) -> Path:
+    """Where a rank's output goes; None is the process that starts the local ranks."""
+    return log_dir / ("launcher.log" if rank is None else f"rank-{rank:05d}.log")
 
 
-def redirect(log_dir: Path, rank: int, *, speaks: bool | None = None) -> Console:
+def redirect(log_dir: Path, rank: int | None, *, terminal: Console | None = None) -> Console:
     """Sends all that this process prints to its log and returns the console that still reaches the terminal.
 
-    Only rank 0 speaks unless `speaks` says otherwise. Standard error joins the same log, in order.
+    Only rank 0 and the launcher (rank None) speak.
+
+    Args:
+        terminal: the console of the launcher that forked this rank: its streams are the terminal, for the
+            launcher's own descriptors 1 and 2 point at a log already.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
+    stream, errors = (terminal.stream, terminal.errors) if terminal else (_copy(1), _copy(2))
     log = os.open(log_file(log_dir, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    os.write(log, f"---- rank {rank}, process {os.getpid()}, started {started}\n".encode())
+    name, started = "launcher" if rank is None else f"rank {rank}", time.strftime("%Y-%m-%d %H:%M:%S %z")
+    os.write(log, f"---- {name}, process {os.getpid()}, started {started}\n".encode())
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)  # a killed rank must not lose its last lines
-    return Console(terminal, speaks=rank == 0 if speaks is None else speaks, steady=True)
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(line_buffering=True)  # a killed rank must not lose its last lines
+    return Console(stream, speaks=not rank, steady=rank == 0, errors=errors)
 
 
-def tail(log_dir: Path, rank: int, lines: int = 20) -> str:
+def _copy(descriptor: int) -> TextIO:
+    return os.fdopen(os.dup(descriptor), "w", buffering=1, encoding="utf-8", errors="replace")
+
+
+def tail(log_dir: Path, rank: int | None, lines: int = 20) -> str:
     """The last lines of a rank's log, for the launcher to show when that rank failed."""
     path = log_file(log_dir, rank)
     if not path.is_file():

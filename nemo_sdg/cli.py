@@ -1,0 +1,168 @@
+"""The verbs that people type. Nothing here imports torch or NeMo until a verb starts its ranks.
+
+`main` is the one place that turns an exception into words: a mistake of the user is one line on standard
+error and exit status 2; anything else is ours, leaves its traceback in a file and exits with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import List, Optional
+
+import typer
+
+from nemo_sdg.errors import ConfigError, UserError
+
+app = typer.Typer(
+    name="nemo-sdg",
+    help="Generate synthetic data with Nemotron, score and filter it, and train your own models on it.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help in plain text: rich costs more to import than the whole answer may take
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+STAGES = ("prompts", "generate", "score", "select", "assemble", "train", "evaluate")
+
+_RECIPE = typer.Argument(help="A name from recipes/, or a path to a .py or .yaml file.")
+_OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings that differ from the recipe.")
+_OUT = typer.Option(None, "--out", metavar="DIR", help="Folder of the run; by default one named after the recipe.")
+_MODEL = typer.Option(..., "--model", metavar="DIR", help="Folder of the checkpoint.")
+_RESULT = typer.Option(..., "--out", metavar="FILE", help="The .jsonl file to write.")
+_TP = typer.Option(1, "--tp", min=1, help="Tensor-parallel ranks.")
+_PP = typer.Option(1, "--pp", min=1, help="Pipeline stages.")
+_DTYPE = typer.Option(None, "--dtype", help="fp64, fp32 or bf16; by default bf16 on a GPU and fp32 on a CPU.")
+
+
+@app.command()
+def run(recipe: str = _RECIPE, overrides: List[str] = _OVERRIDES, out: Optional[Path] = _OUT) -> int:
+    """Whole rounds; continues what the folder already holds."""
+    from nemo_sdg import verbs
+
+    return verbs.run(recipe, overrides or [], _run_folder(recipe, out))
+
+
+@app.command()
+def stage(
+    name: str = typer.Argument(metavar="STAGE", help=f"One of {', '.join(STAGES)}."),
+    recipe: str = _RECIPE,
+    overrides: List[str] = _OVERRIDES,
+    out: Optional[Path] = _OUT,
+    round_: int = typer.Option(0, "--round", min=0, help="The round that the stage belongs to."),
+) -> int:
+    """One stage of a round, on what the stages before it have committed."""
+    from nemo_sdg import verbs
+
+    if name not in STAGES:
+        raise ConfigError("there is no such stage", found=repr(name), expected=f"one of {', '.join(STAGES)}")
+    return verbs.run(recipe, overrides or [], _run_folder(recipe, out), stage=name, round_=round_)
+
+
+@app.command()
+def generate(
+    model: str = _MODEL,
+    prompts: Path = typer.Option(..., "--prompts", metavar="FILE", help='Rows with "messages" or "prompt".'),
+    out: Path = _RESULT,
+    tp: int = _TP,
+    pp: int = _PP,
+    dtype: Optional[str] = _DTYPE,
+    max_tokens: int = typer.Option(512, "--max-tokens", help="Tokens per response at most."),
+    temperature: float = typer.Option(1.0, "--temperature", help="Divides the logits; 0 is greedy."),
+    top_p: float = typer.Option(1.0, "--top-p", help="Keeps the most probable tokens of this mass."),
+    top_k: int = typer.Option(0, "--top-k", help="Keeps this many most probable tokens; 0 keeps all."),
+    seed: int = typer.Option(1234, "--seed", help="Seed of the random streams, one per row."),
+    samples: int = typer.Option(1, "--samples", help="Responses per prompt."),
+) -> int:
+    """Responses only: prompts from a file, answers to a file."""
+    from nemo_sdg import config, file_verbs
+
+    settings = config.RunConfig(
+        models=config.Models(dtype=dtype),
+        topology=config.Topology(tp=tp, pp=pp),
+        generate=config.Generate(
+            samples=samples, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+        ),
+        run=config.Run(seed=seed),
+    )
+    return file_verbs.generate(settings, model, prompts, out)
+
+
+@app.command()
+def score(
+    model: str = _MODEL,
+    rows: Path = typer.Option(..., "--input", metavar="FILE", help="Rows with a prompt and its response."),
+    out: Path = _RESULT,
+    tp: int = _TP,
+    pp: int = _PP,
+    dtype: Optional[str] = _DTYPE,
+) -> int:
+    """Attributes only: conversations from a file, five scores each to a file."""
+    from nemo_sdg import config, file_verbs
+
+    settings = config.RunConfig(models=config.Models(dtype=dtype), topology=config.Topology(tp=tp, pp=pp))
+    return file_verbs.score(settings, model, rows, out)
+
+
+@app.command()
+def plan(recipe: str = _RECIPE, overrides: List[str] = _OVERRIDES) -> None:
+    """Ranks, rows, tokens, bytes and memory per rank, before anything starts."""
+    from nemo_sdg import plan as planning
+    from nemo_sdg.config import load
+    from nemo_sdg.console import Console
+    from nemo_sdg.session import rank
+
+    planning.make(load(recipe, overrides or []), files=False).show(Console(speaks=rank() == 0))
+
+
+@app.command()
+def report(folder: Path = typer.Argument(metavar="RUN", help="Folder of a run.")) -> None:
+    """Before and after, rows and reasons; also writes RUN/report.html."""
+    from nemo_sdg.console import Console
+    from nemo_sdg.evaluation import page, report as reporting
+    from nemo_sdg.session import rank
+
+    console = Console(speaks=rank() == 0)
+    result = reporting.read(folder)
+    reporting.show(result, console)
+    if rank() == 0:
+        console.say(f"the page is {page.write(result)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb and returns its exit status."""
+    try:
+        status = app(args=arguments, prog_name="nemo-sdg", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except UserError as error:
+        _say(str(error))
+        return error.exit_status
+    except KeyboardInterrupt:
+        _say("interrupted; the same command continues")
+        return 130
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer: a word that it cannot place
+            _say(f"{error.format_message()} `nemo-sdg --help` lists what there is.")
+            return 2
+        if type(error).__name__ == "Abort":
+            return 130
+        _say(f"{type(error).__name__}: a defect of ours; the traceback is in {_keep_traceback()}")
+        return 1
+
+
+def _say(sentence: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print("nemo-sdg: " + " ".join(sentence.split()), file=sys.stderr)
+
+
+def _keep_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="nemo-sdg-", suffix=".log", delete=False) as file:
+        file.write(traceback.format_exc())
+    return file.name
+
+
+def _run_folder(recipe: str, out: Path | None) -> Path:
+    return Path(Path(recipe).stem) if out is None else out

@@ -1,0 +1,152 @@
+"""What a run has done, read from its folder alone: rows and reasons per stage, before and after, losses, places."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_sdg.config import ATTRIBUTES, RunConfig, fingerprint, from_yaml, identity
+from nemo_sdg.console import Console
+from nemo_sdg.errors import StoreError
+
+STAGES = {"prompts": "prompts", "responses": "generate", "scored": "score", "decisions": "select"}
+"""Folder of a round -> the stage that fills it."""
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """Rows of one finished stage of one round; `dropped` and `faulty` are counts by reason."""
+
+    round: int
+    stage: str
+    rows_in: int
+    kept: int
+    dropped: dict[str, int]
+    faulty: dict[str, int]
+
+
+@dataclass
+class Result:
+    """A run as its folder tells it."""
+
+    folder: Path
+    config: RunConfig
+    rows: list[StageRows] = field(default_factory=list)
+    evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """evaluation.json by round."""
+    losses: dict[tuple[int, str], list[float]] = field(default_factory=dict)
+    """Training losses by (round, "policy" or "reward")."""
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(identity(self.config))
+
+    @property
+    def finished(self) -> bool:
+        return self.config.run.rounds - 1 in self.evaluations
+
+
+def read(folder: Path) -> Result:
+    """Raises StoreError if the folder is no run, or one of its files cannot be read."""
+    folder = Path(folder)
+    if not (folder / "run.yaml").is_file():
+        found = "no run.yaml" if folder.is_dir() else "no such folder"
+        raise StoreError("the folder is no run", where=folder, found=found, way_out="give the --out of a `nemo-sdg run`")
+    result = Result(folder, from_yaml(folder / "run.yaml"))
+    for number in range(result.config.run.rounds):
+        place = folder / f"round-{number}"
+        for name, stage in STAGES.items():
+            totals = (_json(place / name / "SUCCESS.json") or {}).get("totals")
+            if totals is not None:
+                dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"))
+                result.rows.append(StageRows(number, stage, totals["rows_in"], totals["kept"], dropped, faulty))
+        evaluation = _json(place / "evaluation.json")
+        if evaluation is not None:
+            result.evaluations[number] = evaluation
+        for kind in ("policy", "reward"):
+            losses = (_json(place / kind / "training.json") or {}).get("losses")
+            if losses:
+                result.losses[number, kind] = losses
+    return result
+
+
+def measures(result: Result) -> list[tuple[str, list[float | None]]]:
+    """(measure, [before the run, after round 0, after round 1, ...]) for what was evaluated; None if undefined."""
+    if not result.evaluations:
+        return []
+    states = [result.evaluations[min(result.evaluations)]["before"], *(e for _, e in sorted(result.evaluations.items()))]
+    rows = []
+    if all(state["policy"] for state in states):
+        n = states[-1]["policy"]["n"]
+        rows.append((f"policy: exact match, {n} prompts", [state["policy"]["exact_match"] for state in states]))
+    if all(state["reward"] for state in states):
+        for name in ATTRIBUTES:
+            rows.append((f"reward: {name}, Spearman", [state["reward"][name]["spearman"] for state in states]))
+    return rows
+
+
+def places(result: Result) -> list[tuple[str, str]]:
+    """(what, path inside the run) for what lies there now; the newest model of each kind."""
+    found = []
+    for what, name in (("policy", "policy"), ("reward model", "reward"), ("training data", "datasets")):
+        folders = [f"round-{n}/{name}" for n in range(result.config.run.rounds)]
+        there = [path for path in folders if (result.folder / path).is_dir()]
+        if there:
+            found.append((what, there[-1]))
+    for what, path in (("settings", "run.yaml"), ("logs", "logs"), ("page", "report.html")):
+        if (result.folder / path).exists():
+            found.append((what, path))
+    return found
+
+
+def show(result: Result, console: Console) -> None:
+    """Prints the summary: before and after, rows with reasons, and where things lie."""
+    state = "finished" if result.finished else f"{len(result.evaluations)} of {result.config.run.rounds} rounds finished"
+    console.say(f"{result.config.run.name}: {state}, fingerprint {result.fingerprint}")
+    compared = measures(result)
+    if compared:
+        rounds = [f"round {number}" for number in sorted(result.evaluations)]
+        rows = [(name, *map(_three, values), _gain(values[0], values[-1])) for name, values in compared]
+        console.table("held out, before and after", ["measure", "before", *rounds, "gain"], rows)
+    if result.rows:
+        rows = [
+            (str(r.round), r.stage, r.rows_in, r.kept, sum(r.dropped.values()), sum(r.faulty.values()), reasons(r))
+            for r in result.rows
+        ]
+        console.table("rows", ["round", "stage", "in", "kept", "dropped", "set aside", "reasons"], rows)
+    console.say("where things lie")
+    for what, path in places(result):
+        console.say(f"  {what:<14} {result.folder / path}")
+
+
+def reasons(rows: StageRows) -> str:
+    """For example `helpfulness below minimum 212, duplicate 3`, the most frequent first."""
+    counts = {**rows.dropped, **rows.faulty}
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} {count}" for reason, count in ordered if count)
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _gain(before: float | None, after: float | None) -> str:
+    return "-" if before is None or after is None else f"{after - before:+.3f}"
+
+
+def _reasons(value: object) -> dict[str, int]:
+    if isinstance(value, Mapping):
+        return {str(reason): int(count) for reason, count in value.items()}
+    return {"without a reason": int(value)} if value else {}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise StoreError("the file cannot be read", where=path, found=str(error)[:80], way_out="delete it and run again") from None

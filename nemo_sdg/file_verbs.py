@@ -1,0 +1,196 @@
+"""`generate` and `score` on a user's files: rows in, rows out, faulty rows beside them with their reason.
+
+What is wrong with the model folder, the topology or a row's JSON is found before torch is imported. The result
+appears under its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.survey import survey
+from nemo_sdg.config import RunConfig, validate
+from nemo_sdg.console import Console
+from nemo_sdg.errors import RowError
+from nemo_sdg.plan import replicas
+from nemo_sdg.records import Fault, Prompt, Response, Scored, read_objects, read_rows
+from nemo_sdg.session import Session, world_size
+
+if TYPE_CHECKING:
+    from nemo_sdg.parallel.mesh import Mesh
+
+Maker = Callable[["Mesh", Console, list], tuple[list[dict], dict[str, str]]]
+"""(mesh, console, this replica's rows) -> (rows to write, reason per id of a row that cannot be used)."""
+
+
+def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
+    """Writes `generate.samples` responses for each prompt of a file; returns the exit status."""
+
+    def make(mesh: Mesh, console: Console, rows: list[Prompt]) -> tuple[list[dict], dict[str, str]]:
+        from nemo_sdg.engine.generate import Request, check_fits, generate
+        from nemo_sdg.engine.load import load_model
+        from nemo_sdg.engine.sampling import Sampling
+        from nemo_sdg.models.templates import instruct_prompt
+
+        with console.progress("loading the model"):
+            loaded, tokenizer = load_model(model, mesh, dtype=config.models.dtype, spec=config.models.spec)
+        settings, requests, owners, faulty = config.generate, [], [], {}
+        for row in rows:
+            try:
+                ids = tokenizer.encode(instruct_prompt(row.messages))
+                check_fits(ids, loaded.max_sequence_length)
+            except RowError as error:
+                faulty[row.id] = str(error)
+                continue
+            requests += [Request(row.id, sample, ids) for sample in range(settings.samples)]
+            owners += [row] * settings.samples
+        sampling = Sampling(
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            seed=config.run.seed,
+        )
+        with console.progress("generating responses", len(requests)) as progress:
+            done = generate(loaded, tokenizer, mesh, requests, sampling, settings.slots, progress.advance)
+        provenance = {"model": Path(model).name, "template": "instruct", "seed": config.run.seed}
+        written = []
+        for row, request, answer in zip(owners, requests, done):
+            if answer.finish_reason == "not_finite":
+                faulty[row.id] = "the model's logits were not finite"
+                continue
+            response = Response(
+                id=f"{row.id}#{request.sample}",
+                prompt_id=row.id,
+                sample=request.sample,
+                messages=row.messages,
+                response=tokenizer.decode(answer.token_ids).removesuffix("\n"),
+                response_token_ids=answer.token_ids,
+                finish_reason=answer.finish_reason,
+                provenance=provenance,
+                extra=row.extra,
+            )
+            written.append(response.to_row())
+        return [row for row in written if row["prompt_id"] not in faulty], faulty
+
+    return _convert(config, model, prompts, Prompt, out, make, reward=False, what="responses")
+
+
+def score(config: RunConfig, model: str, rows: Path, out: Path) -> int:
+    """Writes each conversation of a file with its five attributes; returns the exit status."""
+
+    def make(mesh: Mesh, console: Console, rows: list[Response]) -> tuple[list[dict], dict[str, str]]:
+        import numpy as np
+
+        from nemo_sdg.engine.load import load_model
+        from nemo_sdg.engine.score import encode, named, score
+
+        with console.progress("loading the model"):
+            loaded, tokenizer = load_model(model, mesh, dtype=config.models.dtype, reward=True, spec=config.models.spec)
+        conversations, owners, faulty = [], [], {}
+        for row in rows:
+            try:
+                turns = [*row.messages, {"role": "assistant", "content": row.response}]
+                conversations.append(encode(tokenizer, turns, loaded.max_sequence_length))
+                owners.append(row)
+            except RowError as error:
+                faulty[row.id] = str(error)
+        with console.progress("scoring", len(conversations)) as progress:
+            rewards = score(loaded, tokenizer, mesh, conversations, config.score.slots, progress.advance)
+        written = []
+        for row, rewards_A in zip(owners, rewards):
+            if np.isfinite(rewards_A).all():
+                written.append(Scored(**vars(row), scores=named(rewards_A)).to_row())
+            else:
+                faulty[row.id] = "the model's scores are not finite"
+        return written, faulty
+
+    return _convert(config, model, rows, Response, out, make, reward=True, what="scored rows")
+
+
+def _convert(
+    config: RunConfig, model: str, source: Path, kind: type, out: Path, make: Maker, *, reward: bool, what: str
+) -> int:
+    validate(config)
+    folder = ModelFolder.open(model)
+    folder.require(reward=reward)
+    folder.shape.check_topology(config.topology.tp, config.topology.pp, where="command line")
+    survey(folder, reward=reward)
+    replicas(config, world_size(config.topology))
+    rows, faults = read_rows(source, kind)
+    if not rows:
+        first = f"{faults[0].file}:{faults[0].line}: {faults[0].reason}" if faults else "the file is empty"
+        raise RowError("no row can be used", where=source, found=first, way_out="correct the file")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        found = "a folder" if out.is_dir() else "no such folder"
+        raise RowError("the result cannot be written", where=out, found=found, expected="a file in a folder that exists")
+    logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
+    session = Session(
+        topology=config.topology,
+        log_dir=logs,
+        loading="loading Megatron",
+        modules=("nemo_sdg.engine.generate", "nemo_sdg.engine.score", "nemo_sdg.engine.load"),
+    )
+
+    def work(mesh: Mesh, console: Console) -> int:
+        shares = _share(mesh, *make(mesh, console, rows[mesh.dp_rank :: mesh.dp]))
+        if mesh.writer:
+            _write(source, kind, out, shares, rows, faults, console, what)
+        mesh.barrier()
+        return 0
+
+    status = session.start(work)
+    if status == 0:
+        shutil.rmtree(logs, ignore_errors=True)
+    return status
+
+
+def _share(mesh: Mesh, written: list[dict], faulty: dict[str, str]) -> list[tuple[list[dict], dict[str, str]]]:
+    """What each replica has made, on every rank."""
+    return [mesh.broadcast_object([written, faulty], src=mesh.tp * replica) for replica in range(mesh.dp)]
+
+
+def _write(
+    source: Path, kind: type, out: Path, shares: Sequence[Any], rows: list, faults: list[Fault], console: Console, what: str
+) -> None:
+    from nemo_sdg.store import commit_file
+
+    order = {row.id: index for index, row in enumerate(rows)}
+    owner = "prompt_id" if kind is Prompt else "id"
+    written = [row for share, _ in shares for row in share]
+    written.sort(key=lambda row: (order[row[owner]], row["sample"]))
+    reasons = {name: reason for _, share in shares for name, reason in share.items()}
+    faults = sorted([*faults, *_faults(source, kind, reasons)], key=lambda fault: fault.line)
+    beside = out.with_name(out.name + ".faulty.jsonl")
+    if faults:
+        commit_file(beside, _jsonl(fault.to_row() for fault in faults))
+    else:
+        beside.unlink(missing_ok=True)  # of an earlier run on another file
+    commit_file(out, _jsonl(written))
+    console.say(f"{len(written)} {what} from {len(rows) - len(reasons)} rows are in {out}")
+    if faults:
+        console.say(f"{len(faults)} faulty rows were set aside with their reasons in {beside}")
+
+
+def _faults(source: Path, kind: type, reasons: dict[str, str]) -> list[Fault]:
+    """The faults of rows that only the model could judge, with the lines on which they stand."""
+    if not reasons:
+        return []
+    found = {}
+    for line, parsed in read_objects(source):
+        if isinstance(parsed, dict):
+            try:
+                found.setdefault(kind.from_row(parsed).id, line)
+            except RowError:
+                continue
+    return [Fault(str(source), found[name], reason) for name, reason in reasons.items()]
+
+
+def _jsonl(rows: Any) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()

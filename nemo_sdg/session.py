@@ -1,0 +1,117 @@
+"""Brings up the ranks of a verb: the logs, the slow imports, the process group, and one voice when it fails.
+
+Under torchrun this process is one rank. Otherwise it imports once, forks the local ranks and waits for them.
+Nothing here imports torch before `start`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_sdg.config import Topology
+from nemo_sdg.console import Console, log_file, redirect, tail
+from nemo_sdg.errors import UserError
+
+if TYPE_CHECKING:
+    from nemo_sdg.parallel.mesh import Mesh
+
+Work = Callable[["Mesh", Console], Any]
+
+
+def rank() -> int:
+    """This process among those that torchrun started; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size(topology: Topology) -> int:
+    """Ranks of this launch: torchrun's, or as many local ones as the topology asks for."""
+    return int(os.environ.get("WORLD_SIZE", topology.tp * topology.pp * (topology.dp or 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """How the ranks of one verb are started."""
+
+    topology: Topology
+    log_dir: Path
+    timeout_s: float = 600
+    threads: int | None = None
+    loading: str = "loading NeMo and Megatron"
+    """What the person reads while the imports run."""
+    modules: Sequence[str] = ()
+    """Imported before the ranks are forked, so that it is done once."""
+
+    def start(self, work: Work) -> int:
+        """Runs `work(mesh, console)` on every rank and returns the exit status of the whole."""
+        torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        local = 1 if torchrun else world_size(self.topology)
+        if local > 1:
+            # Read once, when torch is imported: each rank must not start a thread per core.
+            os.environ.setdefault("OMP_NUM_THREADS", str(self.threads or max(1, _cores() // local)))
+        own_log = None if local > 1 else rank()
+        console = redirect(self.log_dir, own_log)
+        try:
+            self._load(console)
+            from nemo_sdg.parallel import launch
+        except Exception as error:
+            return _report(console, self.log_dir, own_log, error, may_speak=rank() == 0)
+        if local == 1:
+            return self._rank(work, console)
+        console.close()
+        status, failed = launch.launch(lambda: self._rank(work, redirect(self.log_dir, rank(), terminal=console)), local)
+        if status > 128 and failed is not None:  # ended by a signal: it could not say anything itself
+            console.fail(_last_words(self.log_dir, failed, f"was ended by signal {status - 128}"))
+            return 1
+        return status
+
+    def _load(self, console: Console) -> None:
+        console.say(f"{self.loading} ...")
+        with console.progress(self.loading):
+            for name in ("torch", "nemo_sdg.parallel.mesh", *self.modules):
+                importlib.import_module(name)
+
+    def _rank(self, work: Work, console: Console) -> int:
+        from nemo_sdg.parallel import device, launch, mesh
+
+        try:
+            device.install()
+            launch.set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), self.threads)
+            grid = mesh.join(self.topology, self.timeout_s)
+            status = work(grid, console)
+            console.close()
+            mesh.leave()
+            return int(status or 0)
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            return _report(console, self.log_dir, rank(), error, may_speak=launch.claim_report())
+        finally:
+            console.close()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _report(console: Console, log_dir: Path, own_rank: int | None, error: Exception, *, may_speak: bool) -> int:
+    """Says once what went wrong and returns the exit status: 2 for a mistake of the user, 1 for one of ours."""
+    traceback.print_exception(error)  # into the log
+    if isinstance(error, UserError):
+        if may_speak:
+            console.fail(f"nemo-sdg: {error}")
+        return error.exit_status
+    if may_speak:
+        console.fail(_last_words(log_dir, own_rank, f"failed with {type(error).__name__}"))
+    return 1
+
+
+def _last_words(log_dir: Path, failed: int | None, what: str) -> str:
+    who = "the launcher" if failed is None else f"rank {failed}"
+    lines = "\n".join(f"  | {line}" for line in tail(log_dir, failed).splitlines())
+    return f"{lines}\nnemo-sdg: {who} {what}; the traceback is in {log_file(log_dir, failed)}"

@@ -1,0 +1,66 @@
+"""What the round has gained: the models before the run and after this round, on rows that no training has seen.
+
+Writes `evaluation.json`, whole or not at all. The models that the run started from are measured in round 0.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nemo_sdg.evaluation import held_out
+from nemo_sdg.stages.context import Context
+from nemo_sdg.store import commit_file
+
+FILE = "evaluation.json"
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Measures the policy and the reward model of this round; does nothing when that is done.
+
+    Returns:
+        {"policy": {"exact_match", "n", "faulty"} or None, "reward": {attribute: {...}} or None, "before": the same
+        two of the models that the run started from}. None stands for "no held-out rows are set".
+    """
+    path = context.run.round(context.round) / FILE
+    if context.mesh.broadcast_object(path.is_file()):
+        return json.loads(path.read_text(encoding="utf-8"))
+    models = context.config.models
+    before = _before(context)
+    after = {
+        kind: before[kind] if model is None else _measure(context, kind, model)
+        for kind, model in (("policy", trained(context, "policy")), ("reward", trained(context, "reward")))
+    }
+    result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
+    if context.mesh.writer:
+        commit_file(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    context.mesh.barrier()
+    return result
+
+
+def trained(context: Context, kind: str) -> Path | None:
+    """The policy or reward folder that this round, or the last one before it, has trained; None if none has."""
+    for number in range(context.round, -1, -1):
+        folder = context.run.round(number) / kind
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _before(context: Context) -> dict[str, Any]:
+    if context.round > 0:
+        first = context.run.round(0) / FILE
+        if context.mesh.broadcast_object(first.is_file()):
+            return json.loads(first.read_text(encoding="utf-8"))["before"]
+    models = context.config.models
+    return {"policy": _measure(context, "policy", models.instruct), "reward": _measure(context, "reward", models.reward)}
+
+
+def _measure(context: Context, kind: str, model: Path | str) -> dict[str, Any] | None:
+    settings = context.config.evaluate
+    rows = settings.exact_match if kind == "policy" else settings.helpsteer2
+    if rows is None:
+        return None
+    measure = held_out.policy if kind == "policy" else held_out.reward
+    return measure(model, rows, context.config, context.mesh, context.console)
