@@ -125,8 +125,7 @@ def _convert(
     replicas(config, world_size(config.topology))
     rows, faults = read_rows(source, kind)
     if not rows:
-        first = f"{faults[0].file}:{faults[0].line}: {faults[0].reason}" if faults else "the file is empty"
-        raise RowError("no row can be used", where=source, found=first, way_out="correct the file")
+        raise _no_row(source, faults)
     if out.is_dir() or not out.absolute().parent.is_dir():
         found = "a folder" if out.is_dir() else "no such folder"
         raise RowError("the result cannot be written", where=out, found=found, expected="a file in a folder that exists")
@@ -167,6 +166,8 @@ def _write(
     written.sort(key=lambda row: (order[row[owner]], row["sample"]))
     reasons = {name: reason for _, share in shares for name, reason in share.items()}
     faults = sorted([*faults, *_faults(source, kind, reasons)], key=lambda fault: fault.line)
+    if not written:
+        raise _no_row(source, faults)
     beside = out.with_name(out.name + ".faulty.jsonl")
     if faults:
         commit_file(beside, _jsonl(fault.to_row() for fault in faults))
@@ -176,6 +177,11 @@ def _write(
     console.say(f"{len(written)} {what} from {len(rows) - len(reasons)} rows are in {out}")
     if faults:
         console.say(f"{len(faults)} faulty rows were set aside with their reasons in {beside}")
+
+
+def _no_row(source: Path, faults: list[Fault]) -> RowError:
+    found = f"in line {faults[0].line}: {faults[0].reason}" if faults else "an empty file"
+    return RowError("no row can be used", where=source, found=found, way_out="correct the file")
 
 
 def _faults(source: Path, kind: type, reasons: dict[str, str]) -> list[Fault]:

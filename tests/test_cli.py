@@ -1,0 +1,267 @@
+"""The command line: fast help, one clear sentence for what is wrong, and files in, files out on real ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from folders import make_folder, make_tokenizer, small_shape
+from nemo_sdg import cli
+from nemo_sdg.config import ATTRIBUTES, load
+from nemo_sdg.store import Run
+
+ROOT = Path(cli.__file__).resolve().parent.parent
+
+
+def shell(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """The command in a process of its own, as a user types it."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", "nemo_sdg", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONPATH": path, **environment}, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Two random models as released folders, prompts of every kind, and a recipe that names them."""
+    folder = tmp_path_factory.mktemp("world")
+    tokenizer = make_tokenizer(folder / "pieces.model")
+    make_folder(folder / "policy", small_shape(), tokenizer)
+    longer = dataclasses.replace(small_shape(), seq_length=256)  # the reward template brings a long system text
+    make_folder(folder / "reward", longer, tokenizer, reward=True)
+    prompts = [
+        json.dumps({"id": "a", "prompt": "abc"}),
+        json.dumps({"id": "b", "prompt": "  "}),
+        '{"id": "c", "prompt": ',
+        json.dumps({"id": "d", "prompt": "x y z " * 60}),
+        json.dumps({"id": "e", "messages": [{"role": "user", "content": "cab"}], "colour": "red"}),
+    ]
+    (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
+    (folder / "long.jsonl").write_text(prompts[3] + "\n")
+    (folder / "good.jsonl").write_text(prompts[0] + "\n")
+    paths = {"base": "policy", "instruct": "policy", "reward": "reward"}
+    recipe = {
+        "models": {key: str(folder / name) for key, name in paths.items()},
+        "data": {"prompts": str(folder / "prompts.jsonl")},
+        "run": {"name": "small"},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def test_help_is_fast_and_imports_neither_torch_nor_nemo():
+    code = (
+        "import sys\n"
+        "from nemo_sdg.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        "heavy = {'torch', 'nemo', 'megatron', 'lightning', 'rich', 'numpy', 'omegaconf'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+    for verb in ("run", "stage", "generate", "score", "plan", "report"):
+        assert f"  {verb} " in done.stdout
+    print(f"nemo-sdg --help: {min(seconds):.3f} s")
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("verb", ["run", "stage", "generate", "score", "plan", "report"])
+def test_every_verb_has_help(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    assert "--help" in capsys.readouterr().out
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The one sentence on standard error with which the command refuses."""
+    assert cli.main([str(word) for word in arguments]) == 2
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err + shown.out
+    assert shown.err.startswith("nemo-sdg: ") and shown.err.count("\n") == 1, shown.err
+    return shown.err
+
+
+def broken(world: Path, tmp_path: Path, name: str = "policy") -> Path:
+    """A copy of a model folder, to be damaged."""
+    return Path(shutil.copytree(world / name, tmp_path / "damaged"))
+
+
+PLAN_WORDS = {
+    "no such recipe": (["tinny"], "there is no recipe of this name", "the nearest is tiny"),
+    "unknown key": (["tiny", "generate.max_tokns=3"], "unknown key 'generate.max_tokns'", "generate.max_tokens"),
+    "wrong type": (["tiny", "run.rounds=many"], "run.rounds has the wrong type", "a whole number"),
+    "not key=value": (["tiny", "rounds"], "not a setting", "key=value"),
+    "tp and KV groups": (["small.yaml", "topology.tp=4"], "tp does not divide the model's KV groups", "one of 1, 2"),
+    "pp and layers": (["small.yaml", "topology.pp=3"], "pp does not divide the model's layers", "one of 1, 2, 4"),
+    "no such folder": (["small.yaml", "models.instruct=nowhere"], "there is no such model folder", "nowhere"),
+    "wrong kind": (["small.yaml", "models.instruct=reward"], "the checkpoint is of the wrong kind", "a language model"),
+    "batch and replicas": (["small.yaml", "topology.dp=3"], "cut into whole micro batches", "24"),
+}
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize("case", PLAN_WORDS)
+def test_what_is_wrong_with_settings_is_one_sentence(case, verb, world, capsys, monkeypatch):
+    words, *expected = PLAN_WORDS[case]
+    monkeypatch.chdir(world)
+    before = sorted(os.listdir(world))
+    sentence = refused(capsys, verb, *words)
+    assert all(part in sentence for part in expected), sentence
+    assert sorted(os.listdir(world)) == before  # no run folder was begun
+
+
+def test_a_folder_that_is_no_checkpoint(world, tmp_path, capsys):
+    sentence = refused(capsys, "generate", "--model", tmp_path, "--prompts", world / "good.jsonl", "--out", tmp_path / "g")
+    assert "the folder is not a checkpoint" in sentence and "no model_config.yaml" in sentence
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_tensor(world, tmp_path, capsys):
+    folder = broken(world, tmp_path)
+    shutil.rmtree(folder / "model_weights" / "model.decoder.layers.mlp.linear_fc1.weight")
+    arguments = ["--model", folder, "--prompts", world / "good.jsonl", "--out", tmp_path / "g.jsonl"]
+    sentence = refused(capsys, "generate", *arguments)
+    assert "a tensor is missing" in sentence and "linear_fc1.weight" in sentence and not (tmp_path / "g.jsonl").exists()
+
+
+def test_a_missing_chunk_and_a_torn_one(world, tmp_path, capsys):
+    folder = broken(world, tmp_path)
+    chunk = folder / "model_weights" / "model.output_layer.weight" / "0.0"
+    arguments = ["generate", "--model", folder, "--prompts", world / "good.jsonl", "--out", tmp_path / "g.jsonl"]
+    chunk.write_bytes(chunk.read_bytes()[:-2])
+    assert "a chunk has the wrong size" in refused(capsys, *arguments)
+    chunk.unlink()
+    assert "a chunk is missing" in refused(capsys, *arguments)
+    assert not (tmp_path / "g.jsonl").exists()
+
+
+def test_a_shape_that_does_not_fit(world, tmp_path, capsys):
+    folder = broken(world, tmp_path)
+    config = yaml.safe_load((folder / "model_config.yaml").read_text())
+    (folder / "model_config.yaml").write_text(yaml.safe_dump({**config, "ffn_hidden_size": 256}))
+    arguments = ["generate", "--model", folder, "--prompts", world / "good.jsonl", "--out", tmp_path / "g.jsonl"]
+    sentence = refused(capsys, *arguments)
+    assert "does not fit the model config" in sentence and "(4, 128, 64), expected (4, 256, 64)" in sentence
+
+
+def test_tp_of_a_file_verb(world, tmp_path, capsys):
+    arguments = ["--model", world / "policy", "--prompts", world / "good.jsonl", "--out", tmp_path / "g.jsonl"]
+    assert "tp does not divide the model's KV groups" in refused(capsys, "generate", *arguments, "--tp", 4)
+    assert "pp does not divide the model's layers" in refused(capsys, "generate", *arguments, "--pp", 3)
+    assert "generate.top_p" in refused(capsys, "generate", *arguments, "--top-p", 0)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "an empty file"),
+        ('{"prompt": " "}\n', "in line 1: prompt has no text"),
+        ('\n{"prompt": \n', "in line 2: broken JSON"),
+    ],
+)
+def test_a_file_without_a_usable_row(text, expected, world, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(text)
+    arguments = ["--model", world / "policy", "--prompts", tmp_path / "rows.jsonl", "--out", tmp_path / "g.jsonl"]
+    assert expected in refused(capsys, "generate", *arguments)
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_rows_that_are_not_there(world, tmp_path, capsys):
+    arguments = ["--model", world / "policy", "--prompts", tmp_path / "none.jsonl", "--out", tmp_path / "g.jsonl"]
+    assert "cannot read the rows" in refused(capsys, "generate", *arguments)
+    assert "there is no such file" in refused(capsys, "run", world / "small.yaml", "data.prompts=none.jsonl", "--out", tmp_path)
+
+
+def test_a_folder_of_another_config(world, tmp_path, capsys):
+    out = tmp_path / "run"
+    Run.open(out, load(str(world / "small.yaml")), writer=True).close()
+    before = (out / "run.yaml").read_bytes()
+    sentence = refused(capsys, "run", world / "small.yaml", "run.seed=7", "--out", out)
+    assert "the folder holds a run of another config" in sentence and "run.seed (run: 1234, asked: 7)" in sentence
+    assert (out / "run.yaml").read_bytes() == before
+
+
+def test_a_full_folder_that_is_no_run(world, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    sentence = refused(capsys, "run", world / "small.yaml", "--out", tmp_path)
+    assert "the folder is full and is no run" in sentence and os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_words_that_do_not_exist(capsys):
+    assert "No such command 'rum'" in refused(capsys, "rum", "tiny")
+    assert "No such option" in refused(capsys, "run", "tiny", "--outt", "x")
+    assert "there is no such stage" in refused(capsys, "stage", "generat", "tiny")
+    assert "the folder is no run" in refused(capsys, "report", "nowhere")
+
+
+def test_only_rank_zero_says_it(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert cli.main(["plan", "tinny"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_defect_of_ours_keeps_its_traceback_in_a_file(capsys, monkeypatch):
+    from nemo_sdg import plan
+
+    monkeypatch.setattr(plan, "make", lambda *args, **kwargs: 1 / 0)
+    assert cli.main(["plan", "tiny"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "ZeroDivisionError" in error and "Traceback" not in error
+    log = Path(error.split()[-1])
+    assert "division by zero" in log.read_text()
+    log.unlink()
+
+
+def test_generate_and_score_on_files(world, tmp_path):
+    """Good rows go on, faulty ones are set aside with file, line and reason; four ranks give the text of one."""
+    outputs = []
+    for name, topology in (("one", []), ("four", ["--tp", "2", "--pp", "2"])):
+        out = tmp_path / f"{name}.jsonl"
+        arguments = ["--prompts", world / "prompts.jsonl", "--out", out, "--samples", 2, "--max-tokens", 6, "--dtype", "fp64"]
+        done = shell("generate", "--model", world / "policy", *arguments, *topology)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert "4 responses from 2 rows" in done.stdout and "3 faulty rows were set aside" in done.stdout
+        assert "warn" not in done.stdout.lower()  # what Megatron prints went to the log
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["id"] for row in rows] == ["a#0", "a#1", "e#0", "e#1"] and rows[2]["colour"] == "red"
+        outputs.append(rows)
+        faults = [json.loads(line) for line in (tmp_path / f"{name}.jsonl.faulty.jsonl").read_text().splitlines()]
+        assert [fault["line"] for fault in faults] == [2, 3, 4]
+        assert {fault["file"] for fault in faults} == {str(world / "prompts.jsonl")}
+        assert "longer than the context" in faults[2]["reason"]
+    assert outputs[0] == outputs[1]
+
+
+def test_score_names_five_attributes(world, tmp_path):
+    rows = [{"id": "short", "prompt": "a", "response": "b", "note": 1}, {"id": "long", "prompt": "a", "response": "b " * 200}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "scored.jsonl"
+    done = shell("score", "--model", world / "reward", "--input", tmp_path / "rows.jsonl", "--out", out, "--tp", "2")
+    assert done.returncode == 0, done.stderr
+    assert "1 faulty rows were set aside" in done.stdout
+    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert row["id"] == "short" and row["note"] == 1 and tuple(row["scores"]) == ATTRIBUTES
+    assert all(math.isfinite(score) for score in row["scores"].values())
+    (fault,) = [json.loads(line) for line in (tmp_path / "scored.jsonl.faulty.jsonl").read_text().splitlines()]
+    assert fault["line"] == 2 and "the conversation is longer than the context" in fault["reason"]
+
+
+def test_a_prompt_longer_than_the_context(world, tmp_path):
+    arguments = ["--prompts", world / "long.jsonl", "--out", tmp_path / "g.jsonl", "--tp", "2"]
+    done = shell("generate", "--model", world / "policy", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "the prompt is longer than the context" in done.stderr and os.listdir(tmp_path) == []
