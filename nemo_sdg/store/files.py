@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable
 
 from nemo_sdg.errors import StoreError
 
@@ -34,6 +34,11 @@ def commit_file(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise _refused(path, error) from error
+
+
+def commit_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Puts rows at `path` as JSONL, in one step."""
+    commit_file(path, b"".join(map(dump, rows)))
 
 
 def commit_folder(temporary: Path, final: Path) -> None:

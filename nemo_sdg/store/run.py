@@ -46,17 +46,21 @@ class Run:
         if out.exists() and not out.is_dir():
             raise StoreError("not a folder", where=out, way_out="choose another --out")
         if out.is_dir() and not (out / "run.yaml").exists():
-            strange = sorted(entry.name for entry in out.iterdir() if entry.name not in _MAY_STAND and "tmp-" not in entry.name)
+            names = sorted(entry.name for entry in out.iterdir())
+            strange = [name for name in names if name not in _MAY_STAND and not name.startswith(".run.yaml.tmp-")]
             if strange:
-                found = ", ".join(strange[:3]) + (" ..." if len(strange) > 3 else "")
-                way_out = "choose an empty or a new folder for --out"
-                raise StoreError("the folder is full and is no run", where=out, found=found, expected="run.yaml", way_out=way_out)
-        else:
-            _check_same(out, config)  # before the lock is written, so that a refusal leaves no trace
+                raise StoreError(
+                    "the folder is full and is no run",
+                    where=out,
+                    found=", ".join(strange[:3]) + (" ..." if len(strange) > 3 else ""),
+                    expected="run.yaml",
+                    way_out="choose an empty or a new folder for --out",
+                )
         try:
             make_folder(out)
         except OSError as error:
-            raise StoreError("cannot make the folder", where=out, found=error.strerror, way_out="choose another --out") from error
+            found = error.strerror
+            raise StoreError("cannot make the folder", where=out, found=found, way_out="choose another --out") from error
         lock = _take(out / "run.lock")
         run = cls(out, config, True, lock)
         try:
@@ -139,7 +143,8 @@ def _check_same(out: Path, config: RunConfig) -> None:
             "the folder holds a run of another config",
             where=out,
             found="; ".join(listed),
-            way_out=f"choose another --out, delete the folder, or continue it with `nemo-sdg run {out}/run.yaml --out {out}`",
+            way_out="choose another --out, delete the folder, or continue it as it is with "
+            f"`nemo-sdg run {out}/run.yaml --out {out}`",
         )
 
 

@@ -75,14 +75,12 @@ class StageStore:
             commit_file(self.dir / "stage.json", json.dumps(self._identity, indent=1).encode())
         commit_file(self.dir / name, data)
 
-    def finish(self, totals: Mapping[str, object]) -> None:
-        """Declares the stage done. Every row must be accounted for: rows_in == kept + dropped + faulty.
+    def finish(self, totals: Mapping[str, object]) -> dict:
+        """Declares the stage done and returns the totals. All rows are accounted for: rows_in == kept + dropped + faulty.
 
-        `dropped` and `faulty` are counts, or counts by reason.
+        `dropped` and `faulty` are counts, or counts by reason. A row lost is a defect of ours: AssertionError.
         """
-        counts = {key: _count(totals.get(key, 0)) for key in ("rows_in", "kept", "dropped", "faulty")}
-        if counts["rows_in"] != counts["kept"] + counts["dropped"] + counts["faulty"]:
-            raise AssertionError(f"{self.dir}: rows were lost or made up: {counts}")
+        conserved(totals)
         missing = self.missing()
         if missing:
             raise AssertionError(f"{self.dir}: group {missing[0].index} and {len(missing) - 1} others have no part")
@@ -91,6 +89,7 @@ class StageStore:
         parts = [self._parts()[group.index].name for group in self.groups]
         success = {**self._identity, "parts": parts, "totals": dict(totals)}
         commit_file(self.dir / "SUCCESS.json", json.dumps(success, indent=1, allow_nan=False).encode())
+        return success["totals"]
 
     @property
     def done(self) -> bool:
@@ -117,6 +116,12 @@ class StageStore:
             if group.index not in parts or parts[group.index].name != name:
                 raise StoreError("a part is missing", where=self.dir / name, way_out="run again to make it once more")
             yield from _rows(parts[group.index])
+
+    def committed(self) -> Iterator[dict]:
+        """All rows that are committed so far, in the order of the input; for counting before `finish`."""
+        parts = self._parts()
+        for index in sorted(parts):
+            yield from _rows(parts[index])
 
     def _success(self) -> dict:
         success = _read(self.dir / "SUCCESS.json")
@@ -179,6 +184,14 @@ def _read(file: Path) -> dict | None:
         return None
     except ValueError:
         raise StoreError("the file was torn or altered", where=file, way_out="delete it and run again") from None
+
+
+def conserved(totals: Mapping[str, object]) -> dict:
+    """The totals, after checking that rows in = kept + dropped + faulty; `dropped` and `faulty` may be by reason."""
+    counts = {key: _count(totals.get(key, 0)) for key in ("rows_in", "kept", "dropped", "faulty")}
+    if counts["rows_in"] != counts["kept"] + counts["dropped"] + counts["faulty"]:
+        raise AssertionError(f"rows were lost or made up: {counts}")
+    return dict(totals)
 
 
 def _count(value: object) -> int:

@@ -1,0 +1,41 @@
+"""What one response must be to be kept. Each rule is a pure function: None, or the reason to drop."""
+
+from __future__ import annotations
+
+import math
+from typing import Mapping
+
+from nemo_sdg.config.settings import ATTRIBUTES, Select
+from nemo_sdg.records import CONTROL_PIECE
+
+
+def scalarise(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The weighted sum of the attributes; NaN when any of the five scores is not finite."""
+    if not all(math.isfinite(scores[name]) for name in ATTRIBUTES):
+        return math.nan
+    return math.fsum(weight * scores[name] for name, weight in weights.items())
+
+
+def usable(response: str) -> str | None:
+    """Whether the text can be trained on at all, whatever its scores."""
+    if not response.strip():
+        return "empty response"
+    if CONTROL_PIECE.search(response):
+        return "control piece in the response"
+    return None
+
+
+def thresholds(scores: Mapping[str, float], settings: Select) -> str | None:
+    """The limits per attribute and on the scalar. A limit itself still passes; what is not finite never does."""
+    scalar = scalarise(scores, settings.weights)
+    if not math.isfinite(scalar):
+        return "score not finite"
+    for name, low in settings.minimum.items():
+        if scores[name] < low:
+            return f"{name} below {low:g}"
+    for name, high in settings.maximum.items():
+        if scores[name] > high:
+            return f"{name} above {high:g}"
+    if settings.minimum_scalar is not None and scalar < settings.minimum_scalar:
+        return f"scalar below {settings.minimum_scalar:g}"
+    return None

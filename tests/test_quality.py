@@ -1,0 +1,111 @@
+"""Selection: known answers for every rule, and the laws that hold for any scores."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, strategies as st
+
+from nemo_sdg.config import ATTRIBUTES, Select
+from nemo_sdg.quality.rules import scalarise, thresholds, usable
+from nemo_sdg.quality.selection import decide
+from nemo_sdg.records import Scored
+
+CARD = dict(zip(ATTRIBUTES, (0.3, 0.74, 0.46, 0.47, -0.33)))
+FOURS = dict.fromkeys(ATTRIBUTES, 4.0)
+
+
+def row(prompt: str, sample: int, response: str = "", **scores: float) -> Scored:
+    asked = ({"role": "user", "content": prompt},)
+    return Scored(f"{prompt}#{sample}", prompt, sample, asked, response or f"answer {sample}", scores={**FOURS, **scores})
+
+
+def test_the_scalar_is_the_model_cards():
+    assert scalarise(FOURS, CARD) == pytest.approx(4 * (0.3 + 0.74 + 0.46 + 0.47 - 0.33), abs=1e-15)
+    assert scalarise({**FOURS, "verbosity": 0.0}, CARD) == pytest.approx(4 * 1.97, abs=1e-15)
+    assert scalarise({**FOURS, "helpfulness": 7.5, "verbosity": -3.0}, {"helpfulness": 1.0}) == 7.5  # never clamped
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_score_that_is_not_finite_never_passes_any_rule(bad: float, name: str):
+    scores = {**FOURS, name: bad}
+    assert math.isnan(scalarise(scores, {"helpfulness": 1.0}))
+    for settings in (Select(minimum={}), Select(minimum={}, maximum={name: 9.0}), Select(minimum={name: -9.0})):
+        assert thresholds(scores, settings) == "score not finite"
+
+
+def test_a_limit_itself_passes_and_the_reason_names_the_limit():
+    settings = Select(minimum={"helpfulness": 3.0}, maximum={"verbosity": 2.5}, minimum_scalar=5.0)
+    good = {**FOURS, "helpfulness": 3.0, "verbosity": 2.5}
+    assert thresholds(good, settings) is None
+    assert thresholds({**good, "helpfulness": 2.999}, settings) == "helpfulness below 3"
+    assert thresholds({**good, "verbosity": 2.501}, settings) == "verbosity above 2.5"
+    assert thresholds({**good, "correctness": 0.0}, settings) == "scalar below 5"
+    exact = Select(minimum={}, weights={"helpfulness": 1.0}, minimum_scalar=4.0)
+    assert thresholds(FOURS, exact) is None
+
+
+def test_a_text_that_cannot_be_trained_on_is_dropped_whatever_its_scores():
+    assert usable("5") is None
+    assert usable(" \n") == "empty response"
+    assert usable("5 <extra_id_1>User") == "control piece in the response"
+    reasons = [d.reason for d in decide([row("p", 0, " "), row("p", 1, "<extra_id_2>")], Select(minimum={}))]
+    assert reasons == ["empty response", "control piece in the response"]
+
+
+def test_the_best_of_a_prompt_are_kept_and_equals_go_by_sample():
+    rows = [row("p", 0, helpfulness=3.2), row("q", 0), row("p", 1, helpfulness=3.9), row("p", 3), row("p", 2)]
+    kept = [d.id for d in decide(rows, Select(minimum={}, per_prompt=2)) if d.kept]
+    assert kept == ["q#0", "p#3", "p#2"]  # both at 4; the order of the rows stays
+    one = decide(rows, Select(minimum={}, per_prompt=1))
+    assert [d.id for d in one if d.kept] == ["q#0", "p#2"]
+    assert {d.reason for d in one if not d.kept} == {"not among the best 1 of its prompt"}
+
+
+def test_the_same_text_twice_is_kept_once_and_takes_no_place():
+    rows = [row("p", 0, "5"), row("p", 1, "5"), row("p", 2, "five", helpfulness=3.0), row("q", 0, "5")]
+    decisions = decide(rows, Select(minimum={}, per_prompt=2))
+    assert [d.kept for d in decisions] == [True, False, True, True]
+    assert decisions[1].reason == "same text as a better one"
+    assert all(d.kept for d in decide(rows, Select(minimum={}, unique=False)))
+
+
+numbers = st.floats(-5, 9) | st.sampled_from([math.nan, math.inf, -math.inf])
+scored_rows = st.lists(
+    st.builds(
+        lambda p, r, s: (p, r, s),
+        st.sampled_from("pq"),
+        st.sampled_from(["a", "b", "", "<extra_id_1>"]),
+        st.fixed_dictionaries({name: numbers for name in ATTRIBUTES}),
+    ),
+    max_size=12,
+)
+settings = st.builds(
+    Select,
+    minimum=st.dictionaries(st.sampled_from(ATTRIBUTES), st.floats(0, 4)),
+    maximum=st.dictionaries(st.sampled_from(ATTRIBUTES), st.floats(2, 6)),
+    minimum_scalar=st.none() | st.floats(-5, 5),
+    per_prompt=st.none() | st.integers(1, 3),
+    unique=st.booleans(),
+)
+
+
+@given(scored_rows, settings)
+def test_laws_of_selection(made: list, chosen: Select):
+    rows = [row(p, i, r or " ", **s) for i, (p, r, s) in enumerate(made)]
+    decisions = decide(rows, chosen)
+    assert [d.id for d in decisions] == [r.id for r in rows]
+    for d in decisions:
+        assert d.kept == (d.reason is None)
+        if d.kept:
+            assert math.isfinite(d.scalar) and all(math.isfinite(x) for x in d.scores.values())
+            assert all(d.scores[name] >= low for name, low in chosen.minimum.items())
+            assert all(d.scores[name] <= high for name, high in chosen.maximum.items())
+    for prompt in "pq":
+        kept = [d for d in decisions if d.kept and d.prompt_id == prompt]
+        assert chosen.per_prompt is None or len(kept) <= chosen.per_prompt
+        assert not chosen.unique or len({d.response for d in kept}) == len(kept)
+    again = {d.id: d.reason for d in decide(rows[::-1], chosen)}
+    assert again == {d.id: d.reason for d in decisions}  # the order of arrival decides nothing
