@@ -6,6 +6,7 @@ layout) or `weights/` and `context/` (NeMo 2, what training writes).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS, NemotronShape
 from nemo_sdg.resources import resolve
 
 CONFIG = "model_config.yaml"
+_DIGEST_ENDS = 1 << 16
 _WAY_OUT = "give the folder of a Nemotron checkpoint: model_config.yaml, a tokenizer .model and model_weights/"
 
 
@@ -84,6 +86,24 @@ class ModelFolder:
                 "the checkpoint is of the wrong kind", where=self.path, found=kinds[self.is_reward],
                 expected=kinds[reward], way_out="exchange the folders of models.instruct and models.reward",
             )  # fmt: skip
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits for the weights, the config and the tokenizer: names, sizes, and both ends of each file.
+
+        Whole files would be 682 GB at 340B; training changes every one of them at both ends.
+        """
+        whole = hashlib.sha256()
+        weights = self.path / ("model_weights" if self.released else "weights")
+        for file in [self.path / CONFIG, self.tokenizer, *sorted(weights.rglob("*"))]:
+            if file.is_file():
+                size = file.stat().st_size
+                whole.update(f"{file.relative_to(self.path)}\0{size}\0".encode())
+                with open(file, "rb") as data:
+                    whole.update(data.read(_DIGEST_ENDS))
+                    data.seek(max(0, size - _DIGEST_ENDS))
+                    whole.update(data.read(_DIGEST_ENDS))
+        return whole.hexdigest()[:16]
 
     @cached_property
     def tokenizer(self) -> Path:

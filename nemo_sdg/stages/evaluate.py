@@ -30,22 +30,13 @@ def run(context: Context) -> dict[str, Any]:
     before = _before(context)
     after = {
         kind: before[kind] if model is None else _measure(context, kind, model)
-        for kind, model in (("policy", trained(context, "policy")), ("reward", trained(context, "reward")))
+        for kind, model in ((kind, context.trained(kind, context.round)) for kind in ("policy", "reward"))
     }
     result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
     if context.mesh.writer:
         commit_file(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     context.mesh.barrier()
     return result
-
-
-def trained(context: Context, kind: str) -> Path | None:
-    """The policy or reward folder that this round, or the last one before it, has trained; None if none has."""
-    for number in range(context.round, -1, -1):
-        folder = context.run.round(number) / kind
-        if folder.is_dir():
-            return folder
-    return None
 
 
 def _before(context: Context) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Rows through a model: prompts become responses, responses become scored rows, and what cannot is told why.
+
+The stages, the verbs `generate` and `score`, and the evaluations all use these two functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from nemo_sdg.engine.generate import Request, check_fits, generate
+from nemo_sdg.engine.sampling import Sampling
+from nemo_sdg.engine.score import encode, named, score
+from nemo_sdg.errors import RowError
+from nemo_sdg.models.templates import instruct_prompt
+from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.records import Prompt, Response, Scored
+
+Faulty = dict[str, str]
+"""Reason by the id of a row that was set aside."""
+OnFinished = Callable[[int], None]
+
+
+def respond(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    samples: int,
+    slots: int,
+    provenance: Mapping[str, Any],
+    on_finished: OnFinished | None = None,
+) -> tuple[list[Response], Faulty]:
+    """`samples` responses per prompt, in the order of the prompts, on every rank of the replica.
+
+    Set aside, by response id: prompts that the template or the context cannot hold, and responses whose logits
+    were not finite.
+    """
+    faulty: Faulty = {}
+    owners, requests = [], []
+    for prompt in prompts:
+        try:
+            ids = tokenizer.encode(instruct_prompt(prompt.messages))
+            check_fits(ids, model.max_sequence_length)
+        except RowError as error:
+            faulty.update({f"{prompt.id}#{sample}": str(error) for sample in range(samples)})
+            continue
+        owners += [prompt] * samples
+        requests += [Request(prompt.id, sample, ids) for sample in range(samples)]
+    responses = []
+    for prompt, request, made in zip(owners, requests, generate(model, tokenizer, mesh, requests, sampling, slots, on_finished)):
+        name = f"{prompt.id}#{request.sample}"
+        if made.finish_reason == "not_finite":
+            faulty[name] = "the model's logits are not finite"
+            continue
+        responses.append(
+            Response(
+                id=name,
+                prompt_id=prompt.id,
+                sample=request.sample,
+                messages=prompt.messages,
+                # The template closes each turn with a newline of its own.
+                response=tokenizer.decode(made.token_ids).removesuffix("\n"),
+                response_token_ids=made.token_ids,
+                finish_reason=made.finish_reason,
+                provenance=dict(provenance),
+                extra=prompt.extra,
+            )
+        )
+    return responses, faulty
+
+
+def rate(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    responses: Sequence[Response],
+    *,
+    slots: int,
+    provenance: Mapping[str, Any],
+    on_finished: OnFinished | None = None,
+) -> tuple[list[Scored], Faulty]:
+    """The responses with their five attributes, in order, on every rank of the replica.
+
+    Set aside, by id: conversations that the template or the context cannot hold, and scores that are not finite.
+    """
+    faulty: Faulty = {}
+    owners, conversations = [], []
+    for row in responses:
+        try:
+            turns = [*row.messages, {"role": "assistant", "content": row.response}]
+            conversations.append(encode(tokenizer, turns, model.max_sequence_length))
+            owners.append(row)
+        except RowError as error:
+            faulty[row.id] = str(error)
+    scored = []
+    for row, rewards_A in zip(owners, score(model, tokenizer, mesh, conversations, slots, on_finished)):
+        if not np.isfinite(rewards_A).all():
+            faulty[row.id] = "the scores are not finite"
+            continue
+        known = {**vars(row), "provenance": {**row.provenance, **provenance}}
+        scored.append(Scored(**known, scores=named(rewards_A)))
+    return scored, faulty
