@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.survey import survey
@@ -19,37 +19,29 @@ from nemo_sdg.config import RunConfig, validate
 from nemo_sdg.console import Console
 from nemo_sdg.errors import RowError
 from nemo_sdg.plan import replicas
-from nemo_sdg.records import Fault, Prompt, Response, Scored, read_objects, read_rows
+from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows
 from nemo_sdg.session import Session, world_size
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
 
-Maker = Callable[["Mesh", Console, list], tuple[list[dict], dict[str, str]]]
-"""(mesh, console, this replica's rows) -> (rows to write, reason per id of a row that cannot be used)."""
+Made = Tuple[List[dict], Dict[str, str]]
+"""Rows to write, and the reason by the id of each row that was set aside."""
+Maker = Callable[["Mesh", Console, list], Made]
+"""Makes them from this replica's share of the file."""
 
 
 def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
     """Writes `generate.samples` responses for each prompt of a file; returns the exit status."""
 
-    def make(mesh: Mesh, console: Console, rows: list[Prompt]) -> tuple[list[dict], dict[str, str]]:
-        from nemo_sdg.engine.generate import Request, check_fits, generate
+    def make(mesh: Mesh, console: Console, rows: list[Prompt]) -> Made:
         from nemo_sdg.engine.load import load_model
+        from nemo_sdg.engine.rows import respond
         from nemo_sdg.engine.sampling import Sampling
-        from nemo_sdg.models.templates import instruct_prompt
 
         with console.progress("loading the model"):
             loaded, tokenizer = load_model(model, mesh, dtype=config.models.dtype, spec=config.models.spec)
-        settings, requests, owners, faulty = config.generate, [], [], {}
-        for row in rows:
-            try:
-                ids = tokenizer.encode(instruct_prompt(row.messages))
-                check_fits(ids, loaded.max_sequence_length)
-            except RowError as error:
-                faulty[row.id] = str(error)
-                continue
-            requests += [Request(row.id, sample, ids) for sample in range(settings.samples)]
-            owners += [row] * settings.samples
+        settings = config.generate
         sampling = Sampling(
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
@@ -57,27 +49,14 @@ def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
             top_k=settings.top_k,
             seed=config.run.seed,
         )
-        with console.progress("generating responses", len(requests)) as progress:
-            done = generate(loaded, tokenizer, mesh, requests, sampling, settings.slots, progress.advance)
-        provenance = {"model": Path(model).name, "template": "instruct", "seed": config.run.seed}
-        written = []
-        for row, request, answer in zip(owners, requests, done):
-            if answer.finish_reason == "not_finite":
-                faulty[row.id] = "the model's logits were not finite"
-                continue
-            response = Response(
-                id=f"{row.id}#{request.sample}",
-                prompt_id=row.id,
-                sample=request.sample,
-                messages=row.messages,
-                response=tokenizer.decode(answer.token_ids).removesuffix("\n"),
-                response_token_ids=answer.token_ids,
-                finish_reason=answer.finish_reason,
-                provenance=provenance,
-                extra=row.extra,
-            )
-            written.append(response.to_row())
-        return [row for row in written if row["prompt_id"] not in faulty], faulty
+        provenance = {"policy": ModelFolder.open(model).digest, "template": "instruct", "seed": config.run.seed}
+        with console.progress("generating responses", len(rows) * settings.samples) as progress:
+            responses, faulty = respond(
+                loaded, tokenizer, mesh, rows, sampling,
+                samples=settings.samples, slots=settings.slots, provenance=provenance, on_finished=progress.advance,
+            )  # fmt: skip
+        # A prompt that cannot be used fails in all of its samples, and is one faulty row of the file.
+        return [row.to_row() for row in responses], {name.rpartition("#")[0]: reason for name, reason in faulty.items()}
 
     return _convert(config, model, prompts, Prompt, out, make, reward=False, what="responses")
 
@@ -85,31 +64,19 @@ def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
 def score(config: RunConfig, model: str, rows: Path, out: Path) -> int:
     """Writes each conversation of a file with its five attributes; returns the exit status."""
 
-    def make(mesh: Mesh, console: Console, rows: list[Response]) -> tuple[list[dict], dict[str, str]]:
-        import numpy as np
-
+    def make(mesh: Mesh, console: Console, rows: list[Response]) -> Made:
         from nemo_sdg.engine.load import load_model
-        from nemo_sdg.engine.score import encode, named, score
+        from nemo_sdg.engine.rows import rate
 
         with console.progress("loading the model"):
             loaded, tokenizer = load_model(model, mesh, dtype=config.models.dtype, reward=True, spec=config.models.spec)
-        conversations, owners, faulty = [], [], {}
-        for row in rows:
-            try:
-                turns = [*row.messages, {"role": "assistant", "content": row.response}]
-                conversations.append(encode(tokenizer, turns, loaded.max_sequence_length))
-                owners.append(row)
-            except RowError as error:
-                faulty[row.id] = str(error)
-        with console.progress("scoring", len(conversations)) as progress:
-            rewards = score(loaded, tokenizer, mesh, conversations, config.score.slots, progress.advance)
-        written = []
-        for row, rewards_A in zip(owners, rewards):
-            if np.isfinite(rewards_A).all():
-                written.append(Scored(**vars(row), scores=named(rewards_A)).to_row())
-            else:
-                faulty[row.id] = "the model's scores are not finite"
-        return written, faulty
+        provenance = {"reward": ModelFolder.open(model).digest}
+        with console.progress("scoring", len(rows)) as progress:
+            scored, faulty = rate(
+                loaded, tokenizer, mesh, rows,
+                slots=config.score.slots, provenance=provenance, on_finished=progress.advance,
+            )  # fmt: skip
+        return [row.to_row() for row in scored], faulty
 
     return _convert(config, model, rows, Response, out, make, reward=True, what="scored rows")
 
@@ -134,7 +101,7 @@ def _convert(
         topology=config.topology,
         log_dir=logs,
         loading="loading Megatron",
-        modules=("nemo_sdg.engine.generate", "nemo_sdg.engine.score", "nemo_sdg.engine.load"),
+        modules=("nemo_sdg.engine.rows", "nemo_sdg.engine.load"),
     )
 
     def work(mesh: Mesh, console: Console) -> int:
@@ -150,7 +117,7 @@ def _convert(
     return status
 
 
-def _share(mesh: Mesh, written: list[dict], faulty: dict[str, str]) -> list[tuple[list[dict], dict[str, str]]]:
+def _share(mesh: Mesh, written: list[dict], faulty: dict[str, str]) -> list[Made]:
     """What each replica has made, on every rank."""
     return [mesh.broadcast_object([written, faulty], src=mesh.tp * replica) for replica in range(mesh.dp)]
 
@@ -174,7 +141,8 @@ def _write(
     else:
         beside.unlink(missing_ok=True)  # of an earlier run on another file
     commit_file(out, _jsonl(written))
-    console.say(f"{len(written)} {what} from {len(rows) - len(reasons)} rows are in {out}")
+    used = len({row[owner] for row in written})
+    console.say(f"{len(written)} {what} from {used} rows are in {out}")
     if faults:
         console.say(f"{len(faults)} faulty rows were set aside with their reasons in {beside}")
 

@@ -14,16 +14,13 @@ from typing import Any
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.console import Console
-from nemo_sdg.engine.generate import Request, check_fits, generate
 from nemo_sdg.engine.load import load_model
+from nemo_sdg.engine.rows import rate, respond
 from nemo_sdg.engine.sampling import Sampling
-from nemo_sdg.engine.score import encode, named, score
-from nemo_sdg.errors import RowError
 from nemo_sdg.evaluation.agreement import agreement
 from nemo_sdg.evaluation.exact_match import exact_match
-from nemo_sdg.models.templates import instruct_prompt
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.records import Labelled, Prompt, read_rows
+from nemo_sdg.records import Labelled, Prompt, Response, read_rows
 
 
 def policy(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console: Console) -> dict[str, Any]:
@@ -32,20 +29,14 @@ def policy(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console:
     asked = [row for row in prompts if isinstance(row.extra.get("answer"), str)]
     faulty = len(faults) + len(prompts) - len(asked)
     mine = asked[mesh.dp_rank :: mesh.dp]
+    greedy = Sampling(max_tokens=config.evaluate.max_tokens, temperature=0.0)
     with _loaded(model, config, mesh, reward=False) as (loaded, tokenizer):
-        requests, answers = [], []
-        for row in mine:
-            try:
-                ids = tokenizer.encode(instruct_prompt(row.messages))
-                check_fits(ids, loaded.max_sequence_length)
-            except RowError:
-                continue
-            requests.append(Request(row.id, 0, ids))
-            answers.append(row.extra["answer"])
-        greedy = Sampling(max_tokens=config.evaluate.max_tokens, temperature=0.0)
-        with console.progress("answering held-out prompts", len(requests)) as progress:
-            done = generate(loaded, tokenizer, mesh, requests, greedy, config.generate.slots, progress.advance)
-        pairs = [(tokenizer.decode(d.token_ids), answer) for d, answer in zip(done, answers)]
+        with console.progress("answering held-out prompts", len(mine)) as progress:
+            responses, _ = respond(
+                loaded, tokenizer, mesh, mine, greedy,
+                samples=1, slots=config.generate.slots, provenance={}, on_finished=progress.advance,
+            )  # fmt: skip
+    pairs = [(row.response, row.extra["answer"]) for row in responses]
     everywhere = _over_replicas(mesh, pairs)
     return {**exact_match(everywhere), "faulty": faulty + len(asked) - len(everywhere)}
 
@@ -53,19 +44,16 @@ def policy(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console:
 def reward(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console: Console) -> dict[str, Any]:
     """Agreement with the labels of HelpSteer2 rows: {attribute: {"pearson", "spearman", "mae", "n"}}."""
     labelled, _ = read_rows(rows, Labelled)
-    mine = labelled[mesh.dp_rank :: mesh.dp]
+    # The schema has no id and rows may repeat, so the place in the file names a row here.
+    rows_by_id = {str(i): row for i, row in enumerate(labelled) if i % mesh.dp == mesh.dp_rank}
+    mine = [Response(name, name, 0, row.messages, row.response) for name, row in rows_by_id.items()]
     with _loaded(model, config, mesh, reward=True) as (loaded, tokenizer):
-        conversations, labels = [], []
-        for row in mine:
-            turns = [*row.messages, {"role": "assistant", "content": row.response}]
-            try:
-                conversations.append(encode(tokenizer, turns, loaded.max_sequence_length))
-            except RowError:
-                continue
-            labels.append(row.labels)
-        with console.progress("scoring held-out rows", len(conversations)) as progress:
-            rewards = score(loaded, tokenizer, mesh, conversations, config.score.slots, progress.advance)
-        pairs = [(named(rewards_A), true) for rewards_A, true in zip(rewards, labels)]
+        with console.progress("scoring held-out rows", len(mine)) as progress:
+            scored, _ = rate(
+                loaded, tokenizer, mesh, mine,
+                slots=config.score.slots, provenance={}, on_finished=progress.advance,
+            )  # fmt: skip
+    pairs = [(row.scores, rows_by_id[row.id].labels) for row in scored]
     everywhere = _over_replicas(mesh, pairs)
     return agreement([predicted for predicted, _ in everywhere], [true for _, true in everywhere])
 

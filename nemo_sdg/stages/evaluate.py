@@ -23,14 +23,15 @@ def run(context: Context) -> dict[str, Any]:
         {"policy": {"exact_match", "n", "faulty"} or None, "reward": {attribute: {...}} or None, "before": the same
         two of the models that the run started from}. None stands for "no held-out rows are set".
     """
-    path = context.run.round(context.round) / FILE
-    if context.mesh.broadcast_object(path.is_file()):
-        return json.loads(path.read_text(encoding="utf-8"))
+    path = context.folder / FILE
+    done = _read(context, path)
+    if done is not None:
+        return done
     models = context.config.models
     before = _before(context)
     after = {
         kind: before[kind] if model is None else _measure(context, kind, model)
-        for kind, model in ((kind, context.trained(kind, context.round)) for kind in ("policy", "reward"))
+        for kind, model in [(kind, context.trained(kind, context.round)) for kind in ("policy", "reward")]
     }
     result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
     if context.mesh.writer:
@@ -41,11 +42,16 @@ def run(context: Context) -> dict[str, Any]:
 
 def _before(context: Context) -> dict[str, Any]:
     if context.round > 0:
-        first = context.run.round(0) / FILE
-        if context.mesh.broadcast_object(first.is_file()):
-            return json.loads(first.read_text(encoding="utf-8"))["before"]
+        first = _read(context, context.run.round(0) / FILE)
+        if first is not None:
+            return first["before"]
     models = context.config.models
     return {"policy": _measure(context, "policy", models.instruct), "reward": _measure(context, "reward", models.reward)}
+
+
+def _read(context: Context, path: Path) -> dict[str, Any] | None:
+    """What rank 0 finds there, on every rank: a shared file system may show a new file to some ranks first."""
+    return context.on_writer(lambda: {"found": json.loads(path.read_bytes()) if path.is_file() else None})["found"]
 
 
 def _measure(context: Context, kind: str, model: Path | str) -> dict[str, Any] | None:
