@@ -29,17 +29,21 @@ def load(model: torch.nn.Module, path: Path | str, mesh: Mesh, *, fresh_head_see
         CheckpointError: a tensor is missing or of another shape, or the weights cannot be read.
     """
     from megatron.core import dist_checkpointing
+    from torch.distributed.checkpoint.api import CheckpointException
 
     folder = ModelFolder.open(path)
     weights = folder.path / "weights"
-    wanted = model.sharded_state_dict(prefix=PREFIX)
     fresh = not folder.is_reward and fresh_head_seed is not None
-    if fresh:
-        wanted = {key: value for key, value in wanted.items() if not key.endswith(_HEAD)}
+    # `_extra_state` holds pickled settings of TransformerEngine's fp8; nothing here needs it.
+    wanted = {
+        key: value
+        for key, value in model.sharded_state_dict(prefix=PREFIX).items()
+        if not key.endswith("_extra_state") and not (fresh and key == PREFIX + _HEAD)
+    }
     try:
         with device.cuda_calls_on_cpu():
             loaded = dist_checkpointing.load(wanted, str(weights))
-    except Exception as error:  # the strategies raise their own, torch's and the pickle's kinds
+    except (Exception, CheckpointException) as error:  # the strategies raise many kinds, torch's is a BaseException
         raise CheckpointError(
             "the weights cannot be loaded into this model",
             where=weights,
@@ -47,7 +51,8 @@ def load(model: torch.nn.Module, path: Path | str, mesh: Mesh, *, fresh_head_see
             expected="a checkpoint of the same shape, written by training",
             way_out="check model_config.yaml, or train the model again",
         ) from error
-    state = {key.removeprefix(PREFIX): value for key, value in loaded.items()}
+    # Beside the tensors comes the trainer's own state: epoch, step, loops.
+    state = {key.removeprefix(PREFIX): loaded[key] for key in wanted}
     missing, unknown = model.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.endswith("_extra_state") and not (fresh and key == _HEAD)]
     if missing or unknown:

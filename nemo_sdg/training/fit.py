@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
@@ -13,12 +14,11 @@ import torch
 from nemo_sdg.checkpoints import nemo2, release
 from nemo_sdg.checkpoints.folder import ModelFolder, write_description
 from nemo_sdg.config import Models, Training, fingerprint
+from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import StoreError
-from nemo_sdg.models import nemotron
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.store import commit_folder
+from nemo_sdg.store import commit_folder, digest
 from nemo_sdg.training import cpu, data, probe
 
 RESULT = "training.json"
@@ -39,7 +39,6 @@ def fit(
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
     sequence_parallel: bool = False,
-    restart_every: int | None = None,
 ) -> dict[str, Any]:
     """Train from `start` on `rows` and commit the result as the model folder `out`.
 
@@ -49,13 +48,13 @@ def fit(
         task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format).
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
-        restart_every: steps between restart points; None keeps none.
     Returns:
         What `training.json` holds: losses, rows, tokens, rows set aside by reason.
     Raises:
         UserError: nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
             a loss that is not finite, or an `out` that holds another model.
     """
+    rows, out = Path(rows), Path(out)
     folder = ModelFolder.open(start)
     folder.shape.check_topology(mesh.tp, mesh.pp)
     if task == "sft":
@@ -66,37 +65,29 @@ def fit(
         return done
     probe.check()
     with cpu.scope():
-        job = _Fit(task, settings, models, folder, Path(rows), Path(out), mesh, seed, signature)
-        job.on_step, job.sequence_parallel, job.restart_every = on_step, sequence_parallel, restart_every
+        job = _Fit(task, settings, models, folder, rows, out, mesh, seed, signature)
+        job.on_step, job.sequence_parallel = on_step, sequence_parallel
         return job.run()
 
 
-def dtype_of(models: Models) -> torch.dtype:
-    """The dtype of the weights: the one that is set, else bf16 on a GPU and fp32 on a CPU."""
-    if models.dtype is not None:
-        return nemotron.DTYPES[models.dtype]
-    return torch.bfloat16 if device.has_cuda() else torch.float32
-
-
 def _identity(task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, seed: int) -> dict[str, Any]:
-    import hashlib
-    from dataclasses import asdict
-
-    origin = folder.path / RESULT
+    """What the result depends on. The topology and the restart points change no more than last digits."""
+    decisive = {key: value for key, value in asdict(settings).items() if key not in ("enabled", "restart_every")}
     return {
         "task": task,
-        "settings": asdict(settings),
-        "dtype": str(dtype_of(models)),
-        "start": hashlib.sha256(origin.read_bytes()).hexdigest() if origin.is_file() else str(folder.path.name),
-        "rows": hashlib.sha256(Path(rows).read_bytes()).hexdigest() if Path(rows).is_file() else None,
+        "settings": decisive,
+        "dtype": str(resolve_dtype(models.dtype, folder)),
+        # A trained folder is named by the digest of how it came about, which holds its own rows and start.
+        "start": digest(folder.path / RESULT) or digest(folder.path),
+        "rows": digest(rows),
         "seed": seed,
     }
 
 
 def _committed(out: Path, signature: str) -> dict[str, Any] | None:
-    if not Path(out).exists():
+    if not out.exists():
         return None
-    result = Path(out) / RESULT
+    result = out / RESULT
     found = json.loads(result.read_text()) if result.is_file() else {}
     if found.get("signature") != signature:
         raise StoreError(
@@ -111,7 +102,6 @@ class _Fit:
 
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
-    restart_every: int | None = None
 
     def __init__(
         self, task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, out: Path, mesh: Mesh, seed: int,
@@ -179,7 +169,7 @@ class _Fit:
             self.task,
             self.settings,
             shape=self.folder.shape,
-            dtype=dtype_of(self.models),
+            dtype=resolve_dtype(self.models.dtype, self.folder),
             spec=self.models.spec,
             mesh=self.mesh,
             batches=self.batches,
@@ -189,7 +179,6 @@ class _Fit:
             on_loss=on_loss,
             fill=self._fill,
             sequence_parallel=self.sequence_parallel,
-            restart_every=self.restart_every,
         )
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 

@@ -15,6 +15,7 @@ from nemo.collections import llm
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
+from nemo_sdg.checkpoints.names import released_key, tensor_places
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel import device
@@ -88,6 +89,7 @@ class NemotronModule(llm.NemotronModel):
         if hasattr(self, "module"):
             return
         self.module = self.config.configure_model(self.tokenizer, vp_stage=vp_stage)
+        mark_shards(self.module, shape_of(self.config), reward=self.config.reward)
         if self.fill is not None:
             # Before Megatron wraps it: its buffers and main parameters are copies of what is here now.
             self.fill(self.module)
@@ -110,6 +112,20 @@ class NemotronModule(llm.NemotronModel):
         if self._training_loss_reduction is None:
             self._training_loss_reduction = RegressionLoss() if self.config.reward else TokenLoss()
         return self._training_loss_reduction
+
+
+def mark_shards(model: GPTModel, shape: NemotronShape, *, reward: bool) -> None:
+    """Tell Megatron's gradient norm which parameters are shards and which are copies.
+
+    Its layers do so only while they draw initial weights. Without the marks the norm counts the shards of
+    tensor-parallel rank 0 alone, and clips less than it should.
+    """
+    places = tensor_places(shape, reward=reward)
+    for name, parameter in model.named_parameters():
+        key, _ = released_key(name, 0)
+        if places[key].tp_axis is not None:
+            parameter.tensor_model_parallel = True
+            parameter.partition_dim, parameter.partition_stride = places[key].tp_axis, 1
 
 
 class TargetLoss(MegatronLossReduction):

@@ -66,6 +66,7 @@ class FitStrategy(MegatronStrategy):
     through tensors on "cuda", and it lets single ranks stop alone.
     """
 
+    task = "sft"
     mesh: Mesh
     on_loss: Callable[[int, float], None]
 
@@ -112,10 +113,10 @@ class FitStrategy(MegatronStrategy):
             if rank < world:
                 raise UserError(
                     f"{what} is not finite",
-                    where=f"training step {self.trainer.global_step}, rank {rank}",
+                    where=f"{self.task} training, step {self.trainer.global_step}, rank {rank}",
                     found=found,
                     expected="a finite number",
-                    way_out="lower learning_rate or raise warmup_steps; the model before this step is unharmed",
+                    way_out=f"lower {self.task}.learning_rate or raise {self.task}.warmup_steps; this step was not applied",
                 )
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

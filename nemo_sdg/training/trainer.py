@@ -67,7 +67,6 @@ def make_trainer(
     on_loss: Callable[[int, float], None],
     fill: Callable[[Any], object],
     sequence_parallel: bool,
-    restart_every: int | None,
 ) -> tuple[nl.Trainer, NemotronModule, TrainingData]:
     """Trainer, module and data of a fit that has `done` steps behind it.
 
@@ -115,8 +114,8 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    strategy.mesh, strategy.on_loss = mesh, on_loss
-    trainer.callbacks.append(CommittedCheckpoint(work, restart_every, mesh, lambda: list(losses)))
+    strategy.task, strategy.mesh, strategy.on_loss = task, mesh, on_loss
+    trainer.callbacks.append(CommittedCheckpoint(work, settings.restart_every, mesh, lambda: list(losses)))
     optimizer = OptimizerModule(
         OptimizerConfig(
             optimizer="adam",

@@ -15,7 +15,7 @@ from nemo_sdg.models.shapes import NemotronShape
 
 SHAPE = NemotronShape(
     num_layers=4, hidden_size=32, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2, kv_channels=8,
-    vocab_size=128, seq_length=128, init_method_std=0.1,
+    vocab_size=128, seq_length=256, init_method_std=0.1,
 )  # fmt: skip
 
 WORDS = "add sort reverse red green blue one two three four five six seven eight nine".split()

@@ -1,0 +1,23 @@
+"""One world for all tests of this folder, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+
+from training import worlds
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokenizer.model, base/, head/ (a reward model) and the rows of both tasks."""
+    import nemo_sdg.training.trainer  # noqa: F401  (NeMo, imported once, before any rank is forked)
+
+    folder = tmp_path_factory.mktemp("training")
+    worlds.write_tokenizer(folder / "tokenizer.model")
+    run_ranks(worlds.write_start, folder / "base", folder / "tokenizer.model")
+    worlds.write_rows(folder / "sft.jsonl", worlds.sft_rows(37))
+    worlds.write_rows(folder / "reward.jsonl", worlds.reward_rows(37))
+    return folder
