@@ -19,8 +19,8 @@ from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Prompt, Response, Scored
 
-Faulty = dict[str, str]
-"""Reason by the id of a row that was set aside."""
+Faulty = dict[str, RowError]
+"""Why, by the id of a row that was set aside."""
 OnFinished = Callable[[int], None]
 
 
@@ -48,15 +48,16 @@ def respond(
             ids = tokenizer.encode(instruct_prompt(prompt.messages))
             check_fits(ids, model.max_sequence_length)
         except RowError as error:
-            faulty.update({f"{prompt.id}#{sample}": str(error) for sample in range(samples)})
+            faulty.update({f"{prompt.id}#{sample}": error for sample in range(samples)})
             continue
         owners += [prompt] * samples
         requests += [Request(prompt.id, sample, ids) for sample in range(samples)]
+    _count(on_finished, faulty)
     responses = []
     for prompt, request, made in zip(owners, requests, generate(model, tokenizer, mesh, requests, sampling, slots, on_finished)):
         name = f"{prompt.id}#{request.sample}"
         if made.finish_reason == "not_finite":
-            faulty[name] = "the model's logits are not finite"
+            faulty[name] = RowError("the model's logits are not finite")
             continue
         responses.append(
             Response(
@@ -97,12 +98,19 @@ def rate(
             conversations.append(encode(tokenizer, turns, model.max_sequence_length))
             owners.append(row)
         except RowError as error:
-            faulty[row.id] = str(error)
+            faulty[row.id] = error
+    _count(on_finished, faulty)
     scored = []
     for row, rewards_A in zip(owners, score(model, tokenizer, mesh, conversations, slots, on_finished)):
         if not np.isfinite(rewards_A).all():
-            faulty[row.id] = "the scores are not finite"
+            faulty[row.id] = RowError("the scores are not finite")
             continue
         known = {**vars(row), "provenance": {**row.provenance, **provenance}}
         scored.append(Scored(**known, scores=named(rewards_A)))
     return scored, faulty
+
+
+def _count(on_finished: OnFinished | None, faulty: Faulty) -> None:
+    """A row that never reaches the model is finished too."""
+    if on_finished and faulty:
+        on_finished(len(faulty))

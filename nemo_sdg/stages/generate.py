@@ -45,7 +45,7 @@ def run(context: Context) -> dict[str, Any]:
         seed=seed,
     )
 
-    def totals(rows: list[dict], faulty: int) -> dict[str, Any]:
+    def totals(rows: list[dict], faulty: dict[str, int]) -> dict[str, Any]:
         reasons = [row["finish_reason"] for row in rows]
         return {
             "rows_in": len(prompts) * settings.samples,

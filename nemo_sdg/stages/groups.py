@@ -6,15 +6,18 @@ Groups are shared out over the data-parallel replicas. A replica's lead rank com
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
+from nemo_sdg.errors import RowError
 from nemo_sdg.records import Response
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Group, StageStore, commit_rows
 
-Totals = Callable[[list[dict], int], dict[str, Any]]
-"""(all rows of the stage, number of rows set aside) -> what SUCCESS.json keeps."""
+Totals = Callable[[list[dict], dict[str, int]], dict[str, Any]]
+"""(all rows of the stage, rows set aside by reason) -> what SUCCESS.json keeps."""
 
 
 def relevant(settings: Any, *but: str) -> dict[str, Any]:
@@ -41,12 +44,12 @@ class Work:
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
 
-    def commit(self, group: Group, rows: Sequence[Response], faulty: Mapping[str, str]) -> None:
+    def commit(self, group: Group, rows: Sequence[Response], faulty: Mapping[str, RowError]) -> None:
         """Writes a group's rows; what was set aside stands beside them before the group counts as done."""
         if not self._context.mesh.replica_lead:
             return
         if faulty:
-            lines = [{"id": name, "reason": reason} for name, reason in faulty.items()]
+            lines = [{"id": name, "reason": why.what, "detail": str(why)} for name, why in faulty.items()]
             commit_rows(self._faulty_file(group), lines)
         self._store.commit(group, [row.to_row() for row in rows])
 
@@ -56,8 +59,9 @@ class Work:
         mesh.barrier()
         if mesh.writer and not self.done:
             files = [self._faulty_file(group) for group in store.groups]
-            faulty = sum(file.read_bytes().count(b"\n") for file in files if file.is_file())
-            store.finish(totals(list(store.committed()), faulty))
+            lines = [line for file in files if file.is_file() for line in file.read_bytes().splitlines()]
+            faulty = Counter(json.loads(line)["reason"] for line in lines)
+            store.finish(totals(list(store.committed()), dict(faulty.most_common())))
         return mesh.broadcast_object(store.totals if mesh.writer else None)
 
     def _faulty_file(self, group: Group) -> Path:

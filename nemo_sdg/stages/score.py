@@ -36,7 +36,7 @@ def run(context: Context) -> dict[str, Any]:
         group_size=settings.group_size,
     )
 
-    def totals(rows: list[dict], faulty: int) -> dict[str, Any]:
+    def totals(rows: list[dict], faulty: dict[str, int]) -> dict[str, Any]:
         means = {name: sum(row["scores"][name] for row in rows) / max(1, len(rows)) for name in ATTRIBUTES}
         return {"rows_in": len(responses), "kept": len(rows), "dropped": {}, "faulty": faulty, "mean": means}
 
