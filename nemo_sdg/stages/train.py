@@ -5,13 +5,11 @@ Writes `policy/` and `reward/`, whole or not at all. A model that is not trained
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from nemo_sdg.config import Training
+from nemo_sdg.stages.context import Context
 from nemo_sdg.training.fit import fit
-
-if TYPE_CHECKING:
-    from nemo_sdg.stages.context import Context
 
 KINDS = {"policy": "sft", "reward": "reward"}
 """The folder of each model, and the settings and rows (`datasets/<name>.jsonl`) that it is trained with."""
@@ -21,8 +19,8 @@ def run(context: Context) -> dict[str, Any]:
     """Trains what is enabled and not done yet.
 
     Returns:
-        By kind: {"steps", "rows", "rows_set_aside", "tokens", "first_loss", "last_loss"}, or None where it is
-        carried on.
+        By kind: {"steps", "rows", "rows_set_aside", "tokens", "first_loss", "last_loss"}, or None where the
+        previous model is carried on.
     """
     totals: dict[str, Any] = {}
     for kind, name in KINDS.items():
@@ -32,15 +30,14 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _train(context: Context, kind: str, name: str, settings: Training) -> dict[str, Any]:
-    folder = context.run.round(context.round)
     with context.console.progress(f"train {kind}", settings.steps) as bar:
         result = fit(
             name,
             settings,
             models=context.config.models,
             start=context.config.models.base if settings.start_from == "base" else context.model(kind),
-            rows=folder / "datasets" / f"{name}.jsonl",
-            out=folder / kind,
+            rows=context.folder / "datasets" / f"{name}.jsonl",
+            out=context.folder / kind,
             mesh=context.mesh,
             seed=context.config.run.seed + context.round,
             on_step=_follow(bar.advance),
@@ -48,7 +45,7 @@ def _train(context: Context, kind: str, name: str, settings: Training) -> dict[s
         )
     totals = {key: result[key] for key in ("steps", "rows", "rows_set_aside", "tokens")}
     totals.update(first_loss=result["losses"][0], last_loss=result["losses"][-1])
-    if "seconds" in result:
+    if "seconds" in result:  # it was trained now, not found done
         context.run.events("trained", round=context.round, kind=kind, seconds=round(result["seconds"], 3), **totals)
     return totals
 
