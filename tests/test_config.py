@@ -154,7 +154,7 @@ def test_the_fingerprint_follows_what_decides_rows_and_not_where_they_are_made()
     def name(*words: str) -> str:
         return config.fingerprint(config.identity(load("tiny", words)))
 
-    assert name() == name("topology.tp=2", "topology.pp=2", "run.timeout_s=9", "run.threads=1", "run.rounds=5")
+    assert name() == name("topology.tp=2", "topology.pp=2", "run.timeout_s=9", "run.threads=1", "run.rounds=5", "score.slots=3")
     others = [name(word) for word in ("run.seed=1", "models.dtype=fp64", "models.spec=local", "select.minimum={}")]
     assert len({name(), *others}) == 5
     assert config.fingerprint({"a": 1, "b": [2.5, None]}) == config.fingerprint({"b": [2.5, None], "a": 1})

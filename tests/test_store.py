@@ -71,8 +71,10 @@ def test_a_stage_is_read_back_in_order_and_says_what_it_holds(tmp_path: Path):
 def test_groups_may_be_committed_in_any_order_and_twice(tmp_path: Path):
     run_stage(tmp_path / "a")
     stage = store(tmp_path / "b")
-    for group in [*reversed(stage.groups), stage.groups[1]]:
+    for group in reversed(stage.groups):
         stage.commit(group, INPUT[group.start : group.stop])
+        assert list(stage.committed()) == INPUT[group.start :]
+    stage.commit(stage.groups[1], INPUT[4:8])
     stage.finish({"rows_in": ROWS, "kept": 7, "dropped": {"too short": 2}, "faulty": 1})
     parts = [{k: v for k, v in contents(tmp_path / x).items() if k.startswith("part")} for x in "ab"]
     assert parts[0] == parts[1]

@@ -32,6 +32,7 @@ _TRAINING: dict[str, Rule] = {
     "beta1": _BETA,
     "beta2": _BETA,
     "clip_grad": _AT_LEAST_0,
+    "restart_every": _AT_LEAST_1,
 }
 
 RULES: dict[str, Rule] = {

@@ -12,8 +12,9 @@ import yaml
 
 from nemo_sdg.config.settings import RunConfig
 
-_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.threads", "run.rounds")
-"""Keys that may change when a run is continued: where and how far it runs, not what its rows are."""
+_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.threads", "run.rounds", "generate.slots", "score.slots")
+_NOT_IDENTITY += ("sft.restart_every", "reward.restart_every")
+"""Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide what a run's rows are: all but the topology, timeouts, threads and the rounds."""
+    """The settings that decide what a run's rows are: all but how, where and how far it runs."""
     return {key: value for key, value in flatten(config).items() if not key.startswith(_NOT_IDENTITY)}
 
 
