@@ -94,12 +94,14 @@ def test_a_held_out_prompt_is_in_no_file(tmp_path: Path):
     commit_rows(held, [{"prompt": "Say x", "response": "x", **LABELS}])
     train = tmp_path / "hs.jsonl"
     follow_up = "Say x\n<extra_id_1>Assistant\nx\n<extra_id_1>User\nAgain"
-    commit_rows(train, [{"prompt": p, "response": "r", **LABELS} for p in ("Say x", follow_up, "Say z")])
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say x"}]
+    asked = [{"prompt": "Say x"}, {"prompt": follow_up}, {"messages": told}, {"prompt": "Say z"}]
+    commit_rows(train, [{**row, "response": "r", **LABELS} for row in asked])
     rows = [scored("Add 2 and 3. "), scored("Add 2 and 4."), scored("Say x", response="y")]
     words = (f"data.helpsteer2={train}", f"evaluate.exact_match={exact}", f"evaluate.helpsteer2={held}")
     totals = assembled(tmp_path, rows, *words)
     assert totals["sft"] == {"rows_in": 3, "kept": 1, "dropped": {"held out": 2}, "faulty": 0}
-    assert totals["reward"] == {"rows_in": 6, "kept": 2, "dropped": {"held out": 4}, "faulty": 0}
+    assert totals["reward"] == {"rows_in": 7, "kept": 2, "dropped": {"held out": 5}, "faulty": 0}
     text = "".join((tmp_path / "run/round-0/datasets" / name).read_text() for name in ("sft.jsonl", "reward.jsonl"))
     assert "Add 2 and 4." in text and "Say z" in text and "Add 2 and 3." not in text and "Say x" not in text
 
