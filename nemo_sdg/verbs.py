@@ -5,7 +5,7 @@ Everything that can be refused without a model is refused first: settings, check
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from nemo_sdg.config import RunConfig, load
 from nemo_sdg.console import Console
 from nemo_sdg.evaluation import report
 from nemo_sdg.session import Session, rank
-from nemo_sdg.store import Run
+from nemo_sdg.store import Run, StageStore, digest
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
@@ -31,6 +31,10 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
     if rank() == 0:
         # Settles whose folder this is before the slow imports; the rank takes the lock again.
         Run.open(out, config, writer=True).close()
+    if stage is None and _finished(out, config):
+        console.say(f"nothing to do: all {config.run.rounds} rounds in {out} are finished and whole")
+        _summary(out, console)
+        return 0
     session = Session(
         topology=config.topology,
         log_dir=out / "logs",
@@ -49,16 +53,31 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
                 loop.run_stage(stage, config, opened, mesh, console, round=round_)
             mesh.barrier()
             if mesh.writer:
-                _finish(opened, config, console, stage)
+                if stage is None:
+                    _summary(out, console)
+                else:
+                    console.say(f"{stage} of round {round_} is done; what it made lies in {opened.round(round_)}")
         return 0
 
     return session.start(work)
 
 
-def _finish(opened: Run, config: RunConfig, console: Console, stage: str | None) -> None:
-    result = report.read(opened.out)
-    if stage is None:
-        report.show(result, console)
-        console.say(f"next: nemo-sdg report {os.path.relpath(opened.out)}")
-    else:
-        console.say(f"{stage} is done; its rows lie under {opened.out}")
+def _summary(out: Path, console: Console) -> None:
+    report.show(report.read(out), console)
+    console.say(f"next: nemo-sdg report {out}")
+
+
+def _finished(out: Path, config: RunConfig) -> bool:
+    """Whether every stage of every round is there and what its names and digests say. Asked without torch."""
+    for number in range(config.run.rounds):
+        folder = out / f"round-{number}"
+        trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
+        needed = [*(f"{name}/SUCCESS.json" for name in report.STAGES), *(f"{kind}/training.json" for kind in trained)]
+        if not all((folder / name).is_file() for name in (*needed, "datasets/summary.json", "evaluation.json")):
+            return False
+        if not all(StageStore.finished(folder / name).done for name in report.STAGES):
+            return False
+        digests = json.loads((folder / "datasets" / "summary.json").read_bytes())["digests"]
+        if any(digest(folder / "datasets" / name) != expected for name, expected in digests.items()):
+            return False
+    return True

@@ -23,7 +23,7 @@ from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Labelled, Prompt, Response, read_rows
 
 
-def policy(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console: Console) -> dict[str, Any]:
+def policy(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console: Console, title: str) -> dict[str, Any]:
     """Exact match of greedy answers on {"prompt", "answer"} rows: {"exact_match", "n", "faulty"}."""
     prompts, faults = read_rows(rows, Prompt)
     asked = [row for row in prompts if isinstance(row.extra.get("answer"), str)]
@@ -31,7 +31,7 @@ def policy(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console:
     mine = asked[mesh.dp_rank :: mesh.dp]
     greedy = Sampling(max_tokens=config.evaluate.max_tokens, temperature=0.0)
     with _loaded(model, config, mesh, reward=False) as (loaded, tokenizer):
-        with console.progress("answering held-out prompts", len(mine)) as progress:
+        with console.progress(title, len(mine)) as progress:
             responses, _ = respond(
                 loaded, tokenizer, mesh, mine, greedy,
                 samples=1, slots=config.generate.slots, provenance={}, on_finished=progress.advance,
@@ -41,14 +41,14 @@ def policy(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console:
     return {**exact_match(everywhere), "faulty": faulty + len(asked) - len(everywhere)}
 
 
-def reward(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console: Console) -> dict[str, Any]:
+def reward(model: Path | str, rows: str, config: RunConfig, mesh: Mesh, console: Console, title: str) -> dict[str, Any]:
     """Agreement with the labels of HelpSteer2 rows: {attribute: {"pearson", "spearman", "mae", "n"}}."""
     labelled, _ = read_rows(rows, Labelled)
     # The schema has no id and rows may repeat, so the place in the file names a row here.
     rows_by_id = {str(i): row for i, row in enumerate(labelled) if i % mesh.dp == mesh.dp_rank}
     mine = [Response(name, name, 0, row.messages, row.response) for name, row in rows_by_id.items()]
     with _loaded(model, config, mesh, reward=True) as (loaded, tokenizer):
-        with console.progress("scoring held-out rows", len(mine)) as progress:
+        with console.progress(title, len(mine)) as progress:
             scored, _ = rate(
                 loaded, tokenizer, mesh, mine,
                 slots=config.score.slots, provenance={}, on_finished=progress.advance,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from nemo_sdg.config import ATTRIBUTES, RunConfig, fingerprint, from_yaml, identity
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError
+from nemo_sdg.records import read_objects
 
 STAGES = {"prompts": "prompts", "responses": "generate", "scored": "score", "decisions": "select"}
 """Folder of a round -> the stage that fills it."""
@@ -61,7 +64,7 @@ def read(folder: Path) -> Result:
         for name, stage in STAGES.items():
             totals = (_json(place / name / "SUCCESS.json") or {}).get("totals")
             if totals is not None:
-                dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"))
+                dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), place / name)
                 result.rows.append(StageRows(number, stage, totals["rows_in"], totals["kept"], dropped, faulty))
         evaluation = _json(place / "evaluation.json")
         if evaluation is not None:
@@ -137,10 +140,16 @@ def _gain(before: float | None, after: float | None) -> str:
     return "-" if before is None or after is None else f"{after - before:+.3f}"
 
 
-def _reasons(value: object) -> dict[str, int]:
+def _reasons(value: object, folder: Path | None = None) -> dict[str, int]:
+    """Counts by reason; where a stage counted without them, the rows that it set aside in its folder tell."""
     if isinstance(value, Mapping):
         return {str(reason): int(count) for reason, count in value.items()}
-    return {"without a reason": int(value)} if value else {}
+    if not value:
+        return {}
+    files = sorted(folder.glob("faulty*.jsonl")) if folder else []
+    rows = [row for file in files for _, row in read_objects(file) if isinstance(row, dict)]
+    counts = Counter(re.split(r", found |: ", str(row.get("reason")))[0] for row in rows)
+    return dict(counts) if sum(counts.values()) == value else {"no reason kept": int(value)}
 
 
 def _json(path: Path) -> dict[str, Any] | None:

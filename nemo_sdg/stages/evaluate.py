@@ -30,7 +30,7 @@ def run(context: Context) -> dict[str, Any]:
     models = context.config.models
     before = _before(context)
     after = {
-        kind: before[kind] if model is None else _measure(context, kind, model)
+        kind: before[kind] if model is None else _measure(context, kind, model, f"evaluate {kind}")
         for kind, model in [(kind, context.trained(kind, context.round)) for kind in ("policy", "reward")]
     }
     result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
@@ -46,7 +46,8 @@ def _before(context: Context) -> dict[str, Any]:
         if first is not None:
             return first["before"]
     models = context.config.models
-    return {"policy": _measure(context, "policy", models.instruct), "reward": _measure(context, "reward", models.reward)}
+    given = {"policy": models.instruct, "reward": models.reward}
+    return {kind: _measure(context, kind, model, f"evaluate {kind} before training") for kind, model in given.items()}
 
 
 def _read(context: Context, path: Path) -> dict[str, Any] | None:
@@ -54,10 +55,10 @@ def _read(context: Context, path: Path) -> dict[str, Any] | None:
     return context.on_writer(lambda: {"found": json.loads(path.read_bytes()) if path.is_file() else None})["found"]
 
 
-def _measure(context: Context, kind: str, model: Path | str) -> dict[str, Any] | None:
+def _measure(context: Context, kind: str, model: Path | str, title: str) -> dict[str, Any] | None:
     settings = context.config.evaluate
     rows = settings.exact_match if kind == "policy" else settings.helpsteer2
     if rows is None:
         return None
     measure = held_out.policy if kind == "policy" else held_out.reward
-    return measure(model, rows, context.config, context.mesh, context.console)
+    return measure(model, rows, context.config, context.mesh, context.console, title)

@@ -6,56 +6,19 @@ top of the memory told here.
 
 from __future__ import annotations
 
-import gzip
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.checkpoints.names import tensor_places
 from nemo_sdg.checkpoints.survey import survey
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError, ConfigError, TopologyError
-from nemo_sdg.models.shapes import NemotronShape, sizes
+from nemo_sdg.models.shapes import sizes
+from nemo_sdg.plan.counting import count_rows
+from nemo_sdg.plan.memory import ModelPlan, StagePlan, bytes_text, merged, rank_parameters, stage_plan
 from nemo_sdg.resources import resolve
 from nemo_sdg.session import world_size
-
-ITEM_BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
-GRADIENT_BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
-"""Per trained parameter: gradients of bf16 weights are summed in fp32."""
-OPTIMIZER_BYTES = {"fp64": 16, "fp32": 8, "bf16": 12}
-"""Per trained parameter: Adam's two moments, and the fp32 master weight of a bf16 one."""
-_COUNT_AT_MOST = 1 << 27
-"""Files up to this many bytes are counted line by line; the rows of a larger one are estimated."""
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """Memory of one rank of a pipeline stage, in bytes."""
-
-    stage: int
-    parameters: int
-    weights: int
-    training: int
-    kv_cache: int
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """One model that a run reads."""
-
-    role: str
-    where: str
-    shape: NemotronShape
-    reward: bool
-    stored_bytes: int
-    """Bytes of one element on disk."""
-    present: bool = True
-
-    @property
-    def parameters(self) -> int:
-        return rank_parameters(self.shape, tp=1, pp=1, stage=0, reward=self.reward)
 
 
 @dataclass
@@ -111,7 +74,7 @@ class Plan:
         console.say(f"  to read   {bytes_text(self.bytes_to_read())} of weights per replica, every weight once per shard")
         rows = [
             (label, f"{s.parameters:,}", *(bytes_text(n) for n in (s.weights, s.training, s.kv_cache)))
-            for label, s in _merged(self.stages)
+            for label, s in merged(self.stages)
         ]
         columns = ("stage", "parameters", "weights", "gradients+optimizer", "KV cache at most")
         console.table("  memory per rank, without activations", columns, rows)
@@ -164,7 +127,7 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         },
         models=models,
         # On GPUs the replicas share Megatron's distributed optimizer; bf16 is not meant for anything else.
-        stages=[_stage(config, models, dtype, stage, dp if gpu or dtype == "bf16" else 1) for stage in range(topology.pp)],
+        stages=[stage_plan(config, models, dtype, stage, dp if gpu or dtype == "bf16" else 1) for stage in range(topology.pp)],
         notes=notes,
     )
 
@@ -197,44 +160,6 @@ def _check_batches(config: RunConfig, dp: int) -> None:
                 expected=f"a multiple of {kind}.micro_batch_size x {dp} replicas = {settings.micro_batch_size * dp}",
                 way_out=f"set {kind}.global_batch_size or {kind}.micro_batch_size",
             )
-
-
-def rank_parameters(shape: NemotronShape, tp: int, pp: int, stage: int, reward: bool = False) -> int:
-    """Parameters that one rank of a pipeline stage holds: shards of what TP cuts, copies of the norms."""
-    total = 0
-    for place in tensor_places(shape, reward=reward).values():
-        if (place.stage == "first" and stage > 0) or (place.stage == "last" and stage < pp - 1):
-            continue
-        count = 1
-        for size in place.shape:
-            count *= size
-        total += count // (tp if place.tp_axis is not None else 1) // (pp if place.stacked else 1)
-    return total
-
-
-def bytes_text(count: float) -> str:
-    """A size for people: 1024 bytes are a KiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
-
-
-def _stage(config: RunConfig, models: list[ModelPlan], dtype: str, stage: int, optimizer_shards: int) -> StagePlan:
-    """The largest of the models in each phase: only one is in memory at a time."""
-    topology, item = config.topology, ITEM_BYTES[dtype]
-    held = [rank_parameters(m.shape, topology.tp, topology.pp, stage, m.reward) for m in models]
-    trained = [n for n, m in zip(held, models) if m.role.startswith("train")]
-    policy = models[0].shape
-    per_token = 2 * policy.num_query_groups // topology.tp * policy.kv_channels * policy.num_layers // topology.pp
-    return StagePlan(
-        stage=stage,
-        parameters=max(held),
-        weights=max(held) * item,
-        training=int(max(trained, default=0) * (GRADIENT_BYTES[dtype] + OPTIMIZER_BYTES[dtype] / optimizer_shards)),
-        kv_cache=config.generate.slots * policy.seq_length * per_token * item,
-    )
 
 
 def _models(config: RunConfig, files: bool) -> list[ModelPlan]:
@@ -275,33 +200,3 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
         return taken, taken is not None, [f"{config.data.prompts} is not here, so its rows are not counted"]
     rows, exact = count_rows(path)
     return (rows, exact, []) if taken is None or rows == 0 else (taken, True, [])
-
-
-def count_rows(path: Path) -> tuple[int, bool]:
-    """(rows of a .jsonl or .jsonl.gz file, whether each was counted); blank lines are no rows."""
-    size = path.stat().st_size
-    whole = size <= (_COUNT_AT_MOST >> 4 if path.suffix == ".gz" else _COUNT_AT_MOST)
-    with open(path, "rb") as raw:
-        stream = gzip.open(raw) if path.suffix == ".gz" else raw
-        try:
-            if whole:
-                return sum(1 for line in stream if line.strip()), True
-            lines = stream.readlines(1 << 22)
-            return max(1, round(len(lines) * size / max(1, raw.tell()))), False
-        except (OSError, EOFError) as error:
-            raise ConfigError("cannot read the file", where=path, found=str(error), way_out="write it again") from error
-
-
-def _merged(stages: list[StagePlan]) -> list[tuple[str, StagePlan]]:
-    """Neighbouring stages that hold the same share one row."""
-    merged: list[tuple[int, int, StagePlan]] = []
-    for stage in stages:
-        if merged and _same(merged[-1][2], stage):
-            merged[-1] = (merged[-1][0], stage.stage, stage)
-        else:
-            merged.append((stage.stage, stage.stage, stage))
-    return [(f"{a}" if a == b else f"{a} to {b}", stage) for a, b, stage in merged]
-
-
-def _same(a: StagePlan, b: StagePlan) -> bool:
-    return (a.parameters, a.training, a.kv_cache) == (b.parameters, b.training, b.kv_cache)
