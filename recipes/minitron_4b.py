@@ -12,7 +12,9 @@ def minitron_4b() -> RunConfig:
     training = dict(global_batch_size=128, micro_batch_size=2, max_length=4096, learning_rate=2e-6, warmup_steps=10)
     return RunConfig(
         models=Models(
-            base="minitron-4b/base", instruct="minitron-4b/instruct", reward="minitron-4b/reward",
+            base="minitron-4b/base",
+            instruct="minitron-4b/instruct",
+            reward="minitron-4b/reward",
             dtype="bf16",
         ),
         topology=Topology(tp=2, pp=1),

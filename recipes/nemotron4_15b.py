@@ -11,7 +11,9 @@ def nemotron4_15b() -> RunConfig:
     training = dict(global_batch_size=128, micro_batch_size=1, max_length=4096, learning_rate=2e-6, warmup_steps=10)
     return RunConfig(
         models=Models(
-            base="nemotron4-15b/base", instruct="nemotron4-15b/instruct", reward="nemotron4-15b/reward",
+            base="nemotron4-15b/base",
+            instruct="nemotron4-15b/instruct",
+            reward="nemotron4-15b/reward",
             dtype="bf16",
         ),
         topology=Topology(tp=8, pp=1, sequence_parallel=True),

@@ -31,8 +31,14 @@ def test_every_recipe_in_the_folder_is_a_valid_config_of_its_own_name():
 
 
 def test_words_change_single_fields_and_nothing_else():
-    plain, changed = config.flatten(load("tiny")), config.flatten(
-        load("tiny", ["generate.samples=7", "sft.learning_rate=1e-3", "select.minimum.helpfulness=2", "reward={steps: 3}"])
+    plain, changed = (
+        config.flatten(load("tiny")),
+        config.flatten(
+            load(
+                "tiny",
+                ["generate.samples=7", "sft.learning_rate=1e-3", "select.minimum.helpfulness=2", "reward={steps: 3}"],
+            )
+        ),
     )
     different = {key: value for key, value in changed.items() if plain[key] != value}
     assert different == {
@@ -122,7 +128,12 @@ def test_a_yaml_file_may_be_a_part_and_names_itself_when_wrong(tmp_path: Path):
     assert loaded.score == RunConfig().score
     part.write_text("generate:\n  sample: 9\n")
     assert str(part) in refusal(recipe=str(part)) and "generate.samples" in refusal(recipe=str(part))
-    for text, said in [("a: 1\na: 2\n", "twice"), ("- 1\n", "mapping"), ("a: [", "cannot read"), ("!!python/name:os.system x: 1", "cannot read")]:
+    for text, said in [
+        ("a: 1\na: 2\n", "twice"),
+        ("- 1\n", "mapping"),
+        ("a: [", "cannot read"),
+        ("!!python/name:os.system x: 1", "cannot read"),
+    ]:
         part.write_text(text)
         assert said in refusal(recipe=str(part)), text
 
@@ -132,7 +143,9 @@ def test_yaml_goes_there_and_back(tmp_path: Path):
     file = tmp_path / "a.yaml"
     file.write_text(config.to_yaml(before))
     assert config.from_yaml(file) == before
-    file.write_text(f"fingerprint: abc\nversions: {{}}\nconfig:\n{re.sub('^', '  ', config.to_yaml(before), flags=re.M)}")
+    file.write_text(
+        f"fingerprint: abc\nversions: {{}}\nconfig:\n{re.sub('^', '  ', config.to_yaml(before), flags=re.M)}"
+    )
     assert load(str(file)) == before
 
 
@@ -154,7 +167,9 @@ def test_the_fingerprint_follows_what_decides_rows_and_not_where_they_are_made()
     def name(*words: str) -> str:
         return config.fingerprint(config.identity(load("tiny", words)))
 
-    assert name() == name("topology.tp=2", "topology.pp=2", "run.timeout_s=9", "run.threads=1", "run.rounds=5", "score.slots=3")
+    assert name() == name(
+        "topology.tp=2", "topology.pp=2", "run.timeout_s=9", "run.threads=1", "run.rounds=5", "score.slots=3"
+    )
     others = [name(word) for word in ("run.seed=1", "models.dtype=fp64", "models.spec=local", "select.minimum={}")]
     assert len({name(), *others}) == 5
     assert config.fingerprint({"a": 1, "b": [2.5, None]}) == config.fingerprint({"b": [2.5, None], "a": 1})

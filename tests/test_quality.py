@@ -18,7 +18,9 @@ FOURS = dict.fromkeys(ATTRIBUTES, 4.0)
 
 def row(prompt: str, sample: int, response: str = "", **scores: float) -> Scored:
     asked = ({"role": "user", "content": prompt},)
-    return Scored(f"{prompt}#{sample}", prompt, sample, asked, response or f"answer {sample}", scores={**FOURS, **scores})
+    return Scored(
+        f"{prompt}#{sample}", prompt, sample, asked, response or f"answer {sample}", scores={**FOURS, **scores}
+    )
 
 
 def test_the_scalar_is_the_model_cards():

@@ -344,7 +344,9 @@ def test_a_run_of_another_config_lists_what_differs_and_is_not_touched(tmp_path:
     with pytest.raises(StoreError) as caught:
         Run.open(tmp_path, other, writer=True)
     message = str(caught.value)
-    assert "run.seed (run: 1234, asked: 8)" in message and "select.maximum.verbosity (run: unset, asked: 3.0)" in message
+    assert (
+        "run.seed (run: 1234, asked: 8)" in message and "select.maximum.verbosity (run: unset, asked: 3.0)" in message
+    )
     assert "topology" not in message and "choose another --out" in message and "run.yaml --out" in message
     assert before == {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
 
@@ -374,6 +376,33 @@ def test_a_full_folder_that_is_no_run_is_left_alone(tmp_path: Path):
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(StoreError, match="not a folder"):
         Run.open(tmp_path / "thesis.tex", RunConfig(), writer=True)
+
+
+HELPED_WRITER = """
+import os, sys, time
+from nemo_sdg.config import load
+from nemo_sdg.store import Run
+Run.open(sys.argv[1], load(sys.argv[2]), writer=True)
+helper = os.fork()
+if helper == 0:
+    time.sleep(60)
+print(helper, flush=True)
+os._exit(9)
+"""
+
+
+def test_a_helper_that_outlives_its_writer_holds_no_lock(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(settings()))
+    words = [sys.executable, "-c", HELPED_WRITER, str(tmp_path / "run"), str(recipe)]
+    writer = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    helper = int(writer.stdout.readline())
+    assert writer.wait() == 9
+    try:
+        Run.open(tmp_path / "run", settings(), writer=True).close()
+    finally:
+        os.kill(helper, signal.SIGKILL)
+        writer.stdout.close()
 
 
 def test_a_second_writer_is_told_who_the_first_is_and_readers_are_free(tmp_path: Path):

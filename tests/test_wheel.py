@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-SOURCES = ("nemo_sdg", "recipes", "conf", "examples", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+SOURCES = (
+    "nemo_sdg",
+    "recipes",
+    "conf",
+    "examples",
+    "pyproject.toml",
+    "setup.py",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
 
 
 def call(*words: object, cwd: Path, **env: str) -> str:
@@ -30,7 +40,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in SOURCES:  # a copy: building writes beside the sources
         if (REPOSITORY / name).is_dir():
-            shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
+            shutil.copytree(
+                REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis")
+            )
         else:
             shutil.copy(REPOSITORY / name, source / name)
     quiet = ("--no-deps", "--no-build-isolation", "--no-index", "-q")
@@ -42,7 +54,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(wheel: Path) -> Path:
     """A folder with the installed wheel, apart from the repository."""
     target = wheel.parent / "site"
-    call(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q", "--target", target, wheel, cwd=target.parent)
+    call(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "-q",
+        "--target",
+        target,
+        wheel,
+        cwd=target.parent,
+    )
     return target
 
 
@@ -65,7 +89,8 @@ def test_the_installed_package_finds_its_own_data_and_not_the_repositorys(site: 
     code = (
         "import nemo_sdg; from nemo_sdg import resources, config\n"
         "print(nemo_sdg.__file__, resources.root(), sorted(resources.recipes()), sep='\\n')\n"
-        "print(resources.resolve(config.load('tiny').models.instruct), resources.resolve('package:conf/sizes.yaml'), sep='\\n')"
+        "print(resources.resolve(config.load('tiny').models.instruct))\n"
+        "print(resources.resolve('package:conf/sizes.yaml'))"
     )
     told = call(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     package, root, recipes, model, sizes = told.splitlines()

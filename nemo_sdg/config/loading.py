@@ -164,7 +164,9 @@ def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict:
     seen = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in seen:
         if not isinstance(key, (str, int)) or seen.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice or is no name", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice or is no name", node.start_mark
+            )
     return loader.construct_mapping(node, deep=True)
 
 

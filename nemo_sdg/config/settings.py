@@ -71,9 +71,7 @@ class Select:
     """Lowest score kept, per attribute (NVIDIA's demo: helpfulness 3.0)."""
     maximum: Dict[str, float] = field(default_factory=dict)
     """Highest score kept, per attribute."""
-    weights: Dict[str, float] = field(
-        default_factory=lambda: dict(zip(ATTRIBUTES, (0.3, 0.74, 0.46, 0.47, -0.33)))
-    )
+    weights: Dict[str, float] = field(default_factory=lambda: dict(zip(ATTRIBUTES, (0.3, 0.74, 0.46, 0.47, -0.33))))
     """Weights of the scalar (model card of Nemotron-4-340B-Reward)."""
     minimum_scalar: Optional[float] = None
     """Lowest weighted scalar kept."""

@@ -32,7 +32,7 @@ RESPONSE_COLUMNS = (
 
 
 def parse_turns(text: str) -> tuple[Message, ...]:
-    """The turns of a prompt in HelpSteer2's form, where `\\n<extra_id_1>Assistant\\n` and the like stand between them."""
+    """The turns of a prompt in HelpSteer2's form, where `\\n<extra_id_1>Assistant\\n` stands between two of them."""
     first, *rest = _TURN.split(text)
     turns = [{"role": "user", "content": first}]
     turns += [{"role": role.lower(), "content": content} for role, content in zip(rest[::2], rest[1::2])]
@@ -108,13 +108,17 @@ def conversation(row: dict, where: str) -> tuple[Message, ...]:
         messages = row["messages"]
     if not isinstance(messages, (list, tuple)) or not messages or not all(isinstance(m, dict) for m in messages):
         expected = '[{"role": ..., "content": ...}, ...]'
-        raise RowError("the messages are not a list of turns", where=where, found=type(messages).__name__, expected=expected)
+        raise RowError(
+            "the messages are not a list of turns", where=where, found=type(messages).__name__, expected=expected
+        )
     turns = [{"role": m.get("role"), "content": m.get("content")} for m in messages]
     speakers = [turn["role"] for turn in turns]
     spoken = speakers[1:] if speakers[0] == "system" else speakers
     if not spoken or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
         expected = "user, assistant, user ... after an optional system text"
-        raise RowError("the turns do not alternate", where=where, found=", ".join(map(str, speakers)), expected=expected)
+        raise RowError(
+            "the turns do not alternate", where=where, found=", ".join(map(str, speakers)), expected=expected
+        )
     for turn in turns:
         if turn["role"] == "system" and turn["content"] == "":
             continue

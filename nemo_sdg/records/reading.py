@@ -65,7 +65,9 @@ def read_objects(path: str | Path) -> Iterator[tuple[int, dict | Fault]]:
                     yield number, _parse(line, str(path), number)
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError("cannot read the rows", where=path, found=reason, expected="a .jsonl or .jsonl.gz file") from None
+        raise UserError(
+            "cannot read the rows", where=path, found=reason, expected="a .jsonl or .jsonl.gz file"
+        ) from None
 
 
 def _parse(line: bytes, file: str, number: int) -> dict | Fault:

@@ -21,7 +21,7 @@ from nemo_sdg.records.fields import RESPONSE_COLUMNS, Message
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for an answer: it starts with a user turn (or a system text) and ends with a user turn."""
+    """A conversation that waits for an answer: an optional system text, then turns, the last one the user's."""
 
     id: str
     """Unique in its file; by default a hash of the messages."""

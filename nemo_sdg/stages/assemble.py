@@ -135,7 +135,9 @@ def _finished(final: Path, name: str) -> dict:
     try:
         summary = json.loads((final / SUMMARY).read_bytes())
     except (OSError, ValueError):
-        raise StoreError("the folder is not ours or was damaged", where=final, way_out="move it away and run again") from None
+        raise StoreError(
+            "the folder is not ours or was damaged", where=final, way_out="move it away and run again"
+        ) from None
     if summary["fingerprint"] != name:
         raise StoreError(
             "the files were assembled from other rows or settings",
@@ -148,7 +150,9 @@ def _finished(final: Path, name: str) -> dict:
         found = digest(final / file)
         if found != expected:
             way_out = "delete the folder and run again to assemble it once more"
-            raise StoreError("the file was altered", where=final / file, found=found, expected=expected, way_out=way_out)
+            raise StoreError(
+                "the file was altered", where=final / file, found=found, expected=expected, way_out=way_out
+            )
     return summary["totals"]
 
 
@@ -166,7 +170,9 @@ def _nothing_left(kind: str, number: int, totals: dict) -> UserError:
 def _card(context: Context, totals: dict, selected: dict) -> str:
     config, lines = context.config, []
     for kind, told in totals.items():
-        lines.append(f"| {kind}.jsonl | {told['rows_in']} | {told['kept']} | {_counts(told['dropped'])} | {told['faulty']} |")
+        lines.append(
+            f"| {kind}.jsonl | {told['rows_in']} | {told['kept']} | {_counts(told['dropped'])} | {told['faulty']} |"
+        )
     limits = {"minimum": config.select.minimum, "maximum": config.select.maximum, "weights": config.select.weights}
     return "\n".join(
         [

@@ -33,7 +33,9 @@ class Context:
 
     def model(self, kind: str) -> Path | str:
         """The policy or reward model that this round begins with: the last one trained, or the one it was given."""
-        return self.trained(kind, self.round - 1) or (self.config.models.instruct if kind == "policy" else self.config.models.reward)
+        return self.trained(kind, self.round - 1) or (
+            self.config.models.instruct if kind == "policy" else self.config.models.reward
+        )
 
     def trained(self, kind: str, last: int) -> Path | None:
         """The policy or reward folder of the latest round up to `last` that has trained one."""

@@ -25,6 +25,18 @@ _MAY_STAND = {"run.lock", "logs"}
 """What a folder may hold before it is a run: an earlier start may have been killed between these and run.yaml."""
 
 
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked helper that outlives a killed writer must not keep the lock with its copy of the file."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 class Run:
     """An open run. Use `Run.open`; `close` (or leaving the `with` block) releases the lock."""
 
@@ -60,7 +72,9 @@ class Run:
             make_folder(out)
         except OSError as error:
             found = error.strerror
-            raise StoreError("cannot make the folder", where=out, found=found, way_out="choose another --out") from error
+            raise StoreError(
+                "cannot make the folder", where=out, found=found, way_out="choose another --out"
+            ) from error
         lock = _take(out / "run.lock")
         run = cls(out, config, True, lock)
         try:
@@ -95,6 +109,7 @@ class Run:
         """Lets the next process write here."""
         if self._lock is not None:
             os.close(self._lock)
+            _held.discard(self._lock)
             self._lock = None
 
     def __enter__(self) -> Run:
@@ -165,6 +180,7 @@ def _take(path: Path) -> int:
             found=error.strerror,
             way_out="choose a folder on a file system with flock",
         ) from None
+    _held.add(lock)
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     return lock

@@ -76,7 +76,7 @@ class StageStore:
         commit_file(self.dir / name, data)
 
     def finish(self, totals: Mapping[str, object]) -> dict:
-        """Declares the stage done and returns the totals. All rows are accounted for: rows_in == kept + dropped + faulty.
+        """Declares the stage done; returns the totals. All rows are accounted for: rows_in == kept + dropped + faulty.
 
         `dropped` and `faulty` are counts, or counts by reason. A row lost is a defect of ours: AssertionError.
         """
@@ -126,7 +126,9 @@ class StageStore:
     def _success(self) -> dict:
         success = _read(self.dir / "SUCCESS.json")
         if success is None:
-            raise StoreError("the stage is not finished", where=self.dir, expected="SUCCESS.json", way_out="run it first")
+            raise StoreError(
+                "the stage is not finished", where=self.dir, expected="SUCCESS.json", way_out="run it first"
+            )
         return success
 
     def _parts(self) -> dict[int, Path]:

@@ -70,7 +70,8 @@ def test_scored_rows_and_helpsteer_rows_become_regression_rows(tmp_path: Path):
     assert first["label"] == [-100, -100, -100, -100, 3.1, 4, 4, 4, -0.7]  # a dropped or low row teaches the scorer too
     assert second["label"][4] == 1.0
     assert third["text"] == (
-        head + "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nAdd 2 and 3.\n<extra_id_1>Assistant\n5\n<extra_id_2>"
+        head
+        + "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nAdd 2 and 3.\n<extra_id_1>Assistant\n5\n<extra_id_2>"
     )
     assert third["label"] == [-100, -100, -100, -100, 3, 4, 4, 1, 0]
 
@@ -107,7 +108,12 @@ def test_a_held_out_prompt_is_in_no_file(tmp_path: Path):
 
 
 def test_what_cannot_be_scored_or_said_reaches_no_file(tmp_path: Path):
-    rows = [scored("a"), scored("b", response="<extra_id_1>"), scored("c", response=" "), scored("d", complexity=math.nan)]
+    rows = [
+        scored("a"),
+        scored("b", response="<extra_id_1>"),
+        scored("c", response=" "),
+        scored("d", complexity=math.nan),
+    ]
     totals = assembled(tmp_path, rows)
     assert totals["sft"]["kept"] == totals["reward"]["kept"] == 1
     assert sum(totals["reward"]["dropped"].values()) == 3 and totals["reward"]["dropped"]["score not finite"] == 1
