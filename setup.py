@@ -21,7 +21,7 @@ class BuildWithData(build_py):
         for folder in DATA:
             target = Path(self.build_lib, "nemo_sdg", "_data", folder)
             shutil.rmtree(target, ignore_errors=True)  # of an earlier build in the same folder
-            shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".hypothesis"))
 
 
 setup(cmdclass={"build_py": BuildWithData})
