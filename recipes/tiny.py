@@ -37,8 +37,8 @@ def tiny() -> RunConfig:
             weight_decay=0.0,
         ),
         evaluate=Evaluate(
-            exact_match=world + "data/held_out.jsonl",
-            helpsteer2=world + "data/helpsteer2_held_out.jsonl",
+            exact_match=world + "data/heldout.jsonl",
+            helpsteer2=world + "data/helpsteer2_validation.jsonl",
             max_tokens=48,
         ),
         run=Run(name="tiny", rounds=2, timeout_s=120),
