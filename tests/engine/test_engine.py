@@ -42,8 +42,7 @@ def generated(mesh: Mesh, folder, sampling: Sampling, slots: int = 6, wanted=Non
 
 def scored(mesh: Mesh, folder, slots: int = 4, dtype: str = "fp64"):
     model, tokenizer = load_model(folder, mesh, dtype=dtype, reward=True)
-    rows = [encode(tokenizer, conversation, model.max_sequence_length * 4) for conversation in CONVERSATIONS]
-    model.max_sequence_length = model.max_sequence_length * 4
+    rows = [encode(tokenizer, conversation, model.max_sequence_length) for conversation in CONVERSATIONS]
     return score(model, tokenizer, mesh, rows, slots)
 
 
@@ -123,7 +122,7 @@ def test_the_context_ends_a_row(folders):
 def test_a_prompt_over_the_context_is_refused(folders):
     def refused(mesh):
         with pytest.raises(RowError, match="longer than the context"):
-            generated(mesh, folders["policy"], Sampling(max_tokens=2), 2, [Request("p", 0, [30] * 64)])
+            generated(mesh, folders["policy"], Sampling(max_tokens=2), 2, [Request("p", 0, [30] * 256)])
 
     run_ranks(refused)
 
