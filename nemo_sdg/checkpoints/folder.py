@@ -96,7 +96,7 @@ class ModelFolder:
         whole = hashlib.sha256()
         weights = self.path / ("model_weights" if self.released else "weights")
         for file in [self.path / CONFIG, self.tokenizer, *sorted(weights.rglob("*"))]:
-            if file.is_file():
+            if file.is_file() and file.name != ".metadata":  # torch's index holds the path that it was saved under
                 size = file.stat().st_size
                 whole.update(f"{file.relative_to(self.path)}\0{size}\0".encode())
                 with open(file, "rb") as data:
