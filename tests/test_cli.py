@@ -7,8 +7,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,18 +16,12 @@ from folders import make_folder, make_tokenizer, small_shape
 from nemo_sdg import cli
 from nemo_sdg.config import ATTRIBUTES, load
 from nemo_sdg.store import Run
-from processes import cpu_seconds
-
-ROOT = Path(cli.__file__).resolve().parent.parent
+from processes import Done, cpu_seconds, forked
 
 
-def shell(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """The command in a process of its own, as a user types it."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", "nemo_sdg", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONPATH": path, **environment}, timeout=120,
-    )  # fmt: skip
+def shell(*arguments: object) -> Done:
+    """The command as a user types it, in a process of its own."""
+    return forked(lambda: cli.main([str(word) for word in arguments]))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +29,7 @@ def world(tmp_path_factory) -> Path:
     """Two random models as released folders, prompts of every kind, and a recipe that names them."""
     folder = tmp_path_factory.mktemp("world")
     tokenizer = make_tokenizer(folder / "pieces.model")
-    make_folder(folder / "policy", small_shape(), tokenizer)
+    make_folder(folder / "policy", dataclasses.replace(small_shape(), seq_length=64), tokenizer)
     longer = dataclasses.replace(small_shape(), seq_length=256)  # the reward template brings a long system text
     make_folder(folder / "reward", longer, tokenizer, reward=True)
     prompts = [
