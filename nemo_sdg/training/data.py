@@ -133,41 +133,61 @@ def _parsed(line: bytes) -> dict[str, Any]:
 class GlobalBatches(Dataset):
     """All samples of a fit in order: sample i belongs to step i // global_batch_size.
 
-    Each epoch is a new shuffle by (seed, epoch); a global batch may reach over the end of one.
+    Each epoch is a new shuffle by (seed, epoch); a global batch may reach over the end of one. Within a global
+    batch rows stand by length, so that those which are padded together need little of it.
+
+    Args:
+        padded_together: samples that get one width, a divisor of the global batch; None is the whole global batch,
+            which pipeline stages need: they receive activations of the size that the step announces.
     """
 
-    def __init__(self, task: str, rows: Sequence[Example], *, steps: int, global_batch_size: int, seed: int) -> None:
-        self.task, self.rows, self.global_batch_size = task, rows, global_batch_size
+    def __init__(
+        self, task: str, rows: Sequence[Example], *, steps: int, global_batch_size: int, seed: int, padded_together: int | None = None
+    ) -> None:
+        self.task, self.rows = task, rows
+        self.padded_together = padded_together or global_batch_size
         epochs = -(-steps * global_batch_size // len(rows))
-        self.order = torch.cat([_shuffle(len(rows), seed, epoch) for epoch in range(epochs)])
-        self.order = self.order[: steps * global_batch_size]
-        lengths = torch.tensor([len(row.tokens) for row in rows])
-        longest = lengths[self.order].view(steps, global_batch_size).amax(dim=1)
-        self.widths = (-(-longest // MULTIPLE) * MULTIPLE).tolist()
-        """Tokens that each step's rows are padded to: pipeline stages must know it before they receive."""
+        order = torch.cat([_shuffle(len(rows), seed, epoch) for epoch in range(epochs)])[: steps * global_batch_size]
+        length_of = torch.tensor([len(row.tokens) for row in rows])
+        by_length = length_of[order].view(steps, global_batch_size).sort(dim=1, stable=True).indices
+        self.order = order.view(steps, global_batch_size).gather(1, by_length).flatten()
+        lengths = length_of[self.order]
+        self.num_tokens = int(lengths.sum())
+        """Tokens of all samples, without padding."""
+        self.widths = _padded(lengths.view(-1, self.padded_together).amax(dim=1))
+        """Tokens that each group of samples is padded to."""
+        self.step_widths = _padded(lengths.view(steps, global_batch_size).amax(dim=1))
+        """The same for each whole step."""
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitems__(self, samples: list[int]) -> dict[str, Tensor]:
-        """One micro batch; all its samples belong to one step."""
-        width = self.widths[samples[0] // self.global_batch_size]
+        """One micro batch; all its samples are padded together."""
+        width = self.widths[samples[0] // self.padded_together]
         rows = [self.rows[int(self.order[sample])] for sample in samples]
-        tokens_BS = torch.zeros(len(rows), width, dtype=torch.int64)
-        for row_S, row in zip(tokens_BS, rows):
-            row_S[: len(row.tokens)] = row.tokens
         batch = {
-            "tokens": tokens_BS,
+            "tokens": _fill(rows, "tokens", width, padding=0),
             "position_ids": torch.arange(width).expand(len(rows), width).contiguous(),
             "lengths": torch.tensor([len(row.tokens) for row in rows]),
         }
         if self.task == "reward":
             batch["labels"] = torch.stack([row.labels for row in rows])
         else:
-            batch["labels"] = torch.full((len(rows), width), -1, dtype=torch.int64)
-            for row_S, row in zip(batch["labels"], rows):
-                row_S[: len(row.labels)] = row.labels
+            batch["labels"] = _fill(rows, "labels", width, padding=-1)
         return batch
+
+
+def _fill(rows: list[Example], field: str, width: int, *, padding: int) -> Tensor:
+    filled_BS = torch.full((len(rows), width), padding, dtype=torch.int64)
+    for row_S, row in zip(filled_BS, rows):
+        values = getattr(row, field)
+        row_S[: len(values)] = values
+    return filled_BS
+
+
+def _padded(lengths: Tensor) -> list[int]:
+    return (-(-lengths // MULTIPLE) * MULTIPLE).tolist()
 
 
 def _shuffle(count: int, seed: int, epoch: int) -> Tensor:

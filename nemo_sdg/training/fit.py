@@ -77,8 +77,7 @@ def _identity(task: str, settings: Training, models: Models, folder: ModelFolder
         "task": task,
         "settings": decisive,
         "dtype": str(resolve_dtype(models.dtype, folder)),
-        # A trained folder is named by the digest of how it came about, which holds its own rows and start.
-        "start": digest(folder.path / RESULT) or digest(folder.path),
+        "start": folder.digest,
         "rows": digest(rows),
         "seed": seed,
     }
@@ -112,7 +111,12 @@ class _Fit:
         max_length = min(settings.max_length, folder.shape.seq_length)
         self.examples = data.read(task, rows, Tokenizer(folder.tokenizer), max_length)
         self.batches = data.GlobalBatches(
-            task, self.examples.rows, steps=settings.steps, global_batch_size=settings.global_batch_size, seed=seed
+            task,
+            self.examples.rows,
+            steps=settings.steps,
+            global_batch_size=settings.global_batch_size,
+            seed=seed,
+            padded_together=settings.micro_batch_size * mesh.dp if mesh.pp == 1 else None,
         )
         self.work = out.with_name(f".{out.name}.fit")
         self.losses: list[float] = []
@@ -133,7 +137,7 @@ class _Fit:
             "steps": self.settings.steps,
             "rows": len(self.examples.rows),
             "rows_set_aside": self.examples.set_aside,
-            "tokens": int(sum(len(self.batches.rows[int(i)].tokens) for i in self.batches.order)),
+            "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
         if self.mesh.writer:

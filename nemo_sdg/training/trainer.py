@@ -32,7 +32,7 @@ class TrainingData(pl.LightningDataModule):
         self.batches = batches
         # NeMo's fine-tuning entry points ask a data module for these.
         self.micro_batch_size, self.global_batch_size = settings.micro_batch_size, settings.global_batch_size
-        self.seq_length = max(batches.widths)
+        self.seq_length = max(batches.step_widths)
         self.data_sampler = BatchSampler(
             seq_len=self.seq_length,
             micro_batch_size=settings.micro_batch_size,
@@ -41,7 +41,7 @@ class TrainingData(pl.LightningDataModule):
             init_global_step=done,
             output_log=False,
         )
-        self.data_sampler.widths = batches.widths
+        self.data_sampler.widths = batches.step_widths
 
     def train_dataloader(self) -> DataLoader:
         # No workers: on a CPU they would inherit gloo's sockets and keep peers of a dead rank waiting.
