@@ -18,7 +18,7 @@ from nemo_sdg.checkpoints.survey import survey
 from nemo_sdg.config import RunConfig, validate
 from nemo_sdg.console import Console
 from nemo_sdg.errors import RowError
-from nemo_sdg.plan import replicas
+from nemo_sdg.parallel.topology import data_parallel_size
 from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows
 from nemo_sdg.session import Session, world_size
 
@@ -89,7 +89,7 @@ def _convert(
     folder.require(reward=reward)
     folder.shape.check_topology(config.topology.tp, config.topology.pp, where="command line")
     survey(folder, reward=reward)
-    replicas(config, world_size(config.topology))
+    data_parallel_size(config.topology, world_size(config.topology))
     rows, faults = read_rows(source, kind)
     if not rows:
         raise _no_row(source, faults)

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from nemo_sdg.config import Topology
-from nemo_sdg.errors import TopologyError
 from nemo_sdg.parallel import device
+from nemo_sdg.parallel.topology import data_parallel_size
 
 
 @dataclass(frozen=True)
@@ -92,27 +92,6 @@ class Mesh:
 def world_size() -> int:
     """Ranks of this launch: torchrun's WORLD_SIZE, or 1."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def data_parallel_size(topology: Topology, world: int) -> int:
-    """Replicas of the model that `world` ranks hold.
-
-    Raises:
-        TopologyError: the ranks do not fill TP x PP (x DP) exactly.
-    """
-    model = topology.tp * topology.pp
-    dp, rest = divmod(world, model)
-    if rest or dp == 0 or topology.dp not in (None, dp):
-        asked = f"tp {topology.tp} x pp {topology.pp}" + (f" x dp {topology.dp}" if topology.dp else "")
-        needed = model * (topology.dp or max(1, dp))
-        raise TopologyError(
-            "the ranks of this launch do not fill the topology",
-            where="topology",
-            found=f"{world} ranks for {asked}",
-            expected=f"{needed} ranks" if topology.dp else f"a multiple of {model}",
-            way_out=f"launch with --nproc_per_node {needed} or change topology.tp, topology.pp and topology.dp",
-        )
-    return dp
 
 
 def join(topology: Topology, timeout_s: float = 600) -> Mesh:

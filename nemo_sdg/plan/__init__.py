@@ -13,8 +13,9 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.survey import survey
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.console import Console
-from nemo_sdg.errors import CheckpointError, ConfigError, TopologyError
+from nemo_sdg.errors import CheckpointError, ConfigError
 from nemo_sdg.models.shapes import sizes
+from nemo_sdg.parallel.topology import check_global_batch, data_parallel_size
 from nemo_sdg.plan.counting import count_rows
 from nemo_sdg.plan.memory import ModelPlan, StagePlan, bytes_text, merged, rank_parameters, stage_plan
 from nemo_sdg.resources import resolve
@@ -97,8 +98,10 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     topology = config.topology
     if world is None:
         world = world_size(topology)
-    dp = replicas(config, world)
-    _check_batches(config, dp)
+    dp = data_parallel_size(topology, world)
+    for kind, settings in (("sft", config.sft), ("reward", config.reward)):
+        if settings.enabled:
+            check_global_batch(settings, dp, kind)
     models = _models(config, files)
     for model in models:
         model.shape.check_topology(topology.tp, topology.pp)
@@ -130,36 +133,6 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         stages=[stage_plan(config, models, dtype, stage, dp if gpu or dtype == "bf16" else 1) for stage in range(topology.pp)],
         notes=notes,
     )
-
-
-def replicas(config: RunConfig, world: int) -> int:
-    """Data-parallel replicas in `world` ranks. Raises TopologyError where they do not fill the topology."""
-    topology = config.topology
-    model = topology.tp * topology.pp
-    dp, rest = divmod(world, model)
-    if rest or dp == 0 or topology.dp not in (None, dp):
-        asked = f"tp {topology.tp} x pp {topology.pp}" + (f" x dp {topology.dp}" if topology.dp else "")
-        raise TopologyError(
-            "the ranks of this launch do not fill the topology",
-            where="topology",
-            found=f"{world} ranks for {asked}",
-            expected=f"{model * topology.dp} ranks" if topology.dp else f"a multiple of {model}",
-            way_out="launch another number of ranks, or change topology.tp, topology.pp and topology.dp",
-        )
-    return dp
-
-
-def _check_batches(config: RunConfig, dp: int) -> None:
-    for kind in ("sft", "reward"):
-        settings = getattr(config, kind)
-        if settings.enabled and settings.global_batch_size % (settings.micro_batch_size * dp):
-            raise TopologyError(
-                "the global batch cannot be cut into whole micro batches",
-                where=f"{kind}.global_batch_size",
-                found=settings.global_batch_size,
-                expected=f"a multiple of {kind}.micro_batch_size x {dp} replicas = {settings.micro_batch_size * dp}",
-                way_out=f"set {kind}.global_batch_size or {kind}.micro_batch_size",
-            )
 
 
 def _models(config: RunConfig, files: bool) -> list[ModelPlan]:

@@ -4,7 +4,7 @@ import pytest
 
 from nemo_sdg.config import Topology
 from nemo_sdg.errors import TopologyError
-from nemo_sdg.parallel.mesh import data_parallel_size
+from nemo_sdg.parallel.topology import data_parallel_size
 from nemo_sdg.parallel.random import row_uniforms
 from ranks import run_ranks
 
