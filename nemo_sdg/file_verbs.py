@@ -56,7 +56,7 @@ def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
                 samples=settings.samples, slots=settings.slots, provenance=provenance, on_finished=progress.advance,
             )  # fmt: skip
         # A prompt that cannot be used fails in all of its samples, and is one faulty row of the file.
-        return [row.to_row() for row in responses], {name.rpartition("#")[0]: reason for name, reason in faulty.items()}
+        return [row.to_row() for row in responses], {name.rpartition("#")[0]: str(why) for name, why in faulty.items()}
 
     return _convert(config, model, prompts, Prompt, out, make, reward=False, what="responses")
 
@@ -76,7 +76,7 @@ def score(config: RunConfig, model: str, rows: Path, out: Path) -> int:
                 loaded, tokenizer, mesh, rows,
                 slots=config.score.slots, provenance=provenance, on_finished=progress.advance,
             )  # fmt: skip
-        return [row.to_row() for row in scored], faulty
+        return [row.to_row() for row in scored], {name: str(why) for name, why in faulty.items()}
 
     return _convert(config, model, rows, Response, out, make, reward=True, what="scored rows")
 

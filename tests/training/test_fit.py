@@ -58,7 +58,14 @@ def test_the_first_steps_are_the_same_at_every_topology(world, alone, tmp_path, 
 
 
 def _under_sequence_parallelism(mesh: Any, *args: Any) -> list[float]:
-    return losses(mesh, *args, sequence_parallel=True)
+    from nemo_sdg.training import fit
+
+    fill = fit._Fit._fill
+    configs = []
+    fit._Fit._fill = lambda job, model: (configs.append(model.config), fill(job, model))
+    found = losses(mesh, *args, sequence_parallel=True)
+    assert configs[0].sequence_parallel
+    return found
 
 
 @pytest.mark.parametrize("task", ["sft", "reward"])
@@ -116,9 +123,13 @@ def test_a_fit_does_what_plain_torch_does(world, tmp_path):
 
 
 def _two_fits(mesh: Any, world: Path, out: Path) -> tuple[list[float], list[float]]:
+    from nemo.utils import AppState
+
     first = losses(mesh, world, out / "first")
     larger = replace(SETTINGS, steps=3, global_batch_size=12, micro_batch_size=3)
     second = losses(mesh, world, out / "second", "reward", larger, start=out / "first")
+    state = AppState()
+    assert (state.data_parallel_rank, state.data_parallel_size) == (mesh.dp_rank, mesh.dp)
     return first, second
 
 
