@@ -50,13 +50,13 @@ def _train(context: Context, kind: str, name: str, settings: Training) -> dict[s
     return totals
 
 
-def _follow(advance: Callable[[int], Any]) -> Callable[[int, float], None]:
+def _follow(advance: Callable[[int, str], Any]) -> Callable[[int, float], None]:
     """Moves the bar to the steps that are done; a resumed fit begins with many."""
     seen = 0
 
     def on_step(step: int, loss: float) -> None:
         nonlocal seen
-        advance(step + 1 - seen)
+        advance(step + 1 - seen, f"loss {loss:.3f}")
         seen = step + 1
 
     return on_step

@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from nemo.lightning import MegatronStrategy
-from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 from nemo.lightning.pytorch.plugins.data_sampler import MegatronDataSampler
 from nemo.lightning.pytorch.strategies.utils import setup_parallel_ranks
 from nemo.utils import AppState
@@ -138,12 +137,3 @@ class BatchSampler(MegatronDataSampler):
     def on_megatron_step_start(self, step: Any) -> Any:
         self.seq_len = self.widths[step.step_i]
         return super().on_megatron_step_start(step)
-
-
-class OptimizerModule(MegatronOptimizerModule):
-    """Megatron's optimizer with the number of targets in fp64: 1 / an int tensor would be fp32."""
-
-    def finalize_model_grads(self, model: list, num_tokens: Tensor | None = None, **kwargs: Any) -> None:
-        if num_tokens is not None:
-            num_tokens = num_tokens.double()
-        super().finalize_model_grads(model, num_tokens, **kwargs)

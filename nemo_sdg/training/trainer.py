@@ -10,6 +10,8 @@ import nemo.lightning as nl
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
+from nemo.lightning.callback_group import CallbackGroup
+from nemo.lightning.one_logger_callback import OneLoggerNeMoCallback
 from nemo.lightning.pytorch.optim.lr_scheduler import WarmupPolicyScheduler
 from torch.utils.data import DataLoader
 
@@ -21,7 +23,7 @@ from nemo_sdg.training import probe
 from nemo_sdg.training.checkpoint import CommittedCheckpoint
 from nemo_sdg.training.data import GlobalBatches
 from nemo_sdg.training.model import NemotronModule, config_of
-from nemo_sdg.training.strategy import BatchSampler, FitStrategy, OptimizerModule, RunningGroup, local_world_size
+from nemo_sdg.training.strategy import BatchSampler, FitStrategy, RunningGroup, local_world_size
 
 
 class TrainingData(pl.LightningDataModule):
@@ -74,6 +76,7 @@ def make_trainer(
     checkpoint's context.
     """
     probe.check_llm()
+    drop_telemetry()
     gpu = device.has_cuda()
     half = dtype is torch.bfloat16
     # Its shards of the optimizer's state pay off on GPUs; on a CPU it asks for CUDA tensors.
@@ -89,6 +92,7 @@ def make_trainer(
             check_for_nan_in_grad=False,  # stops single ranks; FitStrategy looks on all of them
         ),
         ckpt_async_save=False,
+        ckpt_optim_fully_reshardable=True,  # a run may go on at another topology
         ckpt_parallel_save=gpu,
         ckpt_parallel_load=gpu,
         replace_progress_bar=False,  # NeMo's printer calls a collective on rank 0 alone
@@ -116,7 +120,7 @@ def make_trainer(
     )
     strategy.task, strategy.mesh, strategy.on_loss = task, mesh, on_loss
     trainer.callbacks.append(CommittedCheckpoint(work, settings.restart_every, mesh, lambda: list(losses)))
-    optimizer = OptimizerModule(
+    optimizer = nl.MegatronOptimizerModule(
         OptimizerConfig(
             optimizer="adam",
             lr=settings.learning_rate,
@@ -133,3 +137,12 @@ def make_trainer(
     module = NemotronModule(config_of(shape, dtype=dtype, reward=task == "reward", spec=spec), optim=optimizer)
     module.fill = fill
     return trainer, module, TrainingData(batches, settings, done)
+
+
+def drop_telemetry() -> None:
+    """Take NVIDIA's OneLogger out of NeMo's callbacks.
+
+    Under torchrun it is on for rank 0 and raises at the first save, for only `llm.train` gives it its settings.
+    """
+    group = CallbackGroup.get_instance()
+    group._callbacks = [callback for callback in group.callbacks if not isinstance(callback, OneLoggerNeMoCallback)]

@@ -182,8 +182,8 @@ def test_a_trained_folder_is_a_model_folder(world, alone):
 def test_nemo_can_open_the_context(world, alone):
     from nemo.lightning import io
 
-    config = io.load_context(world / "alone-sft" / "context", subpath="model.config")
-    assert (config.hidden_size, config.kv_channels, config.reward) == (32, 8, False)
+    module = io.load_context(world / "alone-sft" / "context", subpath="model")
+    assert (module.config.hidden_size, module.config.kv_channels, module.config.reward) == (32, 8, False)
 
 
 def _killed_then_resumed(mesh: Any, world: Path, out: Path, kill_at: int) -> list[float]:
@@ -219,6 +219,38 @@ def test_a_killed_fit_ends_as_a_straight_one(world, tmp_path, name, kill_at):
     assert resumed == straight
     one, two = (run_ranks(weights, tmp_path / name)[0] for name in ("straight", "resumed"))
     assert all((one[key] == two[key]).all() for key in one)
+
+
+def _killed(mesh: Any, world: Path, out: Path) -> None:
+    def stop(step: int, loss: float) -> None:
+        if step == 5:
+            os._exit(0)  # as a kill would: nothing is tidied up
+
+    stop_everywhere = stop if mesh.writer else None
+    train(mesh, world, out, settings=replace(SETTINGS, steps=7, restart_every=2), on_step=stop_everywhere)
+
+
+def test_a_fit_goes_on_at_another_topology(world, tmp_path):
+    with pytest.raises(AssertionError, match="rank 0 ended without a result"):
+        run_ranks(_killed, world, tmp_path / "out", tp=2, pp=2, timeout_s=5)
+    assert not (tmp_path / "out").exists() and (tmp_path / ".out.fit" / "step-00000004").is_dir()
+    seven = replace(SETTINGS, steps=7)
+    resumed = run_ranks(losses, world, tmp_path / "out", "sft", seven)[0]
+    assert resumed == pytest.approx(run_ranks(losses, world, tmp_path / "straight", "sft", seven)[0], abs=1e-9)
+
+
+def _in_bf16(mesh: Any, world: Path, out: Path) -> list[float]:
+    from nemo_sdg.engine.load import load_model
+
+    found = losses(mesh, world, out, models=Models(dtype="bf16"), settings=replace(SETTINGS, clip_grad=1.0))
+    model, _ = load_model(out, mesh, dtype="bf16")
+    assert model.embedding is None or model.embedding.word_embeddings.weight.dtype == torch.bfloat16
+    return found
+
+
+def test_bf16_trains_with_fp32_main_weights(world, alone, tmp_path):
+    found = run_ranks(_in_bf16, world, tmp_path / "out")[0]
+    assert found == pytest.approx(alone["sft"], abs=0.05) and found != alone["sft"]
 
 
 def test_a_finished_fit_is_not_done_again_and_another_one_is_refused(world, alone):

@@ -1,0 +1,52 @@
+"""The training stage of a round: which models are trained, from where, and that it is done once."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ranks import run_ranks
+
+from nemo_sdg.config import Models, Run, RunConfig, Training
+from nemo_sdg.console import Console
+from nemo_sdg.store import Run as OpenRun
+from training import worlds
+
+SETTINGS = dict(steps=3, global_batch_size=4, micro_batch_size=2, max_length=256, warmup_steps=1, learning_rate=2e-3)
+
+
+def _two_rounds(mesh: Any, world: Path, out: Path) -> tuple[list[dict], str]:
+    from nemo_sdg.stages import train
+    from nemo_sdg.stages.context import Context
+
+    config = RunConfig(
+        models=Models(base=str(world / "base"), instruct=str(world / "base"), reward=str(world / "base"), dtype="fp64"),
+        sft=Training(**SETTINGS, start_from="latest"),
+        reward=Training(**SETTINGS, enabled=False),
+        run=Run(rounds=2, seed=3),
+    )
+    text = io.StringIO()
+    opened = OpenRun.open(out, config, writer=mesh.writer)
+    totals = []
+    for number in (0, 1, 1):
+        context = Context(config, opened, number, mesh, Console(text, speaks=mesh.writer))
+        datasets = context.folder / "datasets"
+        if mesh.writer:
+            datasets.mkdir(parents=True, exist_ok=True)
+            worlds.write_rows(datasets / "sft.jsonl", worlds.sft_rows(9))
+        mesh.barrier()
+        totals.append(train.run(context))
+        assert context.trained("policy", number) == context.folder / "policy"
+        assert not (context.folder / "reward").exists()
+    return totals, text.getvalue()
+
+
+def test_a_round_goes_on_from_the_model_of_the_one_before(world, tmp_path):
+    (first, second, again), text = run_ranks(_two_rounds, world, tmp_path / "run", tp=2)[0]
+    assert first["reward"] is None and first["policy"]["rows"] == 9 and first["policy"]["steps"] == 3
+    assert second["policy"]["first_loss"] < first["policy"]["first_loss"]
+    assert again == second
+    assert text.count("train policy  3 of 3") == 3 - 1 and "loss " in text
+    events = (tmp_path / "run" / "logs" / "events.jsonl").read_text()
+    assert events.count('"event": "trained"') == 2
