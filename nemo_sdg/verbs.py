@@ -19,7 +19,7 @@ from nemo_sdg.store import Run, StageStore, digest
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
 
-MODULES = ("megatron.core", "nemo.collections.llm", "nemo_sdg.loop")
+MODULES = ("megatron.core", "nemo_sdg.training.nemo", "nemo_sdg.loop")
 
 
 def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = None, round_: int = 0) -> int:

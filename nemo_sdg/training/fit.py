@@ -122,6 +122,7 @@ class _Fit:
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Any]:
+        from nemo_sdg.training import nemo  # noqa: F401  (first, see there)
         from nemo_sdg.training.checkpoint import LOSSES, latest_step, step_folder
 
         done = self.mesh.broadcast_object(self._prepare(latest_step) if self.mesh.writer else 0)

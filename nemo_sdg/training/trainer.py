@@ -10,8 +10,6 @@ import nemo.lightning as nl
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
-from nemo.lightning.callback_group import CallbackGroup
-from nemo.lightning.one_logger_callback import OneLoggerNeMoCallback
 from nemo.lightning.pytorch.optim.lr_scheduler import WarmupPolicyScheduler
 from torch.utils.data import DataLoader
 
@@ -76,7 +74,6 @@ def make_trainer(
     checkpoint's context.
     """
     probe.check_llm()
-    drop_telemetry()
     gpu = device.has_cuda()
     half = dtype is torch.bfloat16
     # Its shards of the optimizer's state pay off on GPUs; on a CPU it asks for CUDA tensors.
@@ -137,12 +134,3 @@ def make_trainer(
     module = NemotronModule(config_of(shape, dtype=dtype, reward=task == "reward", spec=spec), optim=optimizer)
     module.fill = fill
     return trainer, module, TrainingData(batches, settings, done)
-
-
-def drop_telemetry() -> None:
-    """Take NVIDIA's OneLogger out of NeMo's callbacks.
-
-    Under torchrun it is on for rank 0 and raises at the first save, for only `llm.train` gives it its settings.
-    """
-    group = CallbackGroup.get_instance()
-    group._callbacks = [callback for callback in group.callbacks if not isinstance(callback, OneLoggerNeMoCallback)]
