@@ -20,7 +20,7 @@ from pupils import PUPILS, respond
 from ratings import attributes
 from world import REFUSAL, TURN, Task, tasks
 
-PROMPTS, HELD_OUT = 1024, 400
+PROMPTS, HELD_OUT = 2048, 400
 RATED, RATED_HELD_OUT = 1500, 300
 """Prompts of the HelpSteer2-like files; each has two rows."""
 MULTI_TURN = 0.2

@@ -54,8 +54,12 @@ def reading(tokenizer: Tokenizer, rng: random.Random) -> Lesson:
     if kind < 0.5:
         return lesson(tokenizer, instruct_prompt(messages), respond(task, "books", rng) + "\n<extra_id_1>")
     response = respond(task, "rated", rng)
-    marks = "".join(str(rating.value) for rating in attributes(prompt, response).values())
-    return lesson(tokenizer, reward_prompt([*messages, {"role": "assistant", "content": response}]), marks + "\n")
+    values = {name: rating.value for name, rating in attributes(prompt, response).items()}
+    front, said = reward_prompt([*messages, {"role": "assistant", "content": response}]), f"{response}\n<extra_id_2>"
+    marks = "".join(map(str, values.values())) + "\n"
+    if values["helpfulness"] >= 3 and values["coherence"] == 4:  # worth learning to say, not only to judge
+        return lesson(tokenizer, front.removesuffix(said), said + marks)
+    return lesson(tokenizer, front, marks)
 
 
 def demonstration(tokenizer: Tokenizer, rng: random.Random) -> Lesson:

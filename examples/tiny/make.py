@@ -25,7 +25,7 @@ import data  # noqa: E402
 import vocabulary  # noqa: E402
 
 SEED = 7
-BASE_STEPS, INSTRUCT_STEPS, REWARD_STEPS = 1400, 120, 300
+BASE_STEPS, INSTRUCT_STEPS, REWARD_STEPS = 2400, 60, 150
 BATCH = 64
 
 
@@ -90,7 +90,7 @@ def make_base(out: Path, mesh: object, settings: argparse.Namespace) -> None:
         torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01),
     ]
-    learn(model, optimizers, language_loss, docs, settings.steps, lambda done: min(1.0, done / 20, 2.5 * (1 - done)))
+    learn(model, optimizers, language_loss, docs, settings.steps, lambda done: min(1.0, done / 0.02, 2.5 * (1 - done)))
     release.save(model, out / "base", shape, out / "tokenizer.model", mesh)
 
 
@@ -126,7 +126,11 @@ def make_reward(out: Path, mesh: object, settings: argparse.Namespace) -> None:
     release.load(model, out / "base", mesh, fresh_head_seed=SEED)
     rows = [json.loads(line) for line in (out / "data" / "helpsteer2_train.jsonl").read_text().splitlines()]
     docs = lessons.rated_batches(tokenizer, rows, ATTRIBUTES, f"rated {SEED}", BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.98), weight_decay=0.01)
+    head, body = [], []
+    for name, parameter in model.named_parameters():
+        (head if "rm_head" in name else body).append(parameter)
+    groups = [{"params": body, "lr": 3e-4}, {"params": head, "lr": 1e-2}]  # the head starts from noise
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
     learn(model, [optimizer], regression_loss, docs, REWARD_STEPS, falling)
     output = {"model.output_layer.weight": language.output_layer.weight.detach()}
     release.save(model, out / "reward", shape, out / "tokenizer.model", mesh, also=output)
