@@ -12,8 +12,8 @@ help:
 	@.ci/install
 
 demo: .venv/complete
-	@echo "nemo-sdg run tiny --out demo"
-	@.venv/bin/nemo-sdg run tiny --out demo
+	@echo "torchrun --standalone --nproc_per_node 2 -m nemo_sdg run tiny --out demo"
+	@OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc_per_node 2 -m nemo_sdg run tiny --out demo
 
 test: .venv/complete
 	$(PYTHON) -m pytest tests

@@ -19,7 +19,7 @@ def tiny() -> RunConfig:
         sft=Training(
             steps=60,
             global_batch_size=32,
-            micro_batch_size=32,
+            micro_batch_size=16,
             max_length=256,
             learning_rate=3e-4,
             warmup_steps=5,
@@ -29,7 +29,7 @@ def tiny() -> RunConfig:
             start_from="latest",
             steps=40,
             global_batch_size=32,
-            micro_batch_size=32,
+            micro_batch_size=16,
             max_length=256,
             learning_rate=2e-4,
             warmup_steps=5,
@@ -40,5 +40,5 @@ def tiny() -> RunConfig:
             helpsteer2=world + "data/helpsteer2_validation.jsonl",
             max_tokens=48,
         ),
-        run=Run(name="tiny", rounds=2, timeout_s=120),
+        run=Run(name="tiny", rounds=2, timeout_s=120, threads=1),  # too small for a second thread to help
     )
