@@ -15,7 +15,8 @@ import yaml
 from folders import make_folder, make_tokenizer, small_shape
 from nemo_sdg import cli
 from nemo_sdg.config import ATTRIBUTES, load
-from nemo_sdg.store import Run
+from nemo_sdg.session import Session
+from nemo_sdg.store import Run, StageStore, commit_file, commit_rows, digest
 from processes import Done, cpu_seconds, forked
 
 
@@ -186,6 +187,42 @@ def test_a_full_folder_that_is_no_run(world, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     sentence = refused(capsys, "run", world / "small.yaml", "--out", tmp_path)
     assert "the folder is full and is no run" in sentence and os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.fixture
+def finished(world, tmp_path) -> list[str]:
+    """The words of a run that is finished: every stage committed by hand, no model trained."""
+    words = [str(world / "small.yaml"), "run.rounds=1", "sft.enabled=false", "reward.enabled=false"]
+    folder = tmp_path / "run" / "round-0"
+    for name in ("prompts", "responses", "scored", "decisions"):
+        store = StageStore(folder / name, "made by hand", 2, 2)
+        store.commit(store.groups[0], [{"id": "a"}, {"id": "b"}])
+        store.finish({"rows_in": 2, "kept": 2})
+    commit_rows(folder / "datasets" / "sft.jsonl", [{"id": "a"}])
+    digests = {"sft.jsonl": digest(folder / "datasets" / "sft.jsonl")}
+    commit_file(folder / "datasets" / "summary.json", json.dumps({"digests": digests}).encode())
+    nothing = {"policy": None, "reward": None}
+    commit_file(folder / "evaluation.json", json.dumps({**nothing, "before": nothing}).encode())
+    folder.rename(tmp_path / "aside")  # a folder becomes a run while it is empty
+    Run.open(folder.parent, load(words[0], words[1:]), writer=True).close()
+    (tmp_path / "aside").rename(folder)
+    return ["run", *words, "--out", str(folder.parent)]
+
+
+def test_a_finished_run_is_left_alone_and_says_so(finished, capsys, monkeypatch):
+    monkeypatch.setattr(Session, "start", lambda self, work: pytest.fail("ranks were started"))
+    assert cli.main(finished) == 0
+    shown = capsys.readouterr().out
+    assert "nothing to do: all 1 rounds" in shown and "where things lie" in shown
+
+
+def test_what_is_missing_from_a_finished_run_is_made_again(finished, monkeypatch):
+    monkeypatch.setattr(Session, "start", lambda self, work: 77)
+    (Path(finished[-1]) / "round-0" / "datasets" / "sft.jsonl").write_text("altered")
+    assert cli.main(finished) == 77  # the stage will say what is wrong
+    (Path(finished[-1]) / "round-0" / "evaluation.json").unlink()
+    assert cli.main(finished) == 77
+    assert cli.main([*finished, "run.rounds=2"]) == 77
 
 
 def test_words_that_do_not_exist(capsys):
