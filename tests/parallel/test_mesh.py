@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import time
+
 import pytest
+import torch
+import torch.distributed as dist
 
 from nemo_sdg.config import Topology
 from nemo_sdg.errors import TopologyError
@@ -51,3 +55,19 @@ def test_streams_never_change():
 
 
 KNOWN = [0.36550002066915, 0.9951853156140849, 0.7562677413862926]
+
+
+def waits_for_a_stalled_rank(mesh):
+    if mesh.rank == 1:
+        time.sleep(12)
+        return None
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="(?i)timed out|timeout"):
+        dist.broadcast(torch.zeros(1), src=1, group=mesh.tp_group)
+    return time.monotonic() - started
+
+
+def test_a_stalled_rank_is_given_up_after_our_timeout():
+    """Also in megatron's subgroups; gloo's own default would be 30 minutes."""
+    waited = run_ranks(waits_for_a_stalled_rank, tp=2, timeout_s=2)[0]
+    assert 1 < waited < 10
