@@ -66,13 +66,21 @@ def read(folder: Path) -> Result:
             if totals is not None:
                 dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), place / name)
                 result.rows.append(StageRows(number, stage, totals["rows_in"], totals["kept"], dropped, faulty))
+        for name, totals in ((_json(place / "datasets" / "summary.json") or {}).get("totals") or {}).items():
+            dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), place / "datasets")
+            result.rows.append(
+                StageRows(number, f"assemble {name}", totals["rows_in"], totals["kept"], dropped, faulty)
+            )
         evaluation = _json(place / "evaluation.json")
         if evaluation is not None:
             result.evaluations[number] = evaluation
         for kind in ("policy", "reward"):
-            losses = (_json(place / kind / "training.json") or {}).get("losses")
-            if losses:
-                result.losses[number, kind] = losses
+            training = _json(place / kind / "training.json")
+            if training is not None:
+                result.losses[number, kind] = training["losses"]
+                aside = _reasons(training["rows_set_aside"])
+                rows_in = training["rows"] + sum(aside.values())
+                result.rows.append(StageRows(number, f"train {kind}", rows_in, training["rows"], {}, aside))
     return result
 
 

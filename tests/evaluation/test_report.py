@@ -45,7 +45,10 @@ def finished(tmp_path) -> Path:
         after = {"policy": {"exact_match": share, "n": 200, "faulty": 0}, "reward": agreement(0.88), "before": before}
         (place / "evaluation.json").write_text(json.dumps(after))
         (place / "policy").mkdir()
-        (place / "policy" / "training.json").write_text(json.dumps({"losses": [3.0, 2.0, 1.5]}))
+        (place / "policy" / "training.json").write_text(json.dumps({"losses": [3.0, 2.0, 1.5], "rows": 20, "rows_set_aside": {"too long": 5}}))
+        counted = {"sft": {"rows_in": 25, "kept": 24, "dropped": {"held out": 1}, "faulty": 0}}
+        (place / "datasets").mkdir()
+        (place / "datasets" / "summary.json").write_text(json.dumps({"totals": counted}))
     return tmp_path
 
 
@@ -59,6 +62,7 @@ def test_summary(finished):
     assert f"0 generate 40 25 12 3 below {HOSTILE} 12, broken JSON 2, no text 1" in lines
     # These totals count three faulty rows, and the folder of this stage keeps none of them.
     assert f"1 select 40 25 12 3 below {HOSTILE} 12, no reason kept 3" in lines
+    assert "0 assemble sft 25 24 1 0 held out 1" in lines and "1 train policy 25 20 0 5 too long 5" in lines
     assert f"policy {finished}/round-1/policy" in lines
 
 
