@@ -76,10 +76,14 @@ def reward_example(row: dict[str, Any], tokenizer: Tokenizer) -> Example:
     """
     text, label = row.get("text"), row.get("label")
     if not isinstance(text, str) or not text.endswith(templates.LABEL):
-        raise RowError("the text does not end where the reward is read", found=repr(text)[-40:], expected=templates.LABEL)
+        raise RowError(
+            "the text does not end where the reward is read", found=repr(text)[-40:], expected=templates.LABEL
+        )
     numbers = isinstance(label, list) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in label)
     if not numbers or len(label) != NUM_REWARD_OUTPUTS or not all(abs(x) < float("inf") for x in label):
-        raise RowError("the label is not nine numbers", found=repr(label)[:80], expected=f"{NUM_REWARD_OUTPUTS} numbers")
+        raise RowError(
+            "the label is not nine numbers", found=repr(label)[:80], expected=f"{NUM_REWARD_OUTPUTS} numbers"
+        )
     if all(x == MISSING for x in label):
         raise RowError("the label has no score", found="nine times -100", expected="at least one score")
     return Example(torch.tensor(tokenizer.encode(text)), torch.tensor(label, dtype=torch.float64))
@@ -142,7 +146,14 @@ class GlobalBatches(Dataset):
     """
 
     def __init__(
-        self, task: str, rows: Sequence[Example], *, steps: int, global_batch_size: int, seed: int, padded_together: int | None = None
+        self,
+        task: str,
+        rows: Sequence[Example],
+        *,
+        steps: int,
+        global_batch_size: int,
+        seed: int,
+        padded_together: int | None = None,
     ) -> None:
         self.task, self.rows = task, rows
         self.padded_together = padded_together or global_batch_size

@@ -64,13 +64,17 @@ def fit(
     if (done := _committed(out, signature)) is not None:
         return done
     probe.check()
+    from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
+
     with cpu.scope():
         job = _Fit(task, settings, models, folder, rows, out, mesh, seed, signature)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
         return job.run()
 
 
-def _identity(task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, seed: int) -> dict[str, Any]:
+def _identity(
+    task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, seed: int
+) -> dict[str, Any]:
     """What the result depends on. The topology and the restart points change no more than last digits."""
     decisive = {key: value for key, value in asdict(settings).items() if key not in ("enabled", "restart_every")}
     return {
@@ -103,9 +107,17 @@ class _Fit:
     sequence_parallel = False
 
     def __init__(
-        self, task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, out: Path, mesh: Mesh, seed: int,
+        self,
+        task: str,
+        settings: Training,
+        models: Models,
+        folder: ModelFolder,
+        rows: Path,
+        out: Path,
+        mesh: Mesh,
+        seed: int,
         signature: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.task, self.settings, self.models, self.folder = task, settings, models, folder
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
@@ -122,7 +134,6 @@ class _Fit:
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Any]:
-        from nemo_sdg.training import nemo  # noqa: F401  (first, see there)
         from nemo_sdg.training.checkpoint import LOSSES, latest_step, step_folder
 
         done = self.mesh.broadcast_object(self._prepare(latest_step) if self.mesh.writer else 0)

@@ -34,7 +34,11 @@ class NemotronConfig(llm.NemotronConfig):
     """Gradients are sums, divided once by the number of targets of the whole global batch."""
 
     def configure_model(
-        self, tokenizer: Any, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
+        self,
+        tokenizer: Any,
+        pre_process: bool | None = None,
+        post_process: bool | None = None,
+        vp_stage: int | None = None,
     ) -> GPTModel:
         return nemotron.build(
             self,

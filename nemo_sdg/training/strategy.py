@@ -115,7 +115,7 @@ class FitStrategy(MegatronStrategy):
                     where=f"{self.task} training, step {self.trainer.global_step}, rank {rank}",
                     found=found,
                     expected="a finite number",
-                    way_out=f"lower {self.task}.learning_rate or raise {self.task}.warmup_steps; this step was not applied",
+                    way_out=f"lower {self.task}.learning_rate or raise {self.task}.warmup_steps",
                 )
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

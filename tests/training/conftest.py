@@ -13,7 +13,9 @@ from training import worlds
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tokenizer.model, base/, head/ (a reward model) and the rows of both tasks."""
-    import nemo_sdg.training.trainer  # noqa: F401  (NeMo, imported once, before any rank is forked)
+    # NeMo, imported once, before any rank is forked.
+    from nemo_sdg.training import nemo  # noqa: F401  # isort: skip
+    import nemo_sdg.training.trainer  # noqa: F401
 
     folder = tmp_path_factory.mktemp("training")
     worlds.write_tokenizer(folder / "tokenizer.model")

@@ -34,7 +34,7 @@ def trained_text(example: data.Example, tokenizer: Tokenizer) -> str:
 
 
 def test_the_assistant_and_the_turn_end_after_it_are_trained(tokenizer):
-    """NeMo's masks: the first turn, headers and role names are not in the loss; each `<extra_id_1>` after an answer is."""
+    """NeMo's masks: headers, role names and user turns are not in the loss, the `<extra_id_1>` after an answer is."""
     example = data.sft_example(row("red green", "green red", "blue", "blue"), tokenizer)
     assert trained_text(example, tokenizer) == "green red\n<extra_id_1>blue\n<extra_id_1>"
     whole = tokenizer.decode(example.tokens.tolist())
@@ -89,7 +89,8 @@ def test_reward_rows_end_at_the_token_that_is_read(tokenizer):
 def test_long_and_faulty_rows_are_counted_and_never_cut(tokenizer, tmp_path):
     path = tmp_path / "sft.jsonl"
     long = row("red " * 60 + "red", "blue")
-    path.write_text("\n".join([json.dumps(row("red", "blue")), json.dumps(long), "{broken", "[]", "", json.dumps(row("red"))]))
+    lines = [json.dumps(row("red", "blue")), json.dumps(long), "{broken", "[]", "", json.dumps(row("red"))]
+    path.write_text("\n".join(lines))
     examples = data.read("sft", path, tokenizer, max_length=100)
     assert len(examples.rows) == 1
     assert examples.set_aside == {

@@ -22,7 +22,9 @@ SETTINGS = Training(
 FP64 = Models(dtype="fp64")
 
 
-def train(mesh: Any, world: Path, out: Path, task: str = "sft", settings: Training = SETTINGS, **more: Any) -> dict[str, Any]:
+def train(
+    mesh: Any, world: Path, out: Path, task: str = "sft", settings: Training = SETTINGS, **more: Any
+) -> dict[str, Any]:
     from nemo_sdg.training.fit import fit
 
     options = {"models": FP64, "start": world / "base", "rows": world / f"{task}.jsonl", "seed": 5, **more}
@@ -93,7 +95,8 @@ def _by_hand(mesh: Any, world: Path, settings: Training) -> list[float]:
 
     model, tokenizer = load_model(world / "base", mesh, dtype="fp64")
     rows = data.read("sft", world / "sft.jsonl", tokenizer, settings.max_length).rows
-    batches = data.GlobalBatches("sft", rows, steps=settings.steps, global_batch_size=settings.global_batch_size, seed=5)
+    size = settings.global_batch_size
+    batches = data.GlobalBatches("sft", rows, steps=settings.steps, global_batch_size=size, seed=5)
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
@@ -101,7 +104,6 @@ def _by_hand(mesh: Any, world: Path, settings: Training) -> list[float]:
     adam = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=1e-8)
     found = []
     for step in range(settings.steps):
-        size = settings.global_batch_size
         batch = batches.__getitems__(list(range(step * size, (step + 1) * size)))
         for group in adam.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
@@ -214,7 +216,8 @@ def _killed_then_resumed(mesh: Any, world: Path, out: Path, kill_at: int) -> lis
 @pytest.mark.parametrize("name, kill_at", [("one", 5), ("one", 1), ("tp2pp2", 5), ("dp2", 4)])
 def test_a_killed_fit_ends_as_a_straight_one(world, tmp_path, name, kill_at):
     tp, pp, dp = TOPOLOGIES[name]
-    straight = run_ranks(losses, world, tmp_path / "straight", "sft", replace(SETTINGS, steps=7), tp=tp, pp=pp, dp=dp)[0]
+    seven = replace(SETTINGS, steps=7)
+    straight = run_ranks(losses, world, tmp_path / "straight", "sft", seven, tp=tp, pp=pp, dp=dp)[0]
     resumed = run_ranks(_killed_then_resumed, world, tmp_path / "resumed", kill_at, tp=tp, pp=pp, dp=dp)[0]
     assert resumed == straight
     one, two = (run_ranks(weights, tmp_path / name)[0] for name in ("straight", "resumed"))
@@ -255,7 +258,8 @@ def test_bf16_trains_with_fp32_main_weights(world, alone, tmp_path):
 
 def test_a_finished_fit_is_not_done_again_and_another_one_is_refused(world, alone):
     def again(mesh, settings):
-        return train(mesh, world, world / "alone-sft", settings=settings, on_step=lambda *_: pytest.fail("trained again"))
+        trained_again = lambda *_: pytest.fail("trained again")  # noqa: E731
+        return train(mesh, world, world / "alone-sft", settings=settings, on_step=trained_again)
 
     assert run_ranks(again, SETTINGS)[0]["losses"] == alone["sft"]
 
