@@ -13,6 +13,7 @@ from nemo_sdg.engine.sampling import Sampling
 from nemo_sdg.engine.score import encode, named, score
 from nemo_sdg.errors import RowError
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.random import row_uniforms
 from ranks import TOPOLOGIES, run_ranks
 
 PROMPTS = [[5, 30 + i, 40, 41 + i][: 2 + i % 3] + list(range(60, 60 + 3 * (i % 5))) for i in range(11)]
@@ -125,6 +126,21 @@ def test_a_prompt_over_the_context_is_refused(folders):
             generated(mesh, folders["policy"], Sampling(max_tokens=2), 2, [Request("p", 0, [30] * 256)])
 
     run_ranks(refused)
+
+
+def uniform_model(mesh: Mesh, folder):
+    model, tokenizer = load_model(folder, mesh)
+    with torch.no_grad():
+        model.output_layer.weight.zero_()  # every token is as probable as every other
+    return generate(model, tokenizer, mesh, requests(samples=1), Sampling(max_tokens=9, seed=4), 3), tokenizer.stop_ids
+
+
+def test_each_position_of_each_row_has_a_number_of_its_own(folders):
+    done, stop_ids = run_ranks(uniform_model, folders["policy"])[0]
+    for index, generation in enumerate(done):
+        expected = [int(number * small_shape().vocab_size) for number in row_uniforms(4, f"p{index}", 0, 9)]
+        ends = [place for place, token in enumerate(expected) if token in stop_ids] or [9]
+        assert list(generation.token_ids) == expected[: ends[0]]
 
 
 def not_finite(mesh: Mesh, folder):
