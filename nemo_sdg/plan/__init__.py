@@ -72,7 +72,7 @@ class Plan:
         for model in self.models:
             missing = "" if model.present else "  (not here; sizes by name)"
             console.say(f"  {model.role:<9} {model.parameters:,} parameters  {model.where}{missing}")
-        console.say(f"  to read   {bytes_text(self.bytes_to_read())} of weights per replica, every weight once per shard")
+        console.say(f"  to read   {bytes_text(self.bytes_to_read())} of weights per replica in round 0, each rank its own shards")
         rows = [
             (label, f"{s.parameters:,}", *(bytes_text(n) for n in (s.weights, s.training, s.kv_cache)))
             for label, s in merged(self.stages)
