@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     parser.add_argument("--only", choices=("data", "base", "instruct", "reward"), help="make only this; the models need base/")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="another number rounds otherwise: 1 is what is shipped")
     parser.add_argument("--steps", type=int, default=BASE_STEPS, help="steps of pretraining")
     settings = parser.parse_args()
     data.write(settings.out / "data")
