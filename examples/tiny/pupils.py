@@ -12,7 +12,10 @@ from world import LETTERS, REFUSAL, Task
 
 
 def spoil(task: Task, rng: random.Random) -> str:
-    """A wrong answer of a likely kind: a place off, a letter lost, a carry forgotten."""
+    """A wrong answer of a likely kind: a place off, a letter lost, a carry forgotten.
+
+    Nobody counts below 0, so that who miscounts nothing may be right by chance.
+    """
     right = task.answer
     if task.kind == "secret":
         return task.args[0]
