@@ -12,21 +12,21 @@ import pytest
 import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
+from ranks import run_ranks
 
 from nemo_sdg.evaluation.exact_match import last_line
 from nemo_sdg.evaluation.rewardbench import SECTIONS
 from nemo_sdg.models import templates
-from ranks import run_ranks
 
 HERE = Path(__file__).resolve().parents[1] / "examples" / "tiny"
 sys.path.insert(0, str(HERE))
 
-import data  # noqa: E402
-import lessons  # noqa: E402
-import pupils  # noqa: E402
-import ratings  # noqa: E402
-import vocabulary  # noqa: E402
-import world  # noqa: E402
+import data
+import lessons
+import pupils
+import ratings
+import vocabulary
+import world
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,8 @@ def test_every_text_survives_the_tokenizer(tokenizer, text):
 
 
 def test_the_tokenizer_has_the_released_ids_and_short_conversations(tokenizer):
-    assert [tokenizer.id_to_piece(i) for i in range(6)] == ["<pad>", "<unk>", "<s>", "</s>", "<extra_id_0>", "<extra_id_1>"]
+    first = ["<pad>", "<unk>", "<s>", "</s>", "<extra_id_0>", "<extra_id_1>"]
+    assert [tokenizer.id_to_piece(i) for i in range(6)] == first
     assert (tokenizer.pad_id(), tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id()) == (0, 1, 2, 3)
     assert tokenizer.vocab_size() == vocabulary.SIZE == 384
     assert vocabulary.SYSTEM_PROMPT == templates.REWARD_SYSTEM_PROMPT
@@ -147,13 +148,11 @@ def test_the_shipped_files_are_what_the_script_makes():
 
 
 def test_train_and_held_out_share_no_prompt():
-    train = {task for name in ("prompts.jsonl", "helpsteer2_train.jsonl") for row in rows(name) for task in world.asked(row["prompt"])}
-    held_out = {
-        task
-        for name in ("heldout.jsonl", "helpsteer2_validation.jsonl", "rewardbench.jsonl")
-        for row in rows(name)
-        for task in world.asked(row["prompt"])
-    }
+    def asked_in(*names: str) -> set[world.Task]:
+        return {task for name in names for row in rows(name) for task in world.asked(row["prompt"])}
+
+    train = asked_in("prompts.jsonl", "helpsteer2_train.jsonl")
+    held_out = asked_in("heldout.jsonl", "helpsteer2_validation.jsonl", "rewardbench.jsonl")
     assert not train & held_out
     assert not any(task.held_out for task in train) and all(task.held_out for task in held_out)
     # The order of the numbers makes no other task.
@@ -192,9 +191,11 @@ def test_files_follow_the_schemas_of_the_real_ones():
 
 
 def test_everything_is_small():
-    size = {folder: sum(f.stat().st_size for f in (HERE / folder).rglob("*") if f.is_file()) for folder in ("data", "base", "instruct", "reward")}
-    assert size.pop("data") < 1_000_000
-    assert sum(size.values()) <= 8_000_000
+    def size(folder: str) -> int:
+        return sum(file.stat().st_size for file in (HERE / folder).rglob("*") if file.is_file())
+
+    assert size("data") < 1_000_000
+    assert size("base") + size("instruct") + size("reward") <= 8_000_000
 
 
 def quality(mesh) -> dict[str, float]:

@@ -11,14 +11,14 @@ import random
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
-
 from data import MULTI_TURN, conversation
-from nemo_sdg.models.templates import instruct_prompt, parse_helpsteer_prompt, reward_prompt
-from nemo_sdg.models.tokenizer import Tokenizer
 from pupils import respond
 from ratings import attributes
+from torch import Tensor
 from world import asked, draw_task
+
+from nemo_sdg.models.templates import instruct_prompt, parse_helpsteer_prompt, reward_prompt
+from nemo_sdg.models.tokenizer import Tokenizer
 
 Lesson = tuple[list[int], int]
 """Tokens, and how many at the front are given: the loss is on what follows."""

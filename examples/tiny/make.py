@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import sys
 import time
@@ -21,8 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-import data  # noqa: E402
-import vocabulary  # noqa: E402
+import data
+import vocabulary
 
 SEED = 7
 BASE_STEPS, INSTRUCT_STEPS, REWARD_STEPS = 2400, 60, 150
@@ -32,8 +31,8 @@ BATCH = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
-    parser.add_argument("--only", choices=("data", "base", "instruct", "reward"), help="make only this; the models need base/")
-    parser.add_argument("--threads", type=int, default=1, help="another number rounds otherwise: 1 is what is shipped")
+    parser.add_argument("--only", choices=("data", "base", "instruct", "reward"), help="make only this")
+    parser.add_argument("--threads", type=int, default=1, help="what is shipped was made with 1")
     parser.add_argument("--steps", type=int, default=BASE_STEPS, help="steps of pretraining")
     settings = parser.parse_args()
     data.write(settings.out / "data")
@@ -60,6 +59,7 @@ def make_models(settings: argparse.Namespace) -> None:
 
 
 def make_base(out: Path, mesh: object, settings: argparse.Namespace) -> None:
+    import lessons
     import torch
 
     from nemo_sdg.checkpoints import release
@@ -67,8 +67,6 @@ def make_base(out: Path, mesh: object, settings: argparse.Namespace) -> None:
     from nemo_sdg.models.shapes import sizes
     from nemo_sdg.models.tokenizer import Tokenizer
     from nemo_sdg.parallel import device
-
-    import lessons
 
     torch.manual_seed(SEED)
     shape, tokenizer = sizes()["tiny"], Tokenizer(out / "tokenizer.model")
@@ -95,12 +93,11 @@ def make_base(out: Path, mesh: object, settings: argparse.Namespace) -> None:
 
 
 def make_instruct(out: Path, mesh: object, settings: argparse.Namespace) -> None:
+    import lessons
     import torch
 
     from nemo_sdg.checkpoints import release
     from nemo_sdg.engine.load import load_model
-
-    import lessons
 
     model, tokenizer = load_model(out / "base", mesh)
     shape = release.ModelFolder.open(out / "base").shape
@@ -111,14 +108,13 @@ def make_instruct(out: Path, mesh: object, settings: argparse.Namespace) -> None
 
 
 def make_reward(out: Path, mesh: object, settings: argparse.Namespace) -> None:
+    import lessons
     import torch
 
     from nemo_sdg.checkpoints import release
     from nemo_sdg.config import ATTRIBUTES
     from nemo_sdg.engine.load import load_model
     from nemo_sdg.models import nemotron
-
-    import lessons
 
     language, tokenizer = load_model(out / "base", mesh)
     shape = release.ModelFolder.open(out / "base").shape
@@ -189,13 +185,13 @@ def measure(out: Path, kind: str, mesh: object) -> None:
     """Prints what the saved model is worth on the held-out rows, from its bf16 folder."""
     from collections import Counter
 
+    from world import exact_match, parse
+
     from nemo_sdg.engine.load import load_model
     from nemo_sdg.engine.rows import rate, respond
     from nemo_sdg.engine.sampling import Sampling
     from nemo_sdg.evaluation.agreement import agreement
     from nemo_sdg.records import Labelled, Prompt, Response, read_rows
-
-    from world import exact_match, parse
 
     model, tokenizer = load_model(out / kind, mesh, reward=kind == "reward")
     if kind == "reward":
@@ -214,7 +210,8 @@ def measure(out: Path, kind: str, mesh: object) -> None:
             count[kind_of_task] += 1
             right[kind_of_task] += exact_match(prompt.extra["answer"], row.response)
         by_kind = {name: round(right[name] / count[name], 2) for name in sorted(count)}
-        print(f"  exact match at temperature {temperature:g}: {right.total() / count.total():.3f} {by_kind}", flush=True)
+        share = right.total() / count.total()
+        print(f"  exact match at temperature {temperature:g}: {share:.3f} {by_kind}", flush=True)
 
 
 if __name__ == "__main__":

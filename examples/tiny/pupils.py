@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from world import LETTERS, REFUSAL, Task
+from world import LETTERS, Task
 
 
 def spoil(task: Task, rng: random.Random) -> str:
@@ -106,11 +106,11 @@ PUPILS = {
 
 CLASSES = {
     # What Base read: mostly right.
-    "books": dict(tidy=60, brief=25, mistaken=10, muddled=5),
+    "books": {"tidy": 60, "brief": 25, "mistaken": 10, "muddled": 5},
     # What Instruct was tuned on: a class in a hurry.
-    "sloppy": dict(tidy=20, brief=22, hurried=25, mistaken=10, muddled=3, rambling=10, untidy=10),
+    "sloppy": {"tidy": 20, "brief": 22, "hurried": 25, "mistaken": 10, "muddled": 3, "rambling": 10, "untidy": 10},
     # What the HelpSteer2-like rows rate: everything.
-    "rated": dict(tidy=22, brief=18, hurried=14, mistaken=18, muddled=8, rambling=10, untidy=10),
+    "rated": {"tidy": 22, "brief": 18, "hurried": 14, "mistaken": 18, "muddled": 8, "rambling": 10, "untidy": 10},
 }
 
 

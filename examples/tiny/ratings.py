@@ -83,11 +83,18 @@ def attributes(prompt: str, response: str) -> dict[str, Rating]:
     task = parse(prompt)
     right, form, depth = correctness(task, response), coherence(response), complexity(task, response)
     if right.value < 3:
-        helpful = Rating(int(right.value > 0), "the answer is wrong" if right.value == 0 else "the answer is partly right")
+        partly = right.value > 0
+        helpful = Rating(int(partly), "the answer is partly right" if partly else "the answer is wrong")
     elif right.value == 3 or form.value < 3:
         helpful = Rating(2, "right, but hard to use")
     elif task.steps and depth.value < 3:
         helpful = Rating(3, "right, without the whole working")
     else:
         helpful = Rating(4, "right, in good form" + (", with its working" if task.steps else ""))
-    return dict(helpfulness=helpful, correctness=right, coherence=form, complexity=depth, verbosity=verbosity(response))
+    return {
+        "helpfulness": helpful,
+        "correctness": right,
+        "coherence": form,
+        "complexity": depth,
+        "verbosity": verbosity(response),
+    }

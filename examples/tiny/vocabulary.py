@@ -1,4 +1,4 @@
-"""The SentencePiece model of the tiny world, written piece by piece: nothing is learnt, so the file is the same everywhere.
+"""The SentencePiece model of the tiny world, written piece by piece: nothing is learnt, so it is the same everywhere.
 
 Ids as in the released models: pad 0, unk 1, <s> 2, </s> 3, then <extra_id_0>, <extra_id_1>, ... as user-defined
 pieces. Words and phrases that the world uses often are user-defined too, so that a task is about ten tokens long. Any
@@ -37,7 +37,7 @@ def _varint(number: int) -> bytes:
     return bytes((*out, number))
 
 
-def _field(number: int, value: int | float | str | bytes) -> bytes:
+def _field(number: int, value: float | str | bytes) -> bytes:
     """One field of a protocol buffer: SentencePiece's own bindings want a protobuf newer than NeMo allows."""
     if isinstance(value, float):
         return _varint(number << 3 | 5) + struct.pack("<f", value)

@@ -116,9 +116,7 @@ def draw(rng: random.Random, kind: str) -> Task:
         args = tuple(str(rng.randint(1, 12)) for _ in range(3))
     elif kind == "count":
         args = (rng.choice("abc"), word(4, 6, "abc"))
-    elif kind == "sort":
-        args = (word(3, 5),)
-    elif kind == "reverse":
+    elif kind == "sort" or kind == "reverse":
         args = (word(3, 5),)
     elif kind == "repeat":
         args = (word(2, 4), str(rng.randint(2, 3)))

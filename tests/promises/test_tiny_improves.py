@@ -25,7 +25,7 @@ def evaluations(tmp_path_factory) -> list[dict]:
         out = tmp_path_factory.mktemp("tiny") / str(seed)
         command = [sys.executable, "-m", "nemo_sdg", "run", "tiny", f"run.seed={seed}", "--out", str(out)]
         done = subprocess.run(
-            command, cwd=out.parent, capture_output=True, text=True, timeout=900,
+            command, cwd=out.parent, capture_output=True, text=True, timeout=900, check=False,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
@@ -47,5 +47,5 @@ def test_held_out_exact_match_rises_by_ten_points(evaluations):
 def test_the_reward_model_keeps_its_agreement_with_the_truth(evaluations):
     before = [found["before"]["reward"]["helpfulness"]["spearman"] for found in evaluations]
     after = [found["reward"]["helpfulness"]["spearman"] for found in evaluations]
-    print(f"\nSpearman of helpfulness: shipped Reward {mean(before):.3f}, after two rounds {after}, mean {mean(after):.3f}")
+    print(f"\nSpearman of helpfulness: shipped Reward {mean(before):.3f}, then {after}, mean {mean(after):.3f}")
     assert mean(before) - mean(after) <= 0.02
