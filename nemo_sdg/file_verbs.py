@@ -18,6 +18,7 @@ from nemo_sdg.checkpoints.survey import survey
 from nemo_sdg.config import RunConfig, validate
 from nemo_sdg.console import Console
 from nemo_sdg.errors import RowError
+from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.topology import data_parallel_size
 from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows
 from nemo_sdg.session import Session, world_size
@@ -55,8 +56,10 @@ def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
                 loaded, tokenizer, mesh, rows, sampling,
                 samples=settings.samples, slots=settings.slots, provenance=provenance, on_finished=progress.advance,
             )  # fmt: skip
-        # A prompt that cannot be used fails in all of its samples, and is one faulty row of the file.
-        return [row.to_row() for row in responses], {name.rpartition("#")[0]: str(why) for name, why in faulty.items()}
+        # A prompt without any response is one faulty row of the file.
+        answered = {row.prompt_id for row in responses}
+        reasons = {name.rpartition("#")[0]: str(why) for name, why in faulty.items()}
+        return [row.to_row() for row in responses], {name: why for name, why in reasons.items() if name not in answered}
 
     return _convert(config, model, prompts, Prompt, out, make, reward=False, what="responses")
 
@@ -105,10 +108,10 @@ def _convert(
     )
 
     def work(mesh: Mesh, console: Console) -> int:
-        shares = _share(mesh, *make(mesh, console, rows[mesh.dp_rank :: mesh.dp]))
-        if mesh.writer:
-            _write(source, kind, out, shares, rows, faults, console, what)
-        mesh.barrier()
+        made = make(mesh, console, rows[mesh.dp_rank :: mesh.dp])
+        mesh.meet()
+        shares = _share(mesh, *made)
+        on_writer(mesh, lambda: _write(source, kind, out, shares, rows, faults, console, what))
         return 0
 
     status = session.start(work)

@@ -50,6 +50,8 @@ class Session:
     def start(self, work: Work) -> int:
         """Runs `work(mesh, console)` on every rank and returns the exit status of the whole."""
         torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        # torch would otherwise start CUDA to count the GPUs, and a process that did cannot fork ranks.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         local = 1 if torchrun else world_size(self.topology)
         if local > 1:
             # Read once, when torch is imported: each rank must not start a thread per core.

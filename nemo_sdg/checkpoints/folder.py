@@ -70,6 +70,8 @@ class ModelFolder:
             vocab_size = read_zarray(self.path / "model_weights" / "model.embedding.word_embeddings.weight")["shape"][0]
         else:
             vocab_size = self.config.get("vocab_size")
+            if not isinstance(vocab_size, int):
+                raise CheckpointError("the vocabulary size is missing", where=self.path / CONFIG, found=repr(vocab_size))
         return NemotronShape.from_model_config(self.config, self.path / CONFIG, vocab_size)
 
     @property
@@ -109,16 +111,17 @@ class ModelFolder:
     def tokenizer(self) -> Path:
         """The SentencePiece file: the one that the config names (`nemo:` prefix), or the only one there is."""
         section = self.config.get("tokenizer")
-        named = section.get("model") or section.get("tokenizer_model") if isinstance(section, dict) else None
-        if isinstance(named, str):
-            name = named.removeprefix("nemo:")
+        named = [section.get(key) for key in ("model", "tokenizer_model")] if isinstance(section, dict) else []
+        named = [name.removeprefix("nemo:") for name in named if isinstance(name, str)]
+        for name in named:
             if Path(name).name == name and (self.path / name).is_file():
                 return self.path / name
         found = sorted(self.path.glob("*.model"))
-        if len(found) != 1:
+        # The released folders hold the same file under two names.
+        if len({file.read_bytes() for file in found}) != 1:
             raise CheckpointError(
                 "the tokenizer is missing", where=self.path, found=f"{len(found)} files *.model",
-                expected=f"the file {named}" if named else "one SentencePiece file", way_out="download the folder again",
+                expected=f"the file {named[0]}" if named else "one SentencePiece file", way_out="download the folder again",
             )  # fmt: skip
         return found[0]
 

@@ -29,10 +29,16 @@ def load(model: torch.nn.Module, path: Path | str, mesh: Mesh, *, fresh_head_see
         CheckpointError: a tensor is missing or of another shape, or the weights cannot be read.
     """
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingException
     from torch.distributed.checkpoint.api import CheckpointException
 
     folder = ModelFolder.open(path)
     weights = folder.path / "weights"
+    if not (folder.path / "training.json").is_file():
+        raise CheckpointError(
+            "only NeMo 2 folders that a run of this package has trained are read", where=folder.path,
+            found="no training.json", way_out="give the policy/ or reward/ folder of a run, or a released folder",
+        )  # fmt: skip
     fresh = not folder.is_reward and fresh_head_seed is not None
     # `_extra_state` holds pickled settings of TransformerEngine's fp8; nothing here needs it.
     wanted = {
@@ -43,7 +49,7 @@ def load(model: torch.nn.Module, path: Path | str, mesh: Mesh, *, fresh_head_see
     try:
         with device.cuda_calls_on_cpu():
             loaded = dist_checkpointing.load(wanted, str(weights))
-    except (Exception, CheckpointException) as error:  # the strategies raise many kinds, torch's is a BaseException
+    except (CheckpointException, CheckpointingException, KeyError, OSError, ValueError) as error:
         raise CheckpointError(
             "the weights cannot be loaded into this model",
             where=weights,

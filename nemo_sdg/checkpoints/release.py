@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def save(
     places = tensor_places(shape, reward=reward)
     extra = {key: tensor_places(shape, reward=False)[key] for key in also or {}}
     if mesh.writer:
+        shutil.rmtree(making, ignore_errors=True)  # of an attempt that was killed
         for key, place in {**places, **extra}.items():
             tp = 1 if key in extra else mesh.tp
             (weights / key).mkdir(parents=True)

@@ -77,6 +77,8 @@ class Select:
     """Lowest weighted scalar kept."""
     per_prompt: Optional[int] = None
     """Best responses kept for one prompt, by the scalar; null keeps all that pass."""
+    finished: bool = True
+    """Drop a response that max_tokens or the context cut off: it would teach to stop in mid-sentence."""
     unique: bool = True
     """Drop a response whose text equals one already kept for the same prompt."""
 

@@ -1,7 +1,7 @@
 """Keys and values of the rows that are being decoded, one slot per row, each at a position of its own.
 
-Keys are stored rotated. Slots are fixed in number and every decode step runs all of them, so the shape of a
-step does not depend on how many rows are still going. Axes: B slots, N rows of a prefill, G local KV groups,
+Keys are stored rotated. Every decode step runs all slots, so its number of rows does not depend on how many are
+still going. Axes: B slots, N rows of a prefill, G local KV groups,
 P positions, T positions in use, D head channels, R rotary channels, S new tokens per row, E hidden size.
 """
 
@@ -19,9 +19,8 @@ KEY_BLOCK = 64
 class KeyValueCache:
     """What Megatron's layers receive as `inference_context`: see `models.attention.KeyValues`."""
 
-    materialize_only_last_token_logits = True
-
     def __init__(self, model: torch.nn.Module, slots: int, max_length: int) -> None:
+        max_length = -(-max_length // KEY_BLOCK) * KEY_BLOCK
         config = model.config
         groups = config.num_query_groups // config.tensor_model_parallel_size
         place = {"dtype": config.params_dtype, "device": device.device()}
@@ -34,6 +33,7 @@ class KeyValueCache:
         self._cos_PR, self._sin_PR = angles_PR.cos().to(place["dtype"]), angles_PR.sin().to(place["dtype"])
         self._positions_P = torch.arange(max_length, device=place["device"])
         self.lengths_B = torch.zeros(slots, dtype=torch.long, device=place["device"])
+        self._rows_B = torch.arange(slots, device=place["device"])
         self._prefill_slots_N: Tensor | None = None
 
     def begin_prefill(self, slots: list[int], lengths: list[int]) -> None:
@@ -52,13 +52,23 @@ class KeyValueCache:
         self.cos_SB1R = self._cos_PR[self.lengths_B][None, :, None]
         self.sin_SB1R = self._sin_PR[self.lengths_B][None, :, None]
         used = int(self.lengths_B.max()) + 1
-        self._used = min(self.max_sequence_length, -(-used // KEY_BLOCK) * KEY_BLOCK)
-        self._rows_B = torch.arange(self.lengths_B.numel(), device=self.lengths_B.device)
+        self._used = -(-used // KEY_BLOCK) * KEY_BLOCK
         self._visible_B11T = (self._positions_P[: self._used] <= self.lengths_B[:, None])[:, None, None]
 
     def end_decode(self) -> None:
-        """A slot at the end of the cache stays there: its row is over, and it must not write beyond."""
-        self.lengths_B.add_(1).clamp_(max=self.max_sequence_length - 1)
+        """The rows have one token more; an empty slot stays at the front."""
+        self.lengths_B.add_((self.lengths_B > 0).long())
+
+    def free(self, slot: int, *, wipe: bool) -> None:
+        """A slot without a row: it goes back to position 0, so that it does not lengthen the steps of the others.
+
+        Args:
+            wipe: its keys and values were not finite; masked ones would still spoil the next row (0 x nan).
+        """
+        self.lengths_B[slot] = 0
+        if wipe:
+            self._key_LBGPD[:, slot] = 0
+            self._value_LBGPD[:, slot] = 0
 
     def extend(self, layer: int, key_SBGD: Tensor, value_SBGD: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values of a layer (numbered from 1 over the whole model); all of its rows', BGTD."""

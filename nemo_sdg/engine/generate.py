@@ -84,7 +84,7 @@ def generate(
         check_fits(request.prompt_ids, model.max_sequence_length)
     if not requests:
         return []
-    return _Decoder(model, tokenizer, mesh, requests, sampling, min(slots, len(requests)), on_finished).run()
+    return _Decoder(model, tokenizer, mesh, requests, sampling, slots, on_finished).run()
 
 
 class _Decoder:
@@ -126,7 +126,8 @@ class _Decoder:
         slots = free[: len(self.waiting)]
         for slot in slots:
             index, request = self.waiting.popleft()
-            stream = row_uniforms(self.sampling.seed, request.prompt_id, request.sample, self.sampling.max_tokens)
+            settings = self.sampling
+            stream = row_uniforms(settings.seed, request.prompt_id, request.sample, settings.max_tokens, settings.round)
             self.rows[slot] = _Row(index, request, stream)
         prompts = [self.rows[slot].request.prompt_ids for slot in slots]
         lengths = [len(prompt) for prompt in prompts]
@@ -143,9 +144,7 @@ class _Decoder:
 
     def _step(self, ids: Tensor, slots: list[int]) -> None:
         """Run the model on the rows of these slots and give each of them its next token."""
-        logits = forward(
-            self.model, self.mesh, ids.to(device.device()), inference_context=self.cache, runtime_gather_output=True
-        )
+        logits = forward(self.model, self.mesh, ids.to(device.device()), inference_context=self.cache)
         # Token -1 stands for logits that are not finite.
         tokens_B = torch.empty(len(slots), dtype=torch.long, device=device.device())
         if logits is not None:
@@ -155,6 +154,8 @@ class _Decoder:
             finite_B = logits_BV.isfinite().all(dim=-1)
             safe_BV = logits_BV if bool(finite_B.all()) else logits_BV.nan_to_num()
             tokens_B.copy_(torch.where(finite_B, choose(safe_BV, uniform_B, self.sampling), -1))
+            # On a GPU a cumulative sum is not deterministic; shards that part ways would wait for each other.
+            self.mesh.broadcast_from_first_shard(tokens_B)
         self.mesh.broadcast_from_last_stage(tokens_B)
         finished = 0
         for slot, token in zip(slots, tokens_B.tolist()):
@@ -177,6 +178,7 @@ class _Decoder:
                 reason = "context"
             else:
                 return False
+        self.cache.free(slot, wipe=reason == "not_finite")
         self.done[row.index] = Generation(tuple(row.tokens), reason)
         self.rows[slot] = None
         self.next_ids[slot] = self.pad_id

@@ -54,7 +54,8 @@ def respond(
         requests += [Request(prompt.id, sample, ids) for sample in range(samples)]
     _count(on_finished, faulty)
     responses = []
-    for prompt, request, made in zip(owners, requests, generate(model, tokenizer, mesh, requests, sampling, slots, on_finished)):
+    generations = generate(model, tokenizer, mesh, requests, sampling, slots, _told(mesh, on_finished))
+    for prompt, request, made in zip(owners, requests, generations):
         name = f"{prompt.id}#{request.sample}"
         if made.finish_reason == "not_finite":
             faulty[name] = RowError("the model's logits are not finite")
@@ -101,13 +102,24 @@ def rate(
             faulty[row.id] = error
     _count(on_finished, faulty)
     scored = []
-    for row, rewards_A in zip(owners, score(model, tokenizer, mesh, conversations, slots, on_finished)):
+    for row, rewards_A in zip(owners, score(model, tokenizer, mesh, conversations, slots, _told(mesh, on_finished))):
         if not np.isfinite(rewards_A).all():
             faulty[row.id] = RowError("the scores are not finite")
             continue
         known = {**vars(row), "provenance": {**row.provenance, **provenance}}
         scored.append(Scored(**known, scores=named(rewards_A)))
     return scored, faulty
+
+
+def _told(mesh: Mesh, on_finished: OnFinished | None) -> OnFinished:
+    """Replicas that wait for this one learn that it works."""
+
+    def told(rows: int) -> None:
+        mesh.alive()
+        if on_finished:
+            on_finished(rows)
+
+    return told
 
 
 def _count(on_finished: OnFinished | None, faulty: Faulty) -> None:

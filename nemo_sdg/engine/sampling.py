@@ -20,6 +20,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    round: int = 0
+    """Rounds of a run have streams of their own."""
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:

@@ -55,7 +55,12 @@ class LayerNorm1P(torch.nn.Module):
             parameter.sequence_parallel = config.sequence_parallel
 
     def forward(self, x_SBE: Tensor) -> Tensor:
-        return torch.nn.functional.layer_norm(x_SBE, self.weight.shape, self.weight + 1, self.bias, self.eps)
+        # 1 + weight in bf16 would lose what a zero-centred weight is for: its last 8 bits.
+        wide = torch.promote_types(x_SBE.dtype, torch.float32)
+        y_SBE = torch.nn.functional.layer_norm(
+            x_SBE.to(wide), self.weight.shape, self.weight.to(wide) + 1, self.bias.to(wide), self.eps
+        )
+        return y_SBE.to(x_SBE.dtype)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         return make_sharded_tensors_for_checkpoint(self.state_dict(keep_vars=True), prefix, {}, sharded_offsets)

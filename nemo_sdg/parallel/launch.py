@@ -7,6 +7,7 @@ rank fails the others are ended at once instead of waiting for its messages.
 from __future__ import annotations
 
 import ctypes
+import datetime
 import os
 import signal
 import sys
@@ -41,10 +42,13 @@ def claim_report() -> bool:
     """Whether this rank may print the error that ends the job: the first one to ask may, the others stay silent."""
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        return os.environ.get("RANK", "0") == "0"
+    if "MASTER_PORT" not in os.environ:
+        return True
     try:
-        return dist.distributed_c10d._get_default_store().add("nemo_sdg/error", 1) == 1
+        # Its own connection: the rank may fail before it has joined the process group, or because of it.
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=datetime.timedelta(seconds=5))
+        return store.add("nemo_sdg/error", 1) == 1
     except Exception:  # the rank that keeps the store is gone: saying it twice is better than not at all
         return True
 

@@ -7,8 +7,10 @@ replicas, and the pipeline stages are farthest apart (megatron/core/parallel_sta
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ class Mesh:
     tp_group: Any
     pp_group: Any
     dp_group: Any
+    timeout_s: float
 
     @property
     def world_size(self) -> int:
@@ -61,6 +64,29 @@ class Mesh:
         if self.world_size > 1:
             dist.barrier()
 
+    def alive(self) -> None:
+        """Tell the ranks that wait in `meet` that work goes on; cheap enough for every finished row."""
+        global _said_alive
+        if self.world_size > 1 and time.monotonic() - _said_alive > 1:
+            _said_alive = time.monotonic()
+            _store().add("nemo_sdg/alive", 1)
+
+    def meet(self) -> None:
+        """A barrier behind work of unknown length: it waits for as long as some rank says that it is alive.
+
+        A collective would give up a replica that is only slower than the timeout.
+        """
+        if self.world_size == 1:
+            return
+        key, last, since = f"nemo_sdg/meet/{next(_meetings)}", -1, time.monotonic()
+        arrived = _store().add(key, 1)
+        while arrived < self.world_size and time.monotonic() - since < self.timeout_s:
+            time.sleep(0.02 if time.monotonic() - since < 1 else 0.5)
+            arrived, now = _store().add(key, 0), _store().add("nemo_sdg/alive", 0)
+            if now != last:
+                last, since = now, time.monotonic()
+        self.barrier()  # after the timeout this is what names the missing rank
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank of the world."""
         if self.world_size == 1:
@@ -82,11 +108,25 @@ class Mesh:
         dist.broadcast(data, src)
         return json.loads(data.cpu().numpy().tobytes())
 
+    def broadcast_from_first_shard(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Fill `tensor` on every tensor-parallel rank of this stage with the first one's content."""
+        if self.tp > 1:
+            dist.broadcast(tensor, dist.get_global_rank(self.tp_group, 0), group=self.tp_group)
+        return tensor
+
     def broadcast_from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:
         """Fill `tensor` on every stage of this replica with the last stage's content."""
         if self.pp > 1:
             dist.broadcast(tensor, dist.get_global_rank(self.pp_group, self.pp - 1), group=self.pp_group)
         return tensor
+
+
+_said_alive = 0.0
+_meetings = itertools.count()
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
 
 
 def world_size() -> int:
@@ -133,6 +173,7 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
+        timeout_s=timeout_s,
     )
 
 

@@ -153,7 +153,7 @@ def _model(config: RunConfig, role: str, where: str, reward: bool, files: bool) 
         if files or config.run.name not in sizes() or resolve(where).exists():
             raise
         return ModelPlan(role, where, sizes()[config.run.name], reward, 2, present=False)
-    if not role.startswith("train"):
+    if role != "train rm":  # a reward model may start from a language model, with a fresh head
         folder.require(reward=reward)
     return ModelPlan(role, where, folder.shape, reward, survey(folder, reward=reward))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 from nemo_sdg.errors import ConfigError
@@ -22,5 +23,5 @@ def count_rows(path: Path) -> tuple[int, bool]:
                 return sum(1 for line in stream if line.strip()), True
             lines = stream.readlines(1 << 22)
             return max(1, round(len(lines) * size / max(1, raw.tell()))), False
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError("cannot read the file", where=path, found=str(error), way_out="write it again") from error

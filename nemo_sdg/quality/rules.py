@@ -25,6 +25,11 @@ def usable(response: str) -> str | None:
     return None
 
 
+def complete(finish_reason: str, settings: Select) -> str | None:
+    """Whether the model ended the response itself."""
+    return f"cut off by {finish_reason}" if settings.finished and finish_reason != "stop" else None
+
+
 def thresholds(scores: Mapping[str, float], settings: Select) -> str | None:
     """The limits per attribute and on the scalar. A limit itself still passes; what is not finite never does."""
     scalar = scalarise(scores, settings.weights)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Iterable, Sequence
 
 from nemo_sdg.config.settings import Select
-from nemo_sdg.quality.rules import scalarise, thresholds, usable
+from nemo_sdg.quality.rules import complete, scalarise, thresholds, usable
 from nemo_sdg.records import Decision, Scored
 
 
 def decide(rows: Sequence[Scored], settings: Select) -> list[Decision]:
     """One decision per row, in the rows' order; a row that is dropped has a reason."""
-    reasons: list[str | None] = [usable(row.response) or thresholds(row.scores, settings) for row in rows]
+    reasons: list[str | None] = [
+        usable(row.response) or complete(row.finish_reason, settings) or thresholds(row.scores, settings) for row in rows
+    ]
     scalars = [scalarise(row.scores, settings.weights) for row in rows]
     by_prompt: dict[str, list[int]] = {}
     for index, reason in enumerate(reasons):

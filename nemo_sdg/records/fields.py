@@ -84,15 +84,18 @@ def answer(row: dict, where: str) -> dict[str, Any]:
     if finish not in FINISH_REASONS:
         expected = "one of " + ", ".join(FINISH_REASONS)
         raise RowError("unknown finish_reason", where=where, found=repr(finish), expected=expected)
+    provenance = row.get("provenance") or {}
+    if not isinstance(provenance, dict):
+        raise RowError("the provenance is not a mapping", where=where, found=type(provenance).__name__)
     return {
         "id": row_id(row, hash_of([*messages, response]), where),
-        "prompt_id": str(row.get("prompt_id", hash_of(messages))),
+        "prompt_id": row_id({"id": row.get("prompt_id") or hash_of(messages)}, "", where),
         "sample": sample,
         "messages": messages,
         "response": response,
         "response_token_ids": tuple(ids),
         "finish_reason": finish,
-        "provenance": row.get("provenance", {}),
+        "provenance": provenance,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, TypeVar
@@ -63,7 +64,7 @@ def read_objects(path: str | Path) -> Iterator[tuple[int, dict | Fault]]:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
                     yield number, _parse(line, str(path), number)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             "cannot read the rows", where=path, found=reason, expected="a .jsonl or .jsonl.gz file"
@@ -75,7 +76,7 @@ def _parse(line: bytes, file: str, number: int) -> dict | Fault:
         row = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
         if not isinstance(row, dict):
             raise ValueError(f"not a JSON object but {type(row).__name__}")
-        json.dumps(row, ensure_ascii=False).encode("utf-8")  # a lone surrogate in any column would fail at the write
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")  # a lone surrogate in any column would fail at the write
     except RecursionError:
         return Fault(file, number, "brackets nested too deeply")
     except UnicodeError:

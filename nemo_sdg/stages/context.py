@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from nemo_sdg import errors
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import RunConfig, fingerprint
+from nemo_sdg.engine.load import resolve_dtype
+from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.store import Run
 
 if TYPE_CHECKING:
@@ -39,38 +40,26 @@ class Context:
 
     def trained(self, kind: str, last: int) -> Path | None:
         """The policy or reward folder of the latest round up to `last` that has trained one."""
-        folders = (self.run.round(number) / kind for number in range(last, -1, -1))
-        return next((folder for folder in folders if folder.is_dir()), None)
+
+        def latest() -> int | None:
+            rounds = range(last, -1, -1)
+            return next((number for number in rounds if (self.run.round(number) / kind).is_dir()), None)
+
+        number = self.on_writer(latest)
+        return None if number is None else self.run.round(number) / kind
 
     def model_digest(self, path: Path | str) -> str:
         """Names the content of a model folder, on every rank."""
-        return self.on_writer(lambda: {"digest": ModelFolder.open(path).digest})["digest"]
+        return self.on_writer(lambda: ModelFolder.open(path).digest)
+
+    def dtype(self, path: Path | str) -> str:
+        """The dtype that a model runs in, as it is settled on this machine."""
+        return str(resolve_dtype(self.config.models.dtype, ModelFolder.open(path)))
 
     def fingerprint(self, stage: str, *, inputs: Any, **settings: Any) -> str:
         """Names what a stage's rows depend on: the stage, its settings and the digests of what it reads."""
         return fingerprint({"stage": stage, "inputs": inputs, "settings": settings})
 
-    def on_writer(self, work: Callable[[], dict]) -> dict:
-        """Does `work` on rank 0 and gives every rank its answer, which is JSON.
-
-        A user's mistake found there is raised on every rank, or the others would wait for rank 0 in vain.
-        """
-        answer, raised = None, None
-        if self.mesh.writer:
-            try:
-                answer = {"done": work()}
-            except errors.UserError as error:
-                raised = error
-                told = [error.what, *map(_text, (error.where, error.found, error.expected)), error.way_out]
-                answer = {"mistake": [type(error).__name__, told]}
-        answer = self.mesh.broadcast_object(answer)
-        if raised is not None:
-            raise raised
-        if "mistake" in answer:
-            name, (what, where, found, expected, way_out) = answer["mistake"]
-            raise getattr(errors, name)(what, where=where, found=found, expected=expected, way_out=way_out)
-        return answer["done"]
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    def on_writer(self, work: Callable[[], Any]) -> Any:
+        """What rank 0 answers, on every rank; see `parallel.agree`."""
+        return on_writer(self.mesh, work)

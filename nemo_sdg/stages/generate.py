@@ -25,13 +25,13 @@ def run(context: Context) -> dict[str, Any]:
     settings, models = context.config.generate, context.config.models
     source = StageStore.finished(context.folder / "prompts")
     prompts = [Prompt.from_row(row) for row in source.read()]
-    seed = context.config.run.seed + context.round
+    seed = context.config.run.seed
     model_path = context.model("policy")
     provenance = {"policy": context.model_digest(model_path), "template": "instruct", "seed": seed, "round": context.round}
     store = StageStore(
         context.folder / "responses",
         context.fingerprint(
-            "generate", version=VERSION, inputs=[source.digest, provenance], dtype=models.dtype, spec=models.spec,
+            "generate", version=VERSION, inputs=[source.digest, provenance], dtype=context.dtype(model_path), spec=models.spec,
             **groups.relevant(settings, "slots"),
         ),  # fmt: skip
         rows=len(prompts),
@@ -43,6 +43,7 @@ def run(context: Context) -> dict[str, Any]:
         top_p=settings.top_p,
         top_k=settings.top_k,
         seed=seed,
+        round=context.round,
     )
 
     def totals(rows: list[dict], faulty: dict[str, int]) -> dict[str, Any]:

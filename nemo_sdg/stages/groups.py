@@ -31,8 +31,7 @@ class Work:
     def __init__(self, context: Context, store: StageStore, title: str, *, count: Callable[[Group], int]) -> None:
         self._context, self._store, mesh = context, store, context.mesh
         # One rank looks, for a listing may change while others commit.
-        looked = [store.done, [group.index for group in store.missing()]] if mesh.writer else None
-        self.done, missing = mesh.broadcast_object(looked)
+        missing = context.on_writer(lambda: [group.index for group in store.missing()])
         self.needed = bool(missing)
         self.mine = [store.groups[index] for index in missing[mesh.dp_rank :: mesh.dp]]
         self._bar = context.console.progress(title, sum(map(count, self.mine)))
@@ -51,18 +50,23 @@ class Work:
         if faulty:
             lines = [{"id": name, "reason": why.what, "detail": str(why)} for name, why in faulty.items()]
             commit_rows(self._faulty_file(group), lines)
+        else:  # of an attempt that was killed before its rows were committed
+            self._faulty_file(group).unlink(missing_ok=True)
         self._store.commit(group, [row.to_row() for row in rows])
 
     def finish(self, totals: Totals) -> dict[str, Any]:
         """Declares the stage done once every replica has committed; its totals, on every rank."""
-        mesh, store = self._context.mesh, self._store
-        mesh.barrier()
-        if mesh.writer and not self.done:
+        self._context.mesh.meet()
+        return self._context.on_writer(lambda: self._count(totals))
+
+    def _count(self, totals: Totals) -> dict[str, Any]:
+        store = self._store
+        if not store.done:
             files = [self._faulty_file(group) for group in store.groups]
             lines = [line for file in files if file.is_file() for line in file.read_bytes().splitlines()]
             faulty = Counter(json.loads(line)["reason"] for line in lines)
             store.finish(totals(list(store.committed()), dict(faulty.most_common())))
-        return mesh.broadcast_object(store.totals if mesh.writer else None)
+        return store.totals
 
     def _faulty_file(self, group: Group) -> Path:
         return self._store.dir / f"faulty-{group.index:05d}.jsonl"

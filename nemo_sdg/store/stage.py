@@ -86,7 +86,8 @@ class StageStore:
             raise AssertionError(f"{self.dir}: group {missing[0].index} and {len(missing) - 1} others have no part")
         for leftover in self.dir.glob(".*.tmp-*"):  # of processes that were killed; ours are renamed by now
             leftover.unlink(missing_ok=True)
-        parts = [self._parts()[group.index].name for group in self.groups]
+        listed = self._parts()
+        parts = [listed[group.index].name for group in self.groups]
         success = {**self._identity, "parts": parts, "totals": dict(totals)}
         commit_file(self.dir / "SUCCESS.json", json.dumps(success, indent=1, allow_nan=False).encode())
         return success["totals"]
@@ -97,7 +98,8 @@ class StageStore:
         success = _read(self.dir / "SUCCESS.json")
         if success is None or self.missing():
             return False
-        return success["parts"] == [self._parts()[group.index].name for group in self.groups]
+        listed = self._parts()
+        return success["parts"] == [listed[group.index].name for group in self.groups]
 
     @property
     def totals(self) -> dict:

@@ -204,19 +204,3 @@ def _padded(lengths: Tensor) -> list[int]:
 def _shuffle(count: int, seed: int, epoch: int) -> Tensor:
     key = int.from_bytes(hashlib.sha256(f"order\x00{seed}\x00{epoch}".encode()).digest()[:7], "little")
     return torch.randperm(count, generator=torch.Generator().manual_seed(key))
-
-
-def check_batch(settings: Any, dp: int, where: str) -> None:
-    """Raises UserError unless micro batches and replicas divide the global batch; names the nearest that works."""
-    unit = settings.micro_batch_size * dp
-    if settings.micro_batch_size < 1 or settings.global_batch_size < 1 or settings.steps < 1:
-        raise UserError("steps and batch sizes must be positive", where=where,
-                        found=f"steps {settings.steps}, global_batch_size {settings.global_batch_size}, "
-                              f"micro_batch_size {settings.micro_batch_size}")  # fmt: skip
-    if settings.global_batch_size % unit:
-        nearest = max(unit, round(settings.global_batch_size / unit) * unit)
-        raise UserError(
-            "the global batch cannot be cut into micro batches", where=f"{where}.global_batch_size",
-            found=f"{settings.global_batch_size} with micro_batch_size {settings.micro_batch_size} and {dp} replicas",
-            expected=f"a multiple of {unit}", way_out=f"set {where}.global_batch_size={nearest}",
-        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -17,14 +18,14 @@ from nemo_sdg.config import Models, Training, fingerprint
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import StoreError
 from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.parallel import device
+from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.store import commit_folder, digest
 from nemo_sdg.training import cpu, data, probe
 
 RESULT = "training.json"
-
-load_trained = nemo2.load
-"""`load_trained(model, dir, mesh)`: fill a model of `models.nemotron.build` from a folder that a fit committed."""
 
 
 def fit(
@@ -59,9 +60,9 @@ def fit(
     folder.shape.check_topology(mesh.tp, mesh.pp)
     if task == "sft":
         folder.require(reward=False)
-    data.check_batch(settings, mesh.dp, task)
-    signature = fingerprint(_identity(task, settings, models, folder, rows, seed))
-    if (done := _committed(out, signature)) is not None:
+    check_global_batch(settings, mesh.dp, task)
+    signature = on_writer(mesh, lambda: fingerprint(_identity(task, settings, models, folder, rows, seed)))
+    if (done := on_writer(mesh, lambda: _committed(out, signature))) is not None:
         return done
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
@@ -69,7 +70,14 @@ def fit(
     with cpu.scope():
         job = _Fit(task, settings, models, folder, rows, out, mesh, seed, signature)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
-        return job.run()
+        try:
+            return job.run()
+        finally:
+            # Trainer and module refer to each other; the next model must not wait for Python to notice.
+            del job
+            gc.collect()
+            if device.has_cuda():
+                torch.cuda.empty_cache()
 
 
 def _identity(
@@ -97,7 +105,13 @@ def _committed(out: Path, signature: str) -> dict[str, Any] | None:
             "the folder holds the result of another fit", where=out, found=found.get("signature", f"no {RESULT}"),
             expected=signature, way_out="remove it or write to another folder",
         )  # fmt: skip
+    shutil.rmtree(_work(out), ignore_errors=True)  # of a fit that was killed just after its commit
     return found
+
+
+def _work(out: Path) -> Path:
+    """Where the restart points of a fit lie until it is done."""
+    return out.with_name(f".{out.name}.fit")
 
 
 class _Fit:
@@ -130,13 +144,13 @@ class _Fit:
             seed=seed,
             padded_together=settings.micro_batch_size * mesh.dp if mesh.pp == 1 else None,
         )
-        self.work = out.with_name(f".{out.name}.fit")
+        self.work = _work(out)
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Any]:
         from nemo_sdg.training.checkpoint import LOSSES, latest_step, step_folder
 
-        done = self.mesh.broadcast_object(self._prepare(latest_step) if self.mesh.writer else 0)
+        done = on_writer(self.mesh, lambda: self._prepare(latest_step))
         began = time.monotonic()
         if done:
             self.losses = json.loads((step_folder(self.work, done) / LOSSES).read_text())
@@ -152,9 +166,7 @@ class _Fit:
             "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
-        if self.mesh.writer:
-            self._commit(step_folder(self.work, self.settings.steps), result, LOSSES)
-        self.mesh.barrier()
+        on_writer(self.mesh, lambda: self._commit(step_folder(self.work, self.settings.steps), result))
         return {**result, "seconds": seconds}
 
     def _prepare(self, latest_step: Callable[[Path], int]) -> int:
@@ -166,9 +178,8 @@ class _Fit:
             marker.write_text(self.signature)
         return latest_step(self.work)
 
-    def _commit(self, trained: Path, result: dict[str, Any], losses: str) -> None:
+    def _commit(self, trained: Path, result: dict[str, Any]) -> None:
         write_description(trained, self.folder.shape, self.folder.tokenizer, reward=self.task == "reward")
-        (trained / losses).unlink(missing_ok=True)
         (trained / RESULT).write_text(json.dumps(result, indent=1))
         commit_folder(trained, self.out)
         shutil.rmtree(self.work)

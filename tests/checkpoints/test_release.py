@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_written_at_one_topology_and_read_at_another(root, tmp_path, reward):
     run_ranks(load_and_save, tmp_path / "b", tmp_path / "c", reward)
     assert contents(tmp_path / "c") == contents(source)
     qkv = ModelFolder.open(tmp_path / "a").path / "model_weights/model.decoder.layers.self_attention.linear_qkv.weight"
-    assert sorted(p.name for p in qkv.iterdir() if p.name != ".zarray") == [f"{l}.{t}.0" for l in range(4) for t in range(2)]
+    assert sorted(p.name for p in qkv.iterdir() if p.name != ".zarray") == [f"{layer}.{t}.0" for layer in range(4) for t in range(2)]
 
 
 def test_bytes_and_files_of_each_rank(root, tmp_path):
@@ -172,8 +173,13 @@ def test_extra_state_and_pickles_are_never_opened(root, tmp_path):
     def add(folder):
         extra = folder / "model_weights/model.decoder.layers.mlp.linear_fc1._extra_state"
         extra.mkdir()
-        (extra / "shard_0_4.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
-        (folder / "model_weights/common.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
+        # A pickle that makes a file when it is loaded.
+        trap = f"cos\nsystem\n(S'touch {tmp_path / 'sprung'}'\ntR.".encode()
+        (extra / "shard_0_4.pt").write_bytes(trap)
+        (folder / "model_weights/common.pt").write_bytes(trap)
 
     folder = broken(root / "policy", tmp_path, add)
-    assert run_ranks(lambda mesh: sorted(f for f in loaded(mesh, folder)[1].files if "extra" in f or "common" in f))[0] == []
+    run_ranks(lambda mesh: loaded(mesh, folder) and None)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads((folder / "model_weights/common.pt").read_bytes())
+    assert (tmp_path / "sprung").exists(), "the trap itself does not work"

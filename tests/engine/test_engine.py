@@ -113,11 +113,16 @@ def test_rewards_do_not_depend_on_padding(folders):
 
 def test_the_context_ends_a_row(folders):
     context = small_shape().seq_length
-    prompt = [30] * (context - 3)
-    sampling = Sampling(max_tokens=50, temperature=0)
-    ended = run_ranks(generated, folders["policy"], sampling, 2, [Request("long", 0, prompt)])[0][0]
-    assert ended.finish_reason in ("context", "stop")
-    assert len(ended.token_ids) <= 3
+    wanted = [Request(f"long {room}", 0, [30] * (context - room)) for room in (1, 3)]
+
+    def never_stops(mesh):
+        model, tokenizer = load_model(folders["policy"], mesh)
+        with torch.no_grad():
+            model.output_layer.weight.zero_()  # greedy then takes token 0, which stops nothing
+        return generate(model, tokenizer, mesh, wanted, Sampling(max_tokens=50, temperature=0), 2)
+
+    ended = run_ranks(never_stops)[0]
+    assert [(e.finish_reason, len(e.token_ids)) for e in ended] == [("context", 1), ("context", 3)]
 
 
 def test_a_prompt_over_the_context_is_refused(folders):
@@ -149,6 +154,21 @@ def not_finite(mesh: Mesh, folder):
         model.embedding.word_embeddings.weight[77] = float("nan")
     wanted = [Request("bad", 0, [30, 77]), Request("good", 0, [30, 31])]
     return generate(model, tokenizer, mesh, wanted, Sampling(max_tokens=4), 2)
+
+
+def not_finite_in_one_slot(mesh: Mesh, folder):
+    model, tokenizer = load_model(folder, mesh, dtype="fp32")
+    with torch.no_grad():
+        model.embedding.word_embeddings.weight[77] = float("nan")
+    good = [Request("good", sample, [30, 31]) for sample in range(2)]
+    bad = Request("bad", 0, [30, *[77] * 40])
+    one_slot = generate(model, tokenizer, mesh, [bad, *good], Sampling(max_tokens=4), 1)
+    return one_slot[1:], generate(model, tokenizer, mesh, good, Sampling(max_tokens=4), 1)
+
+
+def test_a_slot_that_held_what_is_not_finite_is_clean_for_the_next_row(folders):
+    after, alone = run_ranks(not_finite_in_one_slot, folders["policy"])[0]
+    assert after == alone
 
 
 def test_logits_that_are_not_finite_end_only_their_row(folders):

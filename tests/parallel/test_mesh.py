@@ -6,9 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from nemo_sdg.config import Topology
-from nemo_sdg.errors import TopologyError
-from nemo_sdg.parallel.topology import data_parallel_size
 from nemo_sdg.parallel.random import row_uniforms
 from ranks import run_ranks
 
@@ -30,22 +27,12 @@ def test_the_grid_of_eight_ranks():
     assert all(r["sent"] == {"a": [1, "x"]} and r["any"] and not r["none"] for r in ranks)
 
 
-@pytest.mark.parametrize("topology, world, dp", [(Topology(), 1, 1), (Topology(tp=2), 8, 4), (Topology(tp=2, pp=2, dp=2), 8, 2)])
-def test_replicas_fill_the_launch(topology, world, dp):
-    assert data_parallel_size(topology, world) == dp
-
-
-@pytest.mark.parametrize("topology, world", [(Topology(tp=2), 3), (Topology(pp=4), 2), (Topology(dp=3), 2)])
-def test_launches_that_do_not_fit(topology, world):
-    with pytest.raises(TopologyError, match=f"found {world} ranks"):
-        data_parallel_size(topology, world)
-
-
 def test_streams_belong_to_rows():
     one = row_uniforms(1, "a", 0, 50)
     assert (one[:20] == row_uniforms(1, "a", 0, 20)).all(), "a longer stream begins with the shorter one"
     assert 0 <= one.min() and one.max() < 1 and 0.3 < one.mean() < 0.7
-    for other in (row_uniforms(2, "a", 0, 50), row_uniforms(1, "b", 0, 50), row_uniforms(1, "a", 1, 50)):
+    others = row_uniforms(2, "a", 0, 50), row_uniforms(1, "b", 0, 50), row_uniforms(1, "a", 1, 50)
+    for other in (*others, row_uniforms(1, "a", 0, 50, 1)):
         assert not (one == other).any()
 
 
@@ -72,3 +59,27 @@ def test_a_stalled_rank_is_given_up_after_our_timeout():
     """Also in megatron's subgroups; gloo's own default would be 30 minutes."""
     waited = run_ranks(waits_for_a_stalled_rank, tp=2, timeout_s=2)[0]
     assert 2 < waited < 11
+
+
+def meets(mesh, slow_works):
+    """Rank 1 works three timeouts long, in small steps."""
+    if mesh.rank == 1:
+        for _ in range(12):
+            time.sleep(0.5)
+            if slow_works:
+                mesh.alive()
+    started = time.monotonic()
+    try:
+        mesh.meet()
+    except RuntimeError:
+        return "given up"
+    return time.monotonic() - started
+
+
+def test_a_slow_replica_that_says_it_works_is_waited_for():
+    waited = run_ranks(meets, True, dp=2, timeout_s=2)
+    assert waited[0] > 4 and waited[1] < 2
+
+
+def test_a_silent_one_is_given_up():
+    assert run_ranks(meets, False, dp=2, timeout_s=1)[0] == "given up"

@@ -139,14 +139,6 @@ def test_padding_is_in_no_loss():
     assert batch["position_ids"][1].tolist() == list(range(batch["tokens"].size(1)))
 
 
-def test_batch_sizes_that_do_not_divide_name_the_nearest():
-    with pytest.raises(UserError, match=r"a multiple of 12; set sft.global_batch_size=24$"):
-        data.check_batch(Training(global_batch_size=20, micro_batch_size=4), dp=3, where="sft")
-    with pytest.raises(UserError, match="must be positive"):
-        data.check_batch(Training(steps=0), dp=1, where="sft")
-    data.check_batch(Training(global_batch_size=24, micro_batch_size=4), dp=3, where="sft")
-
-
 def test_rows_that_are_not_there(tokenizer):
     with pytest.raises(UserError, match="cannot be read"):
         data.read("sft", Path("/nowhere/sft.jsonl"), tokenizer, 10)

@@ -1,0 +1,37 @@
+"""One rank decides or writes, and all ranks learn the answer, also when the answer is a mistake of the user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable
+
+from nemo_sdg import errors
+
+if TYPE_CHECKING:
+    from nemo_sdg.parallel.mesh import Mesh
+
+
+def on_writer(mesh: Mesh, work: Callable[[], Any]) -> Any:
+    """Does `work` on rank 0 and gives every rank its answer, which is JSON.
+
+    A user's mistake found there is raised on every rank, or the others would wait for rank 0 in vain. What a
+    shared file system shows may differ between nodes for a while, so what it shows to one rank decides.
+    """
+    answer, raised = None, None
+    if mesh.writer:
+        try:
+            answer = {"done": work()}
+        except errors.UserError as error:
+            raised = error
+            told = [error.what, *map(_text, (error.where, error.found, error.expected)), error.way_out]
+            answer = {"mistake": [type(error).__name__, told]}
+    answer = mesh.broadcast_object(answer)
+    if raised is not None:
+        raise raised
+    if "mistake" in answer:
+        name, (what, where, found, expected, way_out) = answer["mistake"]
+        raise getattr(errors, name)(what, where=where, found=found, expected=expected, way_out=way_out)
+    return answer["done"]
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
