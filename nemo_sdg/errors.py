@@ -35,7 +35,9 @@ class UserError(ValueError):
         return _rebuild, (type(self), self.what, self.where, self.found, self.expected, self.way_out)
 
 
-def _rebuild(kind: type[UserError], what: str, where: object, found: object, expected: object, way_out: str) -> UserError:
+def _rebuild(
+    kind: type[UserError], what: str, where: object, found: object, expected: object, way_out: str
+) -> UserError:
     return kind(what, where=where, found=found, expected=expected, way_out=way_out)
 
 

@@ -98,7 +98,9 @@ def _convert(
         raise _no_row(source, faults)
     if out.is_dir() or not out.absolute().parent.is_dir():
         found = "a folder" if out.is_dir() else "no such folder"
-        raise RowError("the result cannot be written", where=out, found=found, expected="a file in a folder that exists")
+        raise RowError(
+            "the result cannot be written", where=out, found=found, expected="a file in a folder that exists"
+        )
     logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
     session = Session(
         topology=config.topology,
@@ -126,7 +128,14 @@ def _share(mesh: Mesh, written: list[dict], faulty: dict[str, str]) -> list[Made
 
 
 def _write(
-    source: Path, kind: type, out: Path, shares: Sequence[Any], rows: list, faults: list[Fault], console: Console, what: str
+    source: Path,
+    kind: type,
+    out: Path,
+    shares: Sequence[Any],
+    rows: list,
+    faults: list[Fault],
+    console: Console,
+    what: str,
 ) -> None:
     from nemo_sdg.store import commit_file
 

@@ -29,9 +29,14 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def under_torchrun() -> bool:
+    """Whether somebody else has started the ranks of this job."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def world_size(topology: Topology) -> int:
     """Ranks of this launch: torchrun's, or as many local ones as the topology asks for."""
-    return int(os.environ.get("WORLD_SIZE", topology.tp * topology.pp * (topology.dp or 1)))
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else topology.tp * topology.pp * (topology.dp or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +54,14 @@ class Session:
 
     def start(self, work: Work) -> int:
         """Runs `work(mesh, console)` on every rank and returns the exit status of the whole."""
-        torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        torchrun = under_torchrun()
         # torch would otherwise start CUDA to count the GPUs, and a process that did cannot fork ranks.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         local = 1 if torchrun else world_size(self.topology)
         if local > 1:
-            # Read once, when torch is imported: each rank must not start a thread per core.
-            os.environ.setdefault("OMP_NUM_THREADS", str(self.threads or max(1, _cores() // local)))
+            # Read when torch is first imported: a pool of threads that the imports start here would be missing
+            # in the forked ranks, which then wait for it. Each rank sets its own number.
+            os.environ["OMP_NUM_THREADS"] = "1"
         own_log = None if local > 1 else rank()
         console = redirect(self.log_dir, own_log)
         try:
@@ -66,7 +72,9 @@ class Session:
         if local == 1:
             return self._rank(work, console)
         console.close()
-        status, failed = launch.launch(lambda: self._rank(work, redirect(self.log_dir, rank(), terminal=console)), local)
+        status, failed = launch.launch(
+            lambda: self._rank(work, redirect(self.log_dir, rank(), terminal=console)), local
+        )
         if status > 128 and failed is not None:  # ended by a signal: it could not say anything itself
             console.fail(_last_words(self.log_dir, failed, f"was ended by signal {status - 128}"))
             return 1
@@ -95,10 +103,6 @@ class Session:
             return _report(console, self.log_dir, rank(), error, may_speak=launch.claim_report())
         finally:
             console.close()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _report(console: Console, log_dir: Path, own_rank: int | None, error: Exception, *, may_speak: bool) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nemo_sdg import plan as planning
 from nemo_sdg.config import RunConfig, load
 from nemo_sdg.console import Console
+from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
 from nemo_sdg.session import Session, rank
 from nemo_sdg.store import Run, StageStore, digest
@@ -25,6 +26,11 @@ MODULES = ("megatron.core", "nemo_sdg.training.nemo", "nemo_sdg.loop")
 def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = None, round_: int = 0) -> int:
     """Does all rounds, or one stage of one round, and returns the exit status."""
     config = load(recipe, overrides)
+    if round_ >= config.run.rounds:
+        raise ConfigError(
+            "the run has no such round", where="--round", found=round_, expected=f"0 to {config.run.rounds - 1}",
+            way_out="set run.rounds",
+        )  # fmt: skip
     plan = planning.make(config)
     console = Console(speaks=rank() == 0)
     plan.show(console)

@@ -6,6 +6,9 @@ from nemo_sdg.config import ATTRIBUTES, Data, Generate, Models, Run, RunConfig, 
 def nemotron4_340b() -> RunConfig:
     """One round on 96 GPUs or a multiple of that, TP 8 within a node and PP 12 over nodes; weights are 682 GB in bf16.
 
+    Not run at this size by its authors. `nemo-sdg plan` says 68 GiB a rank in training with one replica, without
+    activations: take GPUs of 141 GB, PP 24, or two replicas and more, which share the optimizer's state.
+
     The rates and batches are the published ones (arXiv 2406.11704 and 2406.08673, section 3 and appendix I).
     The folders below are where you put the three repositories and your prompts; set them as `key=value`.
     """

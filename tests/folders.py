@@ -8,12 +8,12 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from ranks import run_ranks
 
 from nemo_sdg.checkpoints import release
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import NemotronShape, sizes
 from nemo_sdg.parallel.mesh import Mesh
-from ranks import run_ranks
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,13 @@ TOPOLOGIES = {"one": (1, 1, 1), "tp2": (2, 1, 1), "pp2": (1, 2, 1), "tp2pp2": (2
 
 
 def run_ranks(
-    fn: Callable[..., Any], *args: Any, tp: int = 1, pp: int = 1, dp: int = 1, sequence_parallel: bool = False, timeout_s: float = 60
+    fn: Callable[..., Any],
+    *args: Any,
+    tp: int = 1,
+    pp: int = 1,
+    dp: int = 1,
+    sequence_parallel: bool = False,
+    timeout_s: float = 60,
 ) -> list[Any]:
     """Run `fn(mesh, *args)` on tp x pp x dp forked ranks and return their results in rank order.
 

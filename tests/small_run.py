@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from folders import make_folder, make_tokenizer, small_shape
+
 from nemo_sdg.config import Data, Evaluate, Generate, Models, Run, RunConfig, Score, Select, Training, to_yaml
 
 
@@ -22,7 +23,13 @@ def make_inputs(root: Path) -> Path:
     write("held.jsonl", [{"id": f"h{i}", "prompt": f"z{i}", "answer": "1"} for i in range(6)])
     for name, first in (("ratings.jsonl", 100), ("held_ratings.jsonl", 200)):
         values = {"correctness": 2, "coherence": 3, "complexity": 1, "verbosity": 1}
-        write(name, [{"prompt": f"a{first + i}", "response": "ok" * (i % 3 + 1), "helpfulness": i % 5, **values} for i in range(12)])
+        write(
+            name,
+            [
+                {"prompt": f"a{first + i}", "response": "ok" * (i % 3 + 1), "helpfulness": i % 5, **values}
+                for i in range(12)
+            ],
+        )
     return root
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from folders import make_folder, make_tokenizer, small_shape
+from processes import Done, cpu_seconds, forked
+
 from nemo_sdg import cli
 from nemo_sdg.config import ATTRIBUTES, load
 from nemo_sdg.session import Session
 from nemo_sdg.store import Run, StageStore, commit_file, commit_rows, digest
-from processes import Done, cpu_seconds, forked
 
 
 def shell(*arguments: object) -> Done:
@@ -113,7 +113,9 @@ def test_what_is_wrong_with_settings_is_one_sentence(case, verb, world, capsys, 
 
 
 def test_a_folder_that_is_no_checkpoint(world, tmp_path, capsys):
-    sentence = refused(capsys, "generate", "--model", tmp_path, "--prompts", world / "good.jsonl", "--out", tmp_path / "g")
+    sentence = refused(
+        capsys, "generate", "--model", tmp_path, "--prompts", world / "good.jsonl", "--out", tmp_path / "g"
+    )
     assert "the folder is not a checkpoint" in sentence and "no model_config.yaml" in sentence
     assert os.listdir(tmp_path) == []
 
@@ -171,7 +173,9 @@ def test_a_file_without_a_usable_row(text, expected, world, tmp_path, capsys):
 def test_rows_that_are_not_there(world, tmp_path, capsys):
     arguments = ["--model", world / "policy", "--prompts", tmp_path / "none.jsonl", "--out", tmp_path / "g.jsonl"]
     assert "cannot read the rows" in refused(capsys, "generate", *arguments)
-    assert "there is no such file" in refused(capsys, "run", world / "small.yaml", "data.prompts=none.jsonl", "--out", tmp_path)
+    assert "there is no such file" in refused(
+        capsys, "run", world / "small.yaml", "data.prompts=none.jsonl", "--out", tmp_path
+    )
 
 
 def test_a_folder_of_another_config(world, tmp_path, capsys):
@@ -255,7 +259,18 @@ def test_generate_and_score_on_files(world, tmp_path):
     outputs = []
     for name, topology in (("one", []), ("four", ["--tp", "2", "--pp", "2"])):
         out = tmp_path / f"{name}.jsonl"
-        arguments = ["--prompts", world / "prompts.jsonl", "--out", out, "--samples", 2, "--max-tokens", 6, "--dtype", "fp64"]
+        arguments = [
+            "--prompts",
+            world / "prompts.jsonl",
+            "--out",
+            out,
+            "--samples",
+            2,
+            "--max-tokens",
+            6,
+            "--dtype",
+            "fp64",
+        ]
         done = shell("generate", "--model", world / "policy", *arguments, *topology)
         assert done.returncode == 0 and done.stderr == "", done.stderr
         assert "4 responses from 2 rows" in done.stdout and "3 faulty rows were set aside" in done.stdout
@@ -271,7 +286,10 @@ def test_generate_and_score_on_files(world, tmp_path):
 
 
 def test_score_names_five_attributes(world, tmp_path):
-    rows = [{"id": "short", "prompt": "a", "response": "b", "note": 1}, {"id": "long", "prompt": "a", "response": "b " * 200}]
+    rows = [
+        {"id": "short", "prompt": "a", "response": "b", "note": 1},
+        {"id": "long", "prompt": "a", "response": "b " * 200},
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "scored.jsonl"
     done = shell("score", "--model", world / "reward", "--input", tmp_path / "rows.jsonl", "--out", out, "--tp", "2")

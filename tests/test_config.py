@@ -92,7 +92,7 @@ def test_an_unknown_recipe_names_those_that_exist_and_the_nearest():
         ("reward.micro_batch_size=5", ("reward.global_batch_size", "found 32", "= 5")),
         ("topology.dp=3", ("sft.global_batch_size", "topology.dp = 48")),
         ("reward.beta2=1", ("reward.beta2",)),
-        ("select.maximum.helpfulness=1", ("select.minimum.helpfulness", "found 3.0", "at most")),
+        ("select.maximum.helpfulness=1", ("select.minimum.helpfulness", "found 2.8", "at most")),
         ("select.weights={}", ("select.weights",)),
         ("data.prompts=null", ("data.prompts", "text")),
         ("generate=3", ("generate is a group",)),

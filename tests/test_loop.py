@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from ranks import run_ranks
+from small_run import make_inputs, row_files, small_config
 
 import nemo_sdg.loop
 from nemo_sdg.console import Console
 from nemo_sdg.store import Run, StageStore
-from ranks import run_ranks
-from small_run import make_inputs, row_files, small_config
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,9 @@ def test_a_run_leaves_what_the_design_says(finished):
 
 def test_every_row_is_accounted_for(finished):
     for number in range(2):
-        counts = [StageStore.finished(finished / f"round-{number}" / s).totals for s in ("responses", "scored", "decisions")]
+        counts = [
+            StageStore.finished(finished / f"round-{number}" / s).totals for s in ("responses", "scored", "decisions")
+        ]
         assert counts[0]["rows_in"] == 12 * 3
         for before, after in zip(counts, counts[1:]):
             assert after["rows_in"] == before["kept"]
@@ -62,9 +64,7 @@ def test_every_row_is_accounted_for(finished):
 
 
 def test_the_second_round_uses_what_the_first_has_trained(finished):
-    first, second = (
-        next(StageStore.finished(finished / f"round-{r}" / "scored").read())["provenance"] for r in (0, 1)
-    )
+    first, second = (next(StageStore.finished(finished / f"round-{r}" / "scored").read())["provenance"] for r in (0, 1))
     assert first["round"] == 0 and second["round"] == 1
     assert first["policy"] != second["policy"] and first["reward"] != second["reward"]
     prompts = [[row["id"] for row in StageStore.finished(finished / f"round-{r}" / "prompts").read()] for r in (0, 1)]
@@ -73,14 +73,20 @@ def test_the_second_round_uses_what_the_first_has_trained(finished):
 
 def test_a_finished_run_is_left_as_it_is(inputs, finished):
     def state():
-        return {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name not in ("run.lock", "events.jsonl")}
+        return {
+            p: p.stat().st_mtime_ns
+            for p in finished.rglob("*")
+            if p.is_file() and p.name not in ("run.lock", "events.jsonl")
+        }
 
     before = state()
     run_ranks(whole, small_config(inputs), finished)
     assert state() == before
 
 
-@pytest.mark.parametrize("topology", [{"tp": 2}, {"pp": 2}, {"dp": 2}, {"tp": 2, "pp": 2}], ids=["tp2", "pp2", "dp2", "tp2pp2"])
+@pytest.mark.parametrize(
+    "topology", [{"tp": 2}, {"pp": 2}, {"dp": 2}, {"tp": 2, "pp": 2}], ids=["tp2", "pp2", "dp2", "tp2pp2"]
+)
 def test_first_round_selects_the_same_rows_on_any_ranks(inputs, tmp_path, topology):
     """fp64: every row file of the first round is equal byte for byte, scores and decisions too."""
     config = small_config(inputs, rounds=1)
@@ -88,7 +94,8 @@ def test_first_round_selects_the_same_rows_on_any_ranks(inputs, tmp_path, topolo
     run_ranks(whole, config, tmp_path / "one")
     run_ranks(whole, config, tmp_path / "many", **topology)
     one, many = (
-        {name: data for name, data in row_files(tmp_path / out).items() if "evaluation" not in name} for out in ("one", "many")
+        {name: data for name, data in row_files(tmp_path / out).items() if "evaluation" not in name}
+        for out in ("one", "many")
     )
     assert len(one) > 12 and one == many
 

@@ -6,8 +6,10 @@ import gzip
 import io
 
 import pytest
-
 from folders import small_shape
+from processes import cpu_seconds
+from ranks import run_ranks
+
 from nemo_sdg import plan
 from nemo_sdg.config import load
 from nemo_sdg.console import Console
@@ -17,8 +19,6 @@ from nemo_sdg.models.shapes import sizes
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.plan.counting import count_rows
 from nemo_sdg.plan.memory import bytes_text, rank_parameters
-from processes import cpu_seconds
-from ranks import run_ranks
 
 
 def test_340b_known_answers():

@@ -53,7 +53,9 @@ def test_verbs_options_recipes_and_settings_exist(line, capsys):
 
 def test_settings_in_the_text_exist():
     keys = set(flatten(RunConfig()))
-    named = set(re.findall(r"`((?:models|topology|generate|score|select|data|sft|reward|evaluate|run)\.[a-z_.]+)", README))
+    named = set(
+        re.findall(r"`((?:models|topology|generate|score|select|data|sft|reward|evaluate|run)\.[a-z_.]+)", README)
+    )
     for key in named:
         assert key in keys or key == "run.yaml", key
 

@@ -9,7 +9,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.records import (
@@ -192,3 +193,26 @@ def test_gzip_bom_and_a_last_line_without_its_end(tmp_path: Path):
     for bad in (packed, tmp_path / "absent.jsonl", tmp_path):
         with pytest.raises(UserError, match="cannot read the rows"):
             read_rows(bad, Prompt)
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (b'{"prompt": "a", "x": 1e999}', "JSON"),
+        (b'{"prompt": "a", "response": "b", "provenance": "web"}', "provenance is not a mapping"),
+        (b'{"prompt": "a", "response": "b", "prompt_id": true}', "not a name"),
+    ],
+)
+def test_what_could_not_be_written_again_is_set_aside(tmp_path, line, reason):
+    (tmp_path / "rows.jsonl").write_bytes(line + b'\n{"prompt": "good", "response": "b", "provenance": null, "prompt_id": null}\n')
+    rows, faults = read_rows(tmp_path / "rows.jsonl", Response)
+    assert len(rows) == len(faults) == 1 and faults[0].line == 1
+    assert reason in faults[0].reason
+    assert rows[0].provenance == {} and rows[0].prompt_id != "None"
+
+
+def test_a_broken_gz_file_is_one_sentence(tmp_path):
+    whole = gzip.compress(b'{"prompt": "a"}\n' * 2000)
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[:40] + b"\xff" * 20 + whole[60:])
+    with pytest.raises(UserError, match="cannot read the rows"):
+        read_rows(tmp_path / "rows.jsonl.gz", Prompt)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import megatron.core  # noqa: F401  (once, before the forks)
 import pytest
+from processes import ROOT, Done, forked
 
 from nemo_sdg.config import Topology
 from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.session import Session
-from processes import ROOT, Done, forked
 
 
 def session(tmp_path: Path, then: Callable[[Mesh], object], ranks: int) -> Done:
@@ -58,7 +58,9 @@ def test_a_mistake_that_every_rank_meets_is_said_once(tmp_path, ranks):
 
 
 def test_a_mistake_that_only_another_rank_meets_is_said_too(tmp_path):
-    done = session(tmp_path, lambda mesh: mesh.rank and fail(CheckpointError("a chunk is missing")) or mesh.barrier(), 2)
+    done = session(
+        tmp_path, lambda mesh: mesh.rank and fail(CheckpointError("a chunk is missing")) or mesh.barrier(), 2
+    )
     assert (done.returncode, done.stderr) == (2, "nemo-sdg: a chunk is missing\n")
 
 

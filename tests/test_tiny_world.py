@@ -17,6 +17,7 @@ from ranks import run_ranks
 from nemo_sdg.evaluation.exact_match import last_line
 from nemo_sdg.evaluation.rewardbench import SECTIONS
 from nemo_sdg.models import templates
+from nemo_sdg.records import parse_turns
 
 HERE = Path(__file__).resolve().parents[1] / "examples" / "tiny"
 sys.path.insert(0, str(HERE))
@@ -136,7 +137,7 @@ def test_the_tokenizer_has_the_released_ids_and_short_conversations(tokenizer):
 
 
 def reward_text(row: dict) -> str:
-    messages = templates.parse_helpsteer_prompt(row["prompt"])
+    messages = parse_turns(row["prompt"])
     return templates.reward_prompt([*messages, {"role": "assistant", "content": row["response"]}])
 
 

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import run_ranks
+from small_run import make_inputs, row_files, small_config, write_recipe
 
 import nemo_sdg.loop
 from nemo_sdg.console import Console
 from nemo_sdg.store import Run
-from ranks import run_ranks
-from small_run import make_inputs, row_files, small_config, write_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 420
@@ -66,7 +66,9 @@ def finish(jobs: list[subprocess.Popen], out: Path) -> list[str]:
 
 def test_four_ranks_select_the_rows_that_one_rank_selects(one_rank, tmp_path):
     recipe, expected = one_rank
-    text = finish([torchrun("--standalone", "--nproc_per_node", "4", recipe=recipe, out=tmp_path / "run")], tmp_path / "run")[0]
+    text = finish(
+        [torchrun("--standalone", "--nproc_per_node", "4", recipe=recipe, out=tmp_path / "run")], tmp_path / "run"
+    )[0]
     assert rows(tmp_path / "run") == expected and len(expected) > 12
     assert text.count("small: finished") == 1, "only rank 0 speaks"
     assert "[NeMo" not in text and "Traceback" not in text

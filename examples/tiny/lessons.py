@@ -17,8 +17,9 @@ from ratings import attributes
 from torch import Tensor
 from world import asked, draw_task
 
-from nemo_sdg.models.templates import instruct_prompt, parse_helpsteer_prompt, reward_prompt
+from nemo_sdg.models.templates import instruct_prompt, reward_prompt
 from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.records import parse_turns
 
 Lesson = tuple[list[int], int]
 """Tokens, and how many at the front are given: the loss is on what follows."""
@@ -50,7 +51,7 @@ def reading(tokenizer: Tokenizer, rng: random.Random) -> Lesson:
         return [*tokens, tokenizer.eos_id], given
     prompt = conversation(rng, task, earlier if kind > 0.5 else None)
     refuse_held_out(prompt)
-    messages = parse_helpsteer_prompt(prompt)
+    messages = parse_turns(prompt)
     if kind < 0.5:
         return lesson(tokenizer, instruct_prompt(messages), respond(task, "books", rng) + "\n<extra_id_1>")
     response = respond(task, "rated", rng)
@@ -98,7 +99,7 @@ def rated_batches(
     rng, encoded = random.Random(seed), []
     for row in rows:
         refuse_held_out(row["prompt"])
-        messages = [*parse_helpsteer_prompt(row["prompt"]), {"role": "assistant", "content": row["response"]}]
+        messages = [*parse_turns(row["prompt"]), {"role": "assistant", "content": row["response"]}]
         encoded.append((tokenizer.encode(reward_prompt(messages)), [float(row[name]) for name in names]))
     order: list[int] = []
     while True:

@@ -107,6 +107,7 @@ def asked(prompt: str) -> list[Task]:
 
 def draw(rng: random.Random, kind: str) -> Task:
     """A task of `kind`, of either part."""
+
     def word(low: int, high: int, letters: str = LETTERS) -> str:
         return "".join(rng.choices(letters, k=rng.randint(low, high)))
 

@@ -38,10 +38,15 @@ class ModelFolder:
         if not folder.path.is_dir():
             raise CheckpointError("there is no such model folder", where=folder.path, way_out=_WAY_OUT)
         if not (folder.path / CONFIG).is_file():
-            raise CheckpointError("the folder is not a checkpoint", where=folder.path, found=f"no {CONFIG}", way_out=_WAY_OUT)
+            raise CheckpointError(
+                "the folder is not a checkpoint", where=folder.path, found=f"no {CONFIG}", way_out=_WAY_OUT
+            )
         if not (folder.released or (folder.path / "weights").is_dir()):
             raise CheckpointError(
-                "the checkpoint has no weights", where=folder.path, expected="model_weights/ or weights/", way_out=_WAY_OUT
+                "the checkpoint has no weights",
+                where=folder.path,
+                expected="model_weights/ or weights/",
+                way_out=_WAY_OUT,
             )
         return folder
 
@@ -57,10 +62,15 @@ class ModelFolder:
             config = yaml.safe_load(where.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise CheckpointError(
-                "the model config is not plain YAML", where=where, found=" ".join(str(error).split())[:160], way_out=_WAY_OUT
+                "the model config is not plain YAML",
+                where=where,
+                found=" ".join(str(error).split())[:160],
+                way_out=_WAY_OUT,
             ) from error
         if not isinstance(config, dict):
-            raise CheckpointError("the model config is not a mapping", where=where, found=type(config).__name__, way_out=_WAY_OUT)
+            raise CheckpointError(
+                "the model config is not a mapping", where=where, found=type(config).__name__, way_out=_WAY_OUT
+            )
         return config
 
     @cached_property
@@ -71,8 +81,18 @@ class ModelFolder:
         else:
             vocab_size = self.config.get("vocab_size")
             if not isinstance(vocab_size, int):
-                raise CheckpointError("the vocabulary size is missing", where=self.path / CONFIG, found=repr(vocab_size))
+                raise CheckpointError(
+                    "the vocabulary size is missing", where=self.path / CONFIG, found=repr(vocab_size)
+                )
         return NemotronShape.from_model_config(self.config, self.path / CONFIG, vocab_size)
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are stored in: fp64, fp32 or bf16 (fp16 runs as bf16)."""
+        if self.released:
+            header = read_zarray(self.path / "model_weights" / "model.embedding.word_embeddings.weight")
+            return "bf16" if item_size(header) == 2 else "fp32"
+        return str(self.config.get("precision", "bf16"))
 
     @property
     def is_reward(self) -> bool:
@@ -147,7 +167,9 @@ def read_zarray(array: Path) -> dict[str, Any]:
     try:
         header = json.loads(where.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError("the array header is not JSON", where=where, found=str(error)[:80], way_out="download it again") from error
+        raise CheckpointError(
+            "the array header is not JSON", where=where, found=str(error)[:80], way_out="download it again"
+        ) from error
 
     def refuse(key: str, found: object, expected: str) -> None:
         raise CheckpointError(f"{key} is not supported", where=where, found=repr(found)[:80], expected=expected)
@@ -165,7 +187,11 @@ def read_zarray(array: Path) -> dict[str, Any]:
         refuse("dimension_separator", header["dimension_separator"], "'.'")
     for key in ("shape", "chunks"):
         sizes = header.get(key)
-        if not (isinstance(sizes, list) and sizes and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)):
+        if not (
+            isinstance(sizes, list)
+            and sizes
+            and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
+        ):
             refuse(key, sizes, "positive integers")
     if len(header["shape"]) != len(header["chunks"]):
         refuse("chunks", header["chunks"], f"{len(header['shape'])} numbers, as the shape has")
@@ -177,13 +203,13 @@ def item_size(header: dict[str, Any]) -> int:
     return _DTYPES[header["dtype"]]
 
 
-def write_description(path: Path, shape: NemotronShape, tokenizer: Path, *, reward: bool) -> None:
+def write_description(path: Path, shape: NemotronShape, tokenizer: Path, *, reward: bool, dtype: str = "bf16") -> None:
     """Write `model_config.yaml` and the tokenizer into a model folder that is being made."""
     name = "tokenizer.model"
     shutil.copyfile(tokenizer, path / name)
     config = shape.model_config()
     config["tokenizer"] = {"library": "sentencepiece", "model": f"nemo:{name}", "tokenizer_model": f"nemo:{name}"}
-    config["precision"] = "bf16"
+    config["precision"] = dtype
     if reward:
         config["reward_model_type"] = "regression"
         config["regression"] = {"num_attributes": NUM_REWARD_OUTPUTS}

@@ -62,7 +62,9 @@ def load(model: torch.nn.Module, path: Path | str, mesh: Mesh, *, fresh_head_see
     missing, unknown = model.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.endswith("_extra_state") and not (fresh and key == _HEAD)]
     if missing or unknown:
-        raise CheckpointError("tensors do not fit the model", where=weights, found=", ".join([*missing, *unknown])[:200])
+        raise CheckpointError(
+            "tensors do not fit the model", where=weights, found=", ".join([*missing, *unknown])[:200]
+        )
     if fresh and hasattr(model, "rm_head"):
         head = fresh_tensor(_HEAD, places_of_head(folder.shape), model.config.init_method_std, fresh_head_seed, mesh)
         with torch.no_grad():

@@ -63,7 +63,11 @@ def load(model: torch.nn.Module, path: Path, mesh: Mesh, *, fresh_head_seed: int
             key, layer = released_key(name, first_layer)
             if key not in places:
                 if key == "model.rm_head.weight":
-                    parameter.copy_(fresh_tensor(name, places_of_head(folder.shape), model.config.init_method_std, fresh_head_seed, mesh))
+                    parameter.copy_(
+                        fresh_tensor(
+                            name, places_of_head(folder.shape), model.config.init_method_std, fresh_head_seed, mesh
+                        )
+                    )
                     continue
                 raise CheckpointError("the model has a tensor that the layout does not know", where=weights, found=name)
             wanted = region(places[key], layer, mesh.tp, mesh.tp_rank)
@@ -72,10 +76,15 @@ def load(model: torch.nn.Module, path: Path, mesh: Mesh, *, fresh_head_seed: int
                 values = values[0]
             if tuple(values.shape) != tuple(parameter.shape):
                 raise CheckpointError(
-                    f"the shape of {name} does not fit", where=weights / key, found=tuple(values.shape), expected=tuple(parameter.shape)
+                    f"the shape of {name} does not fit",
+                    where=weights / key,
+                    found=tuple(values.shape),
+                    expected=tuple(parameter.shape),
                 )
             if not torch.isfinite(values).all():
-                raise CheckpointError(f"{name} holds values that are not finite", where=weights / key, way_out="download it again")
+                raise CheckpointError(
+                    f"{name} holds values that are not finite", where=weights / key, way_out="download it again"
+                )
             parameter.copy_(values)
     return reading
 
@@ -118,7 +127,12 @@ def _checked_header(weights: Path, place: TensorPlace) -> dict:
 def _refuse_unknown(weights: Path, expected: set[str]) -> None:
     """A tensor that nobody reads would mean that the model is not the one that the folder holds."""
     for entry in sorted(weights.iterdir()):
-        if entry.is_dir() and entry.name not in expected and entry.name not in _UNREAD and not entry.name.endswith("_extra_state"):
+        if (
+            entry.is_dir()
+            and entry.name not in expected
+            and entry.name not in _UNREAD
+            and not entry.name.endswith("_extra_state")
+        ):
             raise CheckpointError(
                 "the folder holds a tensor that this architecture does not have", where=weights, found=entry.name,
                 way_out="check that the folder is of the Nemotron architecture",
@@ -187,7 +201,12 @@ def save(
             tp = 1 if key in extra else mesh.tp
             (weights / key).mkdir(parents=True)
             (weights / key / ".zarray").write_text(json.dumps(_header(place, tp), indent=4, sort_keys=True))
-        description = {"sharded_backend": "zarr", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+        description = {
+            "sharded_backend": "zarr",
+            "sharded_backend_version": 1,
+            "common_backend": "torch",
+            "common_backend_version": 1,
+        }
         (weights / "metadata.json").write_text(json.dumps(description))
         write_description(making, shape, tokenizer, reward=reward)
         for key, values in (also or {}).items():

@@ -5,6 +5,7 @@ from nemo_sdg.config.checks import validate
 from nemo_sdg.config.loading import from_yaml, load
 from nemo_sdg.config.settings import (
     ATTRIBUTES,
+    MISSING,
     Data,
     Evaluate,
     Generate,
@@ -20,6 +21,7 @@ from nemo_sdg.config.values import fingerprint, flatten, identity, nearest, to_y
 
 __all__ = [
     "ATTRIBUTES",
+    "MISSING",
     "Data",
     "Evaluate",
     "Generate",

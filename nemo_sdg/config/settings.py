@@ -13,6 +13,10 @@ ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosit
 """The five HelpSteer attributes in the order of the reward model's outputs 4 to 8."""
 
 
+MISSING = -100.0
+"""HelpSteer's mark for an attribute that nobody scored: never a number to compare, to average or to learn."""
+
+
 @dataclass(kw_only=True)
 class Models:
     base: str = "package:examples/tiny/base"

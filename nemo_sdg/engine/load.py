@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nemo_sdg.checkpoints import nemo2, release
-from nemo_sdg.checkpoints.folder import ModelFolder, item_size, read_zarray
+from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.models.nemotron import DTYPES, NemotronModel, build, transformer_config
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
@@ -20,10 +20,7 @@ def resolve_dtype(name: str | None, folder: ModelFolder) -> torch.dtype:
         return DTYPES[name]
     if not device.has_cuda():
         return torch.float32
-    if folder.released:
-        header = read_zarray(folder.path / "model_weights" / "model.embedding.word_embeddings.weight")
-        return torch.bfloat16 if item_size(header) == 2 else torch.float32
-    return torch.bfloat16
+    return DTYPES[folder.dtype]
 
 
 def load_model(

@@ -9,10 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nemo_sdg.config import ATTRIBUTES
-
-MISSING = -100
-"""HelpSteer's mark for an attribute that nobody judged."""
+from nemo_sdg.config import ATTRIBUTES, MISSING
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:

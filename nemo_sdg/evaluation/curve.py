@@ -38,10 +38,13 @@ def svg(lines: Mapping[str, Sequence[float]], y_label: str) -> str:
         parts.append(f'<text x="{x(step)}" y="{_HEIGHT - 8}" text-anchor="{anchor}">step {step}</text>')
     for (name, line), colour in zip(points.items(), _cycle(len(points))):
         path = " ".join(f"{x(step)},{y(value)}" for step, value in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></polyline>')
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></polyline>'
+        )
     parts.append("</svg>")
     legend = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in zip(points, _cycle(len(points)))
+        f'<span><i style="background:{colour}"></i>{escape(name)}</span>'
+        for name, colour in zip(points, _cycle(len(points)))
     )
     return "".join(parts) + f'<p class="legend">{legend}</p>'
 

@@ -57,7 +57,9 @@ def read(folder: Path) -> Result:
     folder = Path(folder)
     if not (folder / "run.yaml").is_file():
         found = "no run.yaml" if folder.is_dir() else "no such folder"
-        raise StoreError("the folder is no run", where=folder, found=found, way_out="give the --out of a `nemo-sdg run`")
+        raise StoreError(
+            "the folder is no run", where=folder, found=found, way_out="give the --out of a `nemo-sdg run`"
+        )
     result = Result(folder, from_yaml(folder / "run.yaml"))
     for number in range(result.config.run.rounds):
         place = folder / f"round-{number}"
@@ -88,7 +90,10 @@ def measures(result: Result) -> list[tuple[str, list[float | None]]]:
     """(measure, [before the run, after round 0, after round 1, ...]) for what was evaluated; None if undefined."""
     if not result.evaluations:
         return []
-    states = [result.evaluations[min(result.evaluations)]["before"], *(e for _, e in sorted(result.evaluations.items()))]
+    states = [
+        result.evaluations[min(result.evaluations)]["before"],
+        *(e for _, e in sorted(result.evaluations.items())),
+    ]
     rows = []
     if all(state["policy"] for state in states):
         n = states[-1]["policy"]["n"]
@@ -115,7 +120,9 @@ def places(result: Result) -> list[tuple[str, str]]:
 
 def show(result: Result, console: Console) -> None:
     """Prints the summary: before and after, rows with reasons, and where things lie."""
-    state = "finished" if result.finished else f"{len(result.evaluations)} of {result.config.run.rounds} rounds finished"
+    state = (
+        "finished" if result.finished else f"{len(result.evaluations)} of {result.config.run.rounds} rounds finished"
+    )
     console.say(f"{result.config.run.name}: {state}, fingerprint {result.fingerprint}")
     compared = measures(result)
     if compared:
@@ -166,4 +173,6 @@ def _json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        raise StoreError("the file cannot be read", where=path, found=str(error)[:80], way_out="delete it and run again") from None
+        raise StoreError(
+            "the file cannot be read", where=path, found=str(error)[:80], way_out="delete it and run again"
+        ) from None

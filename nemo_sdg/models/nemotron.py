@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -18,7 +19,6 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
@@ -46,7 +46,10 @@ class LayerNorm1P(torch.nn.Module):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
-        place = {"dtype": config.params_dtype, "device": torch.get_default_device() if config.use_cpu_initialization else device.device()}
+        place = {
+            "dtype": config.params_dtype,
+            "device": torch.get_default_device() if config.use_cpu_initialization else device.device(),
+        }
         self.weight = torch.nn.Parameter(torch.zeros(hidden_size, **place))
         self.bias = torch.nn.Parameter(torch.zeros(hidden_size, **place))
         self.eps = eps
@@ -200,7 +203,9 @@ def layer_spec(spec: str = "auto") -> TransformerBlockSubmodules | ModuleSpec:
     )
 
 
-def block_spec(config: TransformerConfig, spec: str = "auto", vp_stage: int | None = None) -> TransformerBlockSubmodules:
+def block_spec(
+    config: TransformerConfig, spec: str = "auto", vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
     """The layers of this stage and the final norm.
 
     A bare layer spec would give the block Megatron's default final norm, which refuses the zero-centred form.

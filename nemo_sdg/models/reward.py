@@ -43,7 +43,9 @@ class RewardModel(NemotronModel):
                 skip_bias_add=False,
             )
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor
+    ) -> Tensor:
         """Rewards [B, A] on the last stage, hidden states [S, B, E] on the others.
 
         Args:

@@ -112,15 +112,3 @@ def sft_text(messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         if turn["role"] == "assistant":
             spans.append((begin, position + len(TURN)))
     return text, spans
-
-
-def parse_helpsteer_prompt(prompt: str) -> list[dict[str, str]]:
-    """The turns inside a HelpSteer2 prompt, whose earlier turns stand in the text with their markers.
-
-    Source: dataset card of nvidia/HelpSteer2.
-    """
-    pieces = re.split(rf"\n{TURN}(User|Assistant)\n", prompt)
-    messages = [{"role": "user", "content": pieces[0]}]
-    for role, text in zip(pieces[1::2], pieces[2::2]):
-        messages.append({"role": role.lower(), "content": text})
-    return messages

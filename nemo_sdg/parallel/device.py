@@ -134,7 +134,9 @@ def _replacements() -> list[tuple[object, str, Any]]:
         (torch.nn.Module, "cuda", lambda self, *args, **kwargs: self),
     ]
     cuda = torch.cuda
-    own += [(cuda, name, _nothing) for name in ("set_device", "synchronize", "empty_cache", "_lazy_init", "manual_seed")]
+    own += [
+        (cuda, name, _nothing) for name in ("set_device", "synchronize", "empty_cache", "_lazy_init", "manual_seed")
+    ]
     own += [(cuda, name, _nothing) for name in ("manual_seed_all", "reset_peak_memory_stats", "ipc_collect")]
     own += [(cuda, name, _zero) for name in ("memory_allocated", "max_memory_allocated", "memory_reserved")]
     own += [(cuda, "max_memory_reserved", _zero), (cuda, "memory_stats", lambda *a, **k: {})]
@@ -173,7 +175,13 @@ def cuda_calls_on_cpu() -> Iterator[None]:
     if _depth == 0:
         for owner, name, new in _replacements():
             # What torch.Tensor inherits is deleted again afterwards, not set to its own bound copy.
-            replaced.append((owner, name, owner.__dict__.get(name, _MISSING) if isinstance(owner, type) else getattr(owner, name, _MISSING)))
+            replaced.append(
+                (
+                    owner,
+                    name,
+                    owner.__dict__.get(name, _MISSING) if isinstance(owner, type) else getattr(owner, name, _MISSING),
+                )
+            )
             setattr(owner, name, new)
     _depth += 1
     try:

@@ -20,11 +20,6 @@ GRACE_S = 2.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
 
 
-def under_torchrun() -> bool:
-    """Whether somebody else has started the ranks of this job."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends, however that ends (Linux only)."""
     if sys.platform.startswith("linux"):
@@ -115,7 +110,9 @@ def _wait(pids: list[int]) -> tuple[int, int | None]:
     running = {pid: rank for rank, pid in enumerate(pids)}
     failed: tuple[int, int] | None = None
     deadline = None
-    previous = {s: signal.signal(s, lambda number, frame: _end(running, number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    previous = {
+        s: signal.signal(s, lambda number, frame: _end(running, number)) for s in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         while running:
             pid, code = os.waitpid(-1, os.WNOHANG if deadline else 0)

@@ -87,14 +87,6 @@ class Mesh:
                 last, since = now, time.monotonic()
         self.barrier()  # after the timeout this is what names the missing rank
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank of the world."""
-        if self.world_size == 1:
-            return flag
-        count = torch.tensor([int(flag)], device=device.device())
-        dist.all_reduce(count)
-        return bool(count.item())
-
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         """The JSON value that rank `src` holds, on every rank. Ranks never unpickle what another one sends."""
         if self.world_size == 1:

@@ -52,14 +52,17 @@ class Plan:
     def bytes_to_read(self) -> int:
         """Bytes of weights that one replica reads in round 0: each shard once, copies once per rank."""
         return sum(
-            m.stored_bytes * sum(self.tp * rank_parameters(m.shape, self.tp, self.pp, s, m.reward) for s in range(self.pp))
+            m.stored_bytes
+            * sum(self.tp * rank_parameters(m.shape, self.tp, self.pp, s, m.reward) for s in range(self.pp))
             for m in self.models
         )
 
     def _rows(self) -> str:
         if self.prompts is None:
             return "as many prompts as there will be"
-        counts = f"{self.prompts:,} prompts, {self.responses:,} responses, at most {self.response_tokens:,} tokens generated"
+        counts = (
+            f"{self.prompts:,} prompts, {self.responses:,} responses, at most {self.response_tokens:,} tokens generated"
+        )
         return counts if self.exact else f"about {counts}"
 
     def show(self, console: Console) -> None:
@@ -72,7 +75,9 @@ class Plan:
         for model in self.models:
             missing = "" if model.present else "  (not here; sizes by name)"
             console.say(f"  {model.role:<9} {model.parameters:,} parameters  {model.where}{missing}")
-        console.say(f"  to read   {bytes_text(self.bytes_to_read())} of weights per replica in round 0, each rank its own shards")
+        console.say(
+            f"  to read   {bytes_text(self.bytes_to_read())} of weights per replica in round 0, each rank its own shards"
+        )
         rows = [
             (label, f"{s.parameters:,}", *(bytes_text(n) for n in (s.weights, s.training, s.kv_cache)))
             for label, s in merged(self.stages)
@@ -130,7 +135,10 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         },
         models=models,
         # On GPUs the replicas share Megatron's distributed optimizer; bf16 is not meant for anything else.
-        stages=[stage_plan(config, models, dtype, stage, dp if gpu or dtype == "bf16" else 1) for stage in range(topology.pp)],
+        stages=[
+            stage_plan(config, models, dtype, stage, dp if gpu or dtype == "bf16" else 1)
+            for stage in range(topology.pp)
+        ],
         notes=notes,
     )
 

@@ -64,7 +64,9 @@ def bytes_text(count: float) -> str:
     return f"{count:,.1f} TiB"
 
 
-def stage_plan(config: RunConfig, models: Sequence[ModelPlan], dtype: str, stage: int, optimizer_shards: int) -> StagePlan:
+def stage_plan(
+    config: RunConfig, models: Sequence[ModelPlan], dtype: str, stage: int, optimizer_shards: int
+) -> StagePlan:
     """The largest of the models in each phase: only one is in memory at a time."""
     topology, item = config.topology, ITEM_BYTES[dtype]
     held = [rank_parameters(m.shape, topology.tp, topology.pp, stage, m.reward) for m in models]

@@ -12,7 +12,8 @@ from nemo_sdg.records import Decision, Scored
 def decide(rows: Sequence[Scored], settings: Select) -> list[Decision]:
     """One decision per row, in the rows' order; a row that is dropped has a reason."""
     reasons: list[str | None] = [
-        usable(row.response) or complete(row.finish_reason, settings) or thresholds(row.scores, settings) for row in rows
+        usable(row.response) or complete(row.finish_reason, settings) or thresholds(row.scores, settings)
+        for row in rows
     ]
     scalars = [scalarise(row.scores, settings.weights) for row in rows]
     by_prompt: dict[str, list[int]] = {}

@@ -76,7 +76,9 @@ def _parse(line: bytes, file: str, number: int) -> dict | Fault:
         row = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
         if not isinstance(row, dict):
             raise ValueError(f"not a JSON object but {type(row).__name__}")
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")  # a lone surrogate in any column would fail at the write
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode(
+            "utf-8"
+        )  # a lone surrogate in any column would fail at the write
     except RecursionError:
         return Fault(file, number, "brackets nested too deeply")
     except UnicodeError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Sequence
 
 from nemo_sdg import resources
-from nemo_sdg.config import Evaluate
+from nemo_sdg.config import MISSING, Evaluate
 from nemo_sdg.errors import RowError, StoreError, UserError
 from nemo_sdg.models.templates import OUTPUT_NAMES, reward_prompt
 from nemo_sdg.records import Decision, Labelled, Prompt, hash_of, read_rows, shortest_float32
@@ -25,8 +25,6 @@ from nemo_sdg.records.fields import Message
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, commit_file, commit_folder, commit_rows, conserved, digest
 
-MISSING = -100.0
-"""The label of an output that nobody scored; the loss leaves it out."""
 SUMMARY = "summary.json"
 FILES = ("sft.jsonl", "reward.jsonl", "faulty.jsonl")
 

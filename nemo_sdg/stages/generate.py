@@ -27,11 +27,20 @@ def run(context: Context) -> dict[str, Any]:
     prompts = [Prompt.from_row(row) for row in source.read()]
     seed = context.config.run.seed
     model_path = context.model("policy")
-    provenance = {"policy": context.model_digest(model_path), "template": "instruct", "seed": seed, "round": context.round}
+    provenance = {
+        "policy": context.model_digest(model_path),
+        "template": "instruct",
+        "seed": seed,
+        "round": context.round,
+    }
     store = StageStore(
         context.folder / "responses",
         context.fingerprint(
-            "generate", version=VERSION, inputs=[source.digest, provenance], dtype=context.dtype(model_path), spec=models.spec,
+            "generate",
+            version=VERSION,
+            inputs=[source.digest, provenance],
+            dtype=context.dtype(model_path),
+            spec=models.spec,
             **groups.relevant(settings, "slots"),
         ),  # fmt: skip
         rows=len(prompts),
@@ -57,7 +66,9 @@ def run(context: Context) -> dict[str, Any]:
             "by_finish_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         }
 
-    with groups.Work(context, store, "generate", count=lambda group: (group.stop - group.start) * settings.samples) as work:
+    with groups.Work(
+        context, store, "generate", count=lambda group: (group.stop - group.start) * settings.samples
+    ) as work:
         if work.needed:
             model, tokenizer = load_model(model_path, context.mesh, dtype=models.dtype, spec=models.spec)
         for group in work.mine:

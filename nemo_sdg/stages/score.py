@@ -30,7 +30,11 @@ def run(context: Context) -> dict[str, Any]:
     store = StageStore(
         context.folder / "scored",
         context.fingerprint(
-            "score", version=VERSION, inputs=[source.digest, provenance], dtype=context.dtype(model_path), spec=models.spec
+            "score",
+            version=VERSION,
+            inputs=[source.digest, provenance],
+            dtype=context.dtype(model_path),
+            spec=models.spec,
         ),
         rows=len(responses),
         group_size=settings.group_size,

@@ -89,10 +89,6 @@ class Run:
         """The folder of a round, counted from 0."""
         return self.out / f"round-{number}"
 
-    def relative(self, path: Path) -> str:
-        """A path as it is written inside the run, so that the run can be moved."""
-        return str(Path(path).resolve().relative_to(self.out.resolve()))
-
     def events(self, name: str, **fields: Any) -> None:
         """Appends one line to logs/events.jsonl, for machines; nothing reads it back."""
         if not self.writer:

@@ -17,6 +17,7 @@ from nemo_sdg.checkpoints.folder import ModelFolder, write_description
 from nemo_sdg.config import Models, Training, fingerprint
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import StoreError
+from nemo_sdg.models.nemotron import DTYPES
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_writer
@@ -114,6 +115,13 @@ def _work(out: Path) -> Path:
     return out.with_name(f".{out.name}.fit")
 
 
+def _losses(folder: Path, name: str) -> list[float]:
+    """The losses up to a restart point; a fit that was killed in its commit keeps them in its result already."""
+    if (folder / name).is_file():
+        return json.loads((folder / name).read_text())
+    return json.loads((folder / RESULT).read_text())["losses"]
+
+
 class _Fit:
     """The parts of one fit, kept together from set-up to commit."""
 
@@ -153,7 +161,7 @@ class _Fit:
         done = on_writer(self.mesh, lambda: self._prepare(latest_step))
         began = time.monotonic()
         if done:
-            self.losses = json.loads((step_folder(self.work, done) / LOSSES).read_text())
+            self.losses = _losses(step_folder(self.work, done), LOSSES)
         if done < self.settings.steps:
             self._train(done, step_folder(self.work, done) if done else None)
         seconds = time.monotonic() - began
@@ -178,9 +186,18 @@ class _Fit:
             marker.write_text(self.signature)
         return latest_step(self.work)
 
+    def _dtype_name(self) -> str:
+        running = resolve_dtype(self.models.dtype, self.folder)
+        return next(name for name, dtype in DTYPES.items() if dtype is running)
+
     def _commit(self, trained: Path, result: dict[str, Any]) -> None:
-        write_description(trained, self.folder.shape, self.folder.tokenizer, reward=self.task == "reward")
+        from nemo_sdg.training.checkpoint import LOSSES
+
+        write_description(
+            trained, self.folder.shape, self.folder.tokenizer, reward=self.task == "reward", dtype=self._dtype_name()
+        )
         (trained / RESULT).write_text(json.dumps(result, indent=1))
+        (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
         commit_folder(trained, self.out)
         shutil.rmtree(self.work)
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import distributed as dist
 
-MISSING = -100.0
-"""Label of an attribute that nobody has scored (HelpSteer)."""
+from nemo_sdg.config import MISSING
 
 
 def regression_sum(pred_BA: Tensor, label_BA: Tensor, missing: float = MISSING) -> tuple[Tensor, Tensor]:

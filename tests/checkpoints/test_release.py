@@ -9,13 +9,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
 from folders import make_folder, make_tokenizer, small_shape
+from ranks import run_ranks
+
 from nemo_sdg.checkpoints import release
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.nemotron import build, transformer_config
-from ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,9 @@ def test_written_at_one_topology_and_read_at_another(root, tmp_path, reward):
     run_ranks(load_and_save, tmp_path / "b", tmp_path / "c", reward)
     assert contents(tmp_path / "c") == contents(source)
     qkv = ModelFolder.open(tmp_path / "a").path / "model_weights/model.decoder.layers.self_attention.linear_qkv.weight"
-    assert sorted(p.name for p in qkv.iterdir() if p.name != ".zarray") == [f"{layer}.{t}.0" for layer in range(4) for t in range(2)]
+    assert sorted(p.name for p in qkv.iterdir() if p.name != ".zarray") == [
+        f"{layer}.{t}.0" for layer in range(4) for t in range(2)
+    ]
 
 
 def test_bytes_and_files_of_each_rank(root, tmp_path):
@@ -145,7 +147,10 @@ BREAKS = {
     "compressor": (lambda f: edit(f / QKV / ".zarray", compressor={"id": "blosc"}), "compressor is not supported"),
     "not json": (lambda f: (f / QKV / ".zarray").write_text("{"), "not JSON"),
     "unknown tensor": (lambda f: (f / "model_weights/model.decoder.layers.mlp.gate.weight").mkdir(), "does not have"),
-    "not finite": (lambda f: (f / EMBEDDING / "0.0").write_bytes(b"\xff" * (f / EMBEDDING / "0.0").stat().st_size), "not finite"),
+    "not finite": (
+        lambda f: (f / EMBEDDING / "0.0").write_bytes(b"\xff" * (f / EMBEDDING / "0.0").stat().st_size),
+        "not finite",
+    ),
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from folders import make_folder, make_tokenizer, small_shape
+from ranks import TOPOLOGIES, run_ranks
+
 from nemo_sdg.engine.generate import Request, generate
 from nemo_sdg.engine.load import load_model
 from nemo_sdg.engine.sampling import Sampling
@@ -14,11 +15,11 @@ from nemo_sdg.engine.score import encode, named, score
 from nemo_sdg.errors import RowError
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.random import row_uniforms
-from ranks import TOPOLOGIES, run_ranks
 
 PROMPTS = [[5, 30 + i, 40, 41 + i][: 2 + i % 3] + list(range(60, 60 + 3 * (i % 5))) for i in range(11)]
 CONVERSATIONS = [
-    [{"role": "user", "content": "ab" * (1 + i % 4)}, {"role": "assistant", "content": "cd" * (i % 3 + 1)}] for i in range(9)
+    [{"role": "user", "content": "ab" * (1 + i % 4)}, {"role": "assistant", "content": "cd" * (i % 3 + 1)}]
+    for i in range(9)
 ]
 
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-
 from folders import make_folder, make_tokenizer, small_shape
+from ranks import run_ranks
+
 from nemo_sdg.config import ATTRIBUTES, Evaluate, RunConfig
 from nemo_sdg.console import Console
 from nemo_sdg.engine.load import load_model
@@ -18,7 +19,6 @@ from nemo_sdg.evaluation.exact_match import last_line
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Labelled, Prompt, Response
 from nemo_sdg.store import commit_rows
-from ranks import run_ranks
 
 CONFIG = RunConfig(evaluate=Evaluate(max_tokens=6))
 CONFIG.models.dtype = "fp64"
@@ -31,7 +31,9 @@ def folder(tmp_path_factory) -> Path:
     tokenizer = make_tokenizer(root / "t.model")
     make_folder(root / "policy", small_shape(), tokenizer)
     make_folder(root / "reward", small_shape(), tokenizer, reward=True)
-    prompts = [Prompt(f"p{i}", ({"role": "user", "content": text},)) for i, text in enumerate("abc bca cab xyz".split())]
+    prompts = [
+        Prompt(f"p{i}", ({"role": "user", "content": text},)) for i, text in enumerate("abc bca cab xyz".split())
+    ]
 
     def ask(mesh: Mesh) -> list[str]:
         model, pieces = load_model(root / "policy", mesh, dtype="fp64")
@@ -56,8 +58,8 @@ def test_right_answers_count_on_every_rank(folder, topology):
         return held_out.policy(folder / "policy", rows, CONFIG, mesh, Console(speaks=False), "t")
 
     for result in run_ranks(measure, **topology):
-        # Two of four are right; the row without answer and the one that does not fit are told, not counted.
-        assert result == {"exact_match": 0.5, "n": 4, "faulty": 2}
+        # Two of five are right: a prompt that does not fit gets no answer. The row without a right answer is set aside.
+        assert result == {"exact_match": 0.4, "n": 5, "faulty": 1}
 
 
 def test_agreement_is_the_same_on_one_rank_and_on_two_replicas(folder):
@@ -77,7 +79,9 @@ def test_agreement_compares_each_row_with_its_own_label(folder):
 
     def scores(mesh: Mesh) -> list[dict]:
         model, pieces = load_model(folder / "reward", mesh, dtype="fp64", reward=True)
-        rows = [Labelled.from_row(json.loads(line)) for line in (folder / "labelled.jsonl").read_text().splitlines()[:3]]
+        rows = [
+            Labelled.from_row(json.loads(line)) for line in (folder / "labelled.jsonl").read_text().splitlines()[:3]
+        ]
         asked = [Response(str(i), str(i), 0, row.messages, row.response) for i, row in enumerate(rows)]
         return [row.scores for row in rate(model, pieces, mesh, asked, slots=4, provenance={})[0]]
 

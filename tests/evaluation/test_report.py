@@ -45,7 +45,9 @@ def finished(tmp_path) -> Path:
         after = {"policy": {"exact_match": share, "n": 200, "faulty": 0}, "reward": agreement(0.88), "before": before}
         (place / "evaluation.json").write_text(json.dumps(after))
         (place / "policy").mkdir()
-        (place / "policy" / "training.json").write_text(json.dumps({"losses": [3.0, 2.0, 1.5], "rows": 20, "rows_set_aside": {"too long": 5}}))
+        (place / "policy" / "training.json").write_text(
+            json.dumps({"losses": [3.0, 2.0, 1.5], "rows": 20, "rows_set_aside": {"too long": 5}})
+        )
         counted = {"sft": {"rows_in": 25, "kept": 24, "dropped": {"held out": 1}, "faulty": 0}}
         (place / "datasets").mkdir()
         (place / "datasets" / "summary.json").write_text(json.dumps({"totals": counted}))

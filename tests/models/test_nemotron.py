@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-
 from folders import make_folder, make_model, make_tokenizer, small_shape
+from ranks import TOPOLOGIES, run_ranks
+
 from nemo_sdg.checkpoints import release
 from nemo_sdg.engine.pipeline import forward, gather_vocabulary
 from nemo_sdg.models.nemotron import LayerNorm1P, build, squared_relu, transformer_config
-from ranks import TOPOLOGIES, run_ranks
 
 IDS = torch.randint(6, 384, (3, 24), generator=torch.Generator().manual_seed(7))
 
@@ -24,9 +24,7 @@ def folder(tmp_path_factory):
 
 def logits(mesh, folder, sequence_parallel=False):
     shape = small_shape()
-    config = transformer_config(
-        shape, dtype=torch.float64, tp=mesh.tp, pp=mesh.pp, sequence_parallel=sequence_parallel
-    )
+    config = transformer_config(shape, dtype=torch.float64, tp=mesh.tp, pp=mesh.pp, sequence_parallel=sequence_parallel)
     model = build(config, shape, pre_process=mesh.first_stage, post_process=mesh.last_stage)
     release.load(model, folder, mesh)
     with torch.no_grad():
@@ -64,7 +62,10 @@ def against_transformers(mesh, groups):
         )
     ).double().eval()  # fmt: skip
     ours = dict(model.named_parameters())
-    state = {"model.embed_tokens.weight": ours["embedding.word_embeddings.weight"], "lm_head.weight": ours["output_layer.weight"]}
+    state = {
+        "model.embed_tokens.weight": ours["embedding.word_embeddings.weight"],
+        "lm_head.weight": ours["output_layer.weight"],
+    }
     for part in ("weight", "bias"):
         state[f"model.norm.{part}"] = ours[f"decoder.final_layernorm.{part}"]
     per_group = shape.num_attention_heads // groups
@@ -111,6 +112,7 @@ def reward_gradients(mesh, sequence_parallel):
     shape = small_shape()
     config = transformer_config(shape, dtype=torch.float64, tp=mesh.tp, sequence_parallel=sequence_parallel)
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
     from nemo_sdg.parallel.device import cuda_calls_on_cpu
 
     model = build(config, shape, pre_process=True, post_process=True, reward=True)
@@ -137,6 +139,8 @@ def reward_gradients(mesh, sequence_parallel):
 def test_reward_head_and_its_gradient_under_tensor_parallelism(sequence_parallel):
     rewards, gradient = run_ranks(reward_gradients, False)[0]
     assert rewards.shape == (3, 9)
-    for other, its_gradient in run_ranks(reward_gradients, sequence_parallel, tp=2, sequence_parallel=sequence_parallel):
+    for other, its_gradient in run_ranks(
+        reward_gradients, sequence_parallel, tp=2, sequence_parallel=sequence_parallel
+    ):
         np.testing.assert_allclose(other, rewards, rtol=1e-10)
         np.testing.assert_allclose(its_gradient, gradient, rtol=1e-9, atol=1e-12)

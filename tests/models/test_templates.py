@@ -6,7 +6,8 @@ import pytest
 
 from nemo_sdg.errors import RowError
 from nemo_sdg.models import templates
-from nemo_sdg.models.templates import instruct_prompt, parse_helpsteer_prompt, reward_prompt, sft_text
+from nemo_sdg.models.templates import instruct_prompt, reward_prompt, sft_text
+from nemo_sdg.records import parse_turns
 
 USER = {"role": "user", "content": "Hello"}
 ASSISTANT = {"role": "assistant", "content": "Hi there"}
@@ -58,10 +59,10 @@ def test_the_nine_outputs_are_in_the_order_of_the_reward_model():
 
 def test_helpsteer_prompts_hold_their_earlier_turns():
     prompt = "Name a color\n<extra_id_1>Assistant\nRed\n<extra_id_1>User\nAnother"
-    assert [m["role"] for m in parse_helpsteer_prompt(prompt)] == ["user", "assistant", "user"]
-    assert [m["content"] for m in parse_helpsteer_prompt(prompt)] == ["Name a color", "Red", "Another"]
+    assert [m["role"] for m in parse_turns(prompt)] == ["user", "assistant", "user"]
+    assert [m["content"] for m in parse_turns(prompt)] == ["Name a color", "Red", "Another"]
     # Wrapped as one user turn the released template gives the same string.
-    assert instruct_prompt(parse_helpsteer_prompt(prompt)) == (
+    assert instruct_prompt(parse_turns(prompt)) == (
         f"<extra_id_0>System\n\n<extra_id_1>User\n{prompt}\n<extra_id_1>Assistant\n"
     )
 

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings, strategies as st
-
 from folders import make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.templates import sft_text
 from nemo_sdg.models.tokenizer import Tokenizer
@@ -26,7 +27,9 @@ def test_round_trip(tokenizer, text):
 
 
 def test_offsets_say_where_each_token_begins(tokenizer):
-    text, spans = sft_text([{"role": "user", "content": "aks \u00e9\u4f60 b"}, {"role": "assistant", "content": "kl\u00e9m"}])
+    text, spans = sft_text(
+        [{"role": "user", "content": "aks \u00e9\u4f60 b"}, {"role": "assistant", "content": "kl\u00e9m"}]
+    )
     ids, starts = tokenizer.encode_with_offsets(text)
     assert ids == tokenizer.encode(text)
     trained = [i for i, start in zip(ids, starts) if any(a <= start < b for a, b in spans)]

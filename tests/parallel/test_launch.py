@@ -44,7 +44,10 @@ def test_the_first_failure_ends_the_others(status):
 
 
 def test_a_killed_rank():
-    assert run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL) if rank() == 0 else time.sleep(60) or 0, 2) == (137, 0)
+    assert run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL) if rank() == 0 else time.sleep(60) or 0, 2) == (
+        137,
+        0,
+    )
 
 
 def test_an_exception_is_a_failure():

@@ -29,6 +29,8 @@ def test_same_selected_rows_on_one_rank_and_on_four(tmp_path):
     torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "4", "-m", "nemo_sdg"]
     four = run(torchrun, tmp_path / "four", "topology.tp=2", "topology.pp=2")
     selected = [row["id"] for row in one if row["kept"]]
-    print(f"\n{len(selected)} of {len(one)} rows selected on one rank; on four (TP2 x PP2) {sum(row['kept'] for row in four)}")
+    print(
+        f"\n{len(selected)} of {len(one)} rows selected on one rank; on four (TP2 x PP2) {sum(row['kept'] for row in four)}"
+    )
     assert len(selected) > 100
     assert one == four

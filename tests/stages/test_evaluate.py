@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+from rounds import context
+
 from nemo_sdg.evaluation import held_out
 from nemo_sdg.stages import evaluate
-from rounds import context
 
 
 def run(where, monkeypatch) -> list[tuple[str, str, str]]:

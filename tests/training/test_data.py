@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_sdg.config import Training
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.models.templates import LABEL
 from nemo_sdg.models.tokenizer import Tokenizer

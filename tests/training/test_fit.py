@@ -14,7 +14,6 @@ from ranks import TOPOLOGIES, run_ranks
 
 from nemo_sdg.config import Models, Training
 from nemo_sdg.errors import CheckpointError, StoreError, UserError
-from training import worlds
 
 SETTINGS = Training(
     steps=5, global_batch_size=8, micro_batch_size=2, max_length=256, learning_rate=2e-3, warmup_steps=2, clip_grad=0.0
@@ -240,6 +239,28 @@ def test_a_fit_goes_on_at_another_topology(world, tmp_path):
     seven = replace(SETTINGS, steps=7)
     resumed = run_ranks(losses, world, tmp_path / "out", "sft", seven)[0]
     assert resumed == pytest.approx(run_ranks(losses, world, tmp_path / "straight", "sft", seven)[0], abs=1e-9)
+
+
+def _dies_in_its_commit(mesh: Any, world: Path, out: Path, moment: str) -> None:
+    from nemo_sdg.store import commit_folder
+    from nemo_sdg.training import fit
+
+    def dies(temporary: Path, final: Path) -> None:
+        if moment == "after the rename":
+            commit_folder(temporary, final)
+        os._exit(0)
+
+    fit.commit_folder = dies
+    train(mesh, world, out)
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
+def test_a_fit_that_is_killed_in_its_commit_is_finished_by_the_next_start(world, alone, tmp_path, moment):
+    with pytest.raises(AssertionError, match="ended without a result"):
+        run_ranks(_dies_in_its_commit, world, tmp_path / "out", moment)
+    assert (tmp_path / "out").exists() == (moment == "after the rename")
+    assert run_ranks(losses, world, tmp_path / "out", "sft", SETTINGS)[0] == alone["sft"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "the working folder is still there"
 
 
 def _in_bf16(mesh: Any, world: Path, out: Path) -> list[float]:

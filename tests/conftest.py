@@ -1,0 +1,8 @@
+"""Ranks and commands are forked from this process, so it must never start a pool of OpenMP threads.
+
+A child that uses such a pool waits for threads which the fork did not copy. Read when torch is first imported.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
