@@ -101,6 +101,9 @@ def _convert(
         raise RowError(
             "the result cannot be written", where=out, found=found, expected="a file in a folder that exists"
         )
+    if out.suffix == ".gz" or out.resolve() == source.resolve():
+        found = "a compressed file" if out.suffix == ".gz" else "the input itself"
+        raise RowError("the result cannot be written", where=out, found=found, expected="another .jsonl file")
     logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
     session = Session(
         topology=config.topology,

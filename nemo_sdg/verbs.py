@@ -20,7 +20,9 @@ from nemo_sdg.store import Run, StageStore, digest
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
 
-MODULES = ("megatron.core", "nemo_sdg.training.nemo", "nemo_sdg.loop")
+MODULES = ("megatron.core", "nemo_sdg.loop")
+NEMO = "nemo_sdg.training.nemo"
+"""Takes most of the start; only training needs it."""
 
 
 def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = None, round_: int = 0) -> int:
@@ -41,12 +43,14 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         console.say(f"nothing to do: all {config.run.rounds} rounds in {out} are finished and whole")
         _summary(out, console)
         return 0
+    trains = stage in (None, "train")
     session = Session(
         topology=config.topology,
         log_dir=out / "logs",
         timeout_s=config.run.timeout_s,
         threads=config.run.threads,
-        modules=MODULES,
+        loading="loading NeMo and Megatron" if trains else "loading Megatron",
+        modules=(*MODULES, NEMO) if trains else MODULES,
     )
 
     def work(mesh: Mesh, console: Console) -> int:

@@ -120,6 +120,19 @@ def test_a_folder_that_is_no_checkpoint(world, tmp_path, capsys):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("out, found", [("x.jsonl.gz", "a compressed file"), ("good.jsonl", "the input itself")])
+def test_a_result_that_could_not_be_used(world, capsys, out, found):
+    before = (world / "good.jsonl").read_bytes()
+    arguments = ["--model", world / "policy", "--prompts", world / "good.jsonl", "--out", world / out]
+    assert found in refused(capsys, "generate", *arguments)
+    assert (world / "good.jsonl").read_bytes() == before and not (world / "x.jsonl.gz").exists()
+
+
+def test_a_round_that_the_run_does_not_have(world, capsys, monkeypatch):
+    monkeypatch.chdir(world)
+    assert "no such round" in refused(capsys, "stage", "select", "small.yaml", "--round", "7")
+
+
 def test_a_missing_tensor(world, tmp_path, capsys):
     folder = broken(world, tmp_path)
     shutil.rmtree(folder / "model_weights" / "model.decoder.layers.mlp.linear_fc1.weight")

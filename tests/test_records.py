@@ -204,7 +204,9 @@ def test_gzip_bom_and_a_last_line_without_its_end(tmp_path: Path):
     ],
 )
 def test_what_could_not_be_written_again_is_set_aside(tmp_path, line, reason):
-    (tmp_path / "rows.jsonl").write_bytes(line + b'\n{"prompt": "good", "response": "b", "provenance": null, "prompt_id": null}\n')
+    (tmp_path / "rows.jsonl").write_bytes(
+        line + b'\n{"prompt": "good", "response": "b", "provenance": null, "prompt_id": null}\n'
+    )
     rows, faults = read_rows(tmp_path / "rows.jsonl", Response)
     assert len(rows) == len(faults) == 1 and faults[0].line == 1
     assert reason in faults[0].reason

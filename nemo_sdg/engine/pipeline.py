@@ -22,12 +22,12 @@ def forward(model: torch.nn.Module, mesh: Mesh, ids_BS: Tensor, **inputs: Any) -
         hidden_SBE = torch.empty(
             (length, num_rows, model.config.hidden_size), dtype=model.config.params_dtype, device=device.device()
         )
-        dist.recv(hidden_SBE, dist.get_global_rank(mesh.pp_group, mesh.pp_rank - 1))
+        dist.recv(hidden_SBE, dist.get_global_rank(mesh.pp_group, mesh.pp_rank - 1), group=mesh.pp_group)
         model.set_input_tensor(hidden_SBE)
     output = model(ids_BS, None, None, **inputs)
     if mesh.last_stage:
         return output
-    dist.send(output.contiguous(), dist.get_global_rank(mesh.pp_group, mesh.pp_rank + 1))
+    dist.send(output.contiguous(), dist.get_global_rank(mesh.pp_group, mesh.pp_rank + 1), group=mesh.pp_group)
     return None
 
 

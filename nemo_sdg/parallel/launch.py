@@ -43,7 +43,8 @@ def claim_report() -> bool:
         # Its own connection: the rank may fail before it has joined the process group, or because of it.
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=datetime.timedelta(seconds=5))
-        return store.add("nemo_sdg/error", 1) == 1
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store over restarts
+        return store.add(f"nemo_sdg/error/{attempt}", 1) == 1
     except Exception:  # the rank that keeps the store is gone: saying it twice is better than not at all
         return True
 

@@ -41,5 +41,7 @@ def test_generation_and_scoring():
     print(f"\none thread of {platform.processor() or platform.machine()}, fp32, torch {torch.__version__}")
     for slots in (16, 64, 128):
         result = run_ranks(measure, slots, timeout_s=300)[0]
-        print(f"  {slots:>3} slots: {result['tokens']:,.0f} useful tokens/s generated, {result['rows']:,.0f} rows/s scored")
+        print(
+            f"  {slots:>3} slots: {result['tokens']:,.0f} useful tokens/s generated, {result['rows']:,.0f} rows/s scored"
+        )
         assert result["tokens"] > 0 and result["rows"] > 0
