@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_sdg.config import ATTRIBUTES, Select
-from nemo_sdg.quality.rules import scalarise, thresholds, usable
+from nemo_sdg.quality.rules import complete, scalarise, thresholds, usable
 from nemo_sdg.quality.selection import decide
 from nemo_sdg.records import Scored
 
@@ -112,3 +113,13 @@ def test_laws_of_selection(made: list, chosen: Select):
         assert not chosen.unique or len({d.response for d in kept}) == len(kept)
     again = {d.id: d.reason for d in decide(rows[::-1], chosen)}
     assert again == {d.id: d.reason for d in decisions}  # the order of arrival decides nothing
+
+
+@pytest.mark.parametrize(
+    "finish_reason, reason", [("stop", None), ("length", "cut off by length"), ("context", "cut off by context")]
+)
+def test_a_response_that_was_cut_off_is_dropped_unless_it_is_wanted(finish_reason, reason):
+    assert complete(finish_reason, Select()) == reason
+    assert complete(finish_reason, Select(finished=False)) is None
+    decision = decide([replace(row("p", 0, "x"), finish_reason=finish_reason)], Select(minimum={}))[0]
+    assert (decision.kept, decision.reason) == (reason is None, reason)

@@ -64,3 +64,17 @@ def test_a_torn_part_is_told_to_every_rank(tmp_path):
 
     first, second = run_ranks(refused, dp=2)
     assert first == second and part.name in first
+
+
+def test_one_rank_of_a_replica_writes(tmp_path, monkeypatch):
+    written = []
+    commit = StageStore.commit
+    monkeypatch.setattr(
+        StageStore, "commit", lambda self, group, rows: (written.append(group.index), commit(self, group, rows))
+    )
+
+    def indices(mesh):
+        do(mesh, tmp_path / "run", set())
+        return written
+
+    assert run_ranks(indices, tp=2, pp=2) == [[], [], [0, 1, 2], []]  # tp 0 of the last stage
