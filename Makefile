@@ -19,7 +19,7 @@ test: .venv/complete
 	$(PYTHON) -m pytest tests
 
 promises: .venv/complete
-	$(PYTHON) -m pytest tests/promises
+	$(PYTHON) -m pytest -s tests/promises
 
 bench: .venv/complete
-	$(PYTHON) -m pytest tests/benchmarks
+	$(PYTHON) -m pytest -s tests/benchmarks

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nemo_sdg.checkpoints.folder import ModelFolder, item_size, read_zarray, write_description
+from nemo_sdg.checkpoints.folder import ModelFolder, item_size, write_description
 from nemo_sdg.checkpoints.names import TensorPlace, released_key, tensor_places
+from nemo_sdg.checkpoints.survey import checked_header
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel.mesh import Mesh
@@ -53,7 +54,7 @@ def load(model: torch.nn.Module, path: Path, mesh: Mesh, *, fresh_head_seed: int
     places = tensor_places(folder.shape, reward=reward)
     if reward and not folder.is_reward and fresh_head_seed is not None:
         places.pop("model.rm_head.weight")
-    headers = {key: _checked_header(weights, place) for key, place in places.items()}
+    headers = {key: checked_header(weights / key, place) for key, place in places.items()}
     _refuse_unknown(weights, set(places))
     reading = Reading()
     layers = getattr(model.decoder, "layers", [])
@@ -112,16 +113,6 @@ def region(place: TensorPlace, layer: int | None, tp: int, tp_rank: int) -> Regi
         shard = sizes[place.tp_axis] // tp
         slices[place.tp_axis] = slice(tp_rank * shard, (tp_rank + 1) * shard)
     return (slice(layer, layer + 1), *slices) if place.stacked else tuple(slices)
-
-
-def _checked_header(weights: Path, place: TensorPlace) -> dict:
-    header = read_zarray(weights / place.key)
-    if tuple(header["shape"]) != place.shape:
-        raise CheckpointError(
-            "the shape of a tensor does not fit the model config", where=weights / place.key,
-            found=tuple(header["shape"]), expected=place.shape, way_out="check that the folder belongs together",
-        )  # fmt: skip
-    return header
 
 
 def _refuse_unknown(weights: Path, expected: set[str]) -> None:

@@ -6,6 +6,8 @@ Loading checks the same again on each rank; this says it in a second, before any
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 from nemo_sdg.checkpoints.folder import ModelFolder, item_size, read_zarray
 from nemo_sdg.checkpoints.names import TensorPlace, tensor_places
@@ -30,8 +32,8 @@ def survey(folder: ModelFolder, *, reward: bool) -> int:
     return max(_check(folder, place) for place in places.values())
 
 
-def _check(folder: ModelFolder, place: TensorPlace) -> int:
-    array = folder.path / "model_weights" / place.key
+def checked_header(array: Path, place: TensorPlace) -> dict[str, Any]:
+    """The header of a tensor's array, which must have the shape that the model config asks for."""
     header = read_zarray(array)
     if tuple(header["shape"]) != place.shape:
         raise CheckpointError(
@@ -41,6 +43,12 @@ def _check(folder: ModelFolder, place: TensorPlace) -> int:
             expected=place.shape,
             way_out="check that the folder belongs together",
         )
+    return header
+
+
+def _check(folder: ModelFolder, place: TensorPlace) -> int:
+    array = folder.path / "model_weights" / place.key
+    header = checked_header(array, place)
     expected = math.prod(header["chunks"]) * item_size(header)
     sizes = {entry.name: entry.stat().st_size for entry in array.iterdir() if entry.name != ".zarray"}
     for name in _chunks(header["shape"], header["chunks"]):

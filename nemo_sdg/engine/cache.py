@@ -1,8 +1,8 @@
 """Keys and values of the rows that are being decoded, one slot per row, each at a position of its own.
 
 Keys are stored rotated. Every decode step runs all slots, so its number of rows does not depend on how many are
-still going. Axes: B slots, N rows of a prefill, G local KV groups,
-P positions, T positions in use, D head channels, R rotary channels, S new tokens per row, E hidden size.
+still going. Axes: B slots, N rows of a prefill, G local KV groups, P positions, T positions in use, D head channels,
+R rotary channels, S new tokens per row, E hidden size.
 """
 
 from __future__ import annotations
@@ -103,8 +103,3 @@ class KeyValueCache:
 
     def is_decode_only(self) -> bool:
         return self._prefill_slots_N is None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of keys and values on this rank."""
-        return 2 * self._key_LBGPD.numel() * self._key_LBGPD.element_size()

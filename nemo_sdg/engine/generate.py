@@ -116,7 +116,7 @@ class _Decoder:
         while len(self.done) < total:
             free = [slot for slot, row in enumerate(self.rows) if row is None]
             # A prefill for each single slot would cost more than it saves: wait until a quarter is free.
-            if self.waiting and (len(free) * 4 >= len(self.rows) or len(free) == len(self.rows)):
+            if self.waiting and len(free) * 4 >= len(self.rows):
                 self._prefill(free)
             else:
                 self._decode()
@@ -124,9 +124,9 @@ class _Decoder:
 
     def _prefill(self, free: list[int]) -> None:
         slots = free[: len(self.waiting)]
+        settings = self.sampling
         for slot in slots:
             index, request = self.waiting.popleft()
-            settings = self.sampling
             stream = row_uniforms(settings.seed, request.prompt_id, request.sample, settings.max_tokens, settings.round)
             self.rows[slot] = _Row(index, request, stream)
         prompts = [self.rows[slot].request.prompt_ids for slot in slots]

@@ -46,7 +46,7 @@ class CommittedCheckpoint(ModelCheckpoint):
         return {}  # Lightning's holds absolute paths, and the folder's names say it all
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+        """There is nothing to load: see `state_dict`."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # Past NeMo's, which asks git and its logger for a folder that we do not use.
@@ -58,10 +58,10 @@ class CommittedCheckpoint(ModelCheckpoint):
             self._save_checkpoint(trainer, str(step_folder(self.work, step)))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        pass
+        """No save here: restart points are counted in steps."""
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        pass  # a save after the fit writes keys that cannot be loaded
+        """No save here: after the fit NeMo writes keys that cannot be loaded."""
 
     def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
         final = Path(filepath)

@@ -114,7 +114,7 @@ class NemotronModule(llm.NemotronModel):
     @property
     def training_loss_reduction(self) -> "TargetLoss":
         if self._training_loss_reduction is None:
-            self._training_loss_reduction = RegressionLoss() if self.config.reward else TokenLoss()
+            self._training_loss_reduction = TargetLoss(regression if self.config.reward else token_nll)
         return self._training_loss_reduction
 
 
@@ -132,17 +132,21 @@ def mark_shards(model: GPTModel, shape: NemotronShape, *, reward: bool) -> None:
             parameter.partition_dim, parameter.partition_stride = places[key].tp_axis, 1
 
 
+SumAndCount = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
+"""(micro batch, what the last stage computed) -> sum of the loss over its targets, number of targets."""
+
+
 class TargetLoss(MegatronLossReduction):
     """A loss that is a sum over targets, normalised over all targets of the global batch.
 
     Means of means would weigh a token by how few others share its micro batch or its replica.
     """
 
-    local_loss = 0.0
-    """This rank's part of the last step's sum, before replicas are added up."""
-
-    def sum_and_count(self, batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+    def __init__(self, sum_and_count: SumAndCount) -> None:
+        super().__init__()
+        self.sum_and_count = sum_and_count
+        self.local_loss = 0.0
+        """This rank's part of the last step's sum, before replicas are added up."""
 
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         total, count = self.sum_and_count(batch, forward_out)
@@ -157,18 +161,14 @@ class TargetLoss(MegatronLossReduction):
         return total[0] / total[1].clamp(min=1)
 
 
-class TokenLoss(TargetLoss):
+def token_nll(batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-probability of the trained tokens, in nats."""
-
-    def sum_and_count(self, batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
-        trained_BS = batch["labels"] >= 0
-        target_BS = batch["labels"].clamp(min=0)
-        log_probs_BS = vocab_parallel_log_probs(output, target_BS, parallel_state.get_tensor_model_parallel_group())
-        return -(log_probs_BS * trained_BS).sum(), trained_BS.sum()
+    trained_BS = batch["labels"] >= 0
+    target_BS = batch["labels"].clamp(min=0)
+    log_probs_BS = vocab_parallel_log_probs(output, target_BS, parallel_state.get_tensor_model_parallel_group())
+    return -(log_probs_BS * trained_BS).sum(), trained_BS.sum()
 
 
-class RegressionLoss(TargetLoss):
+def regression(batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error of the labelled attributes."""
-
-    def sum_and_count(self, batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
-        return regression_sum(output, batch["labels"])
+    return regression_sum(output, batch["labels"])
