@@ -91,7 +91,7 @@ def _convert(
     folder = ModelFolder.open(model)
     folder.require(reward=reward)
     folder.shape.check_topology(config.topology.tp, config.topology.pp, where="command line")
-    survey(folder, reward=reward)
+    survey(folder)
     data_parallel_size(config.topology, world_size(config.topology))
     rows, faults = read_rows(source, kind)
     if not rows:

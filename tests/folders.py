@@ -10,7 +10,7 @@ import sentencepiece
 import torch
 from ranks import run_ranks
 
-from nemo_sdg.checkpoints import release
+from nemo_sdg.checkpoints import save
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import NemotronShape, sizes
 from nemo_sdg.parallel.mesh import Mesh
@@ -51,7 +51,7 @@ def make_folder(path: Path, shape: NemotronShape, tokenizer: Path, *, reward: bo
     """A released folder with random weights, written by a forked rank."""
 
     def write(mesh: Mesh) -> None:
-        release.save(make_model(mesh, shape, reward=reward, seed=seed), path, shape, tokenizer, mesh)
+        save.save(make_model(mesh, shape, reward=reward, seed=seed), path, shape, tokenizer.read_bytes(), mesh)
 
     run_ranks(write)
     return path

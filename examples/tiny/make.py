@@ -62,7 +62,7 @@ def make_base(out: Path, mesh: object, settings: argparse.Namespace) -> None:
     import lessons
     import torch
 
-    from nemo_sdg.checkpoints import release
+    from nemo_sdg.checkpoints import save
     from nemo_sdg.models import nemotron
     from nemo_sdg.models.shapes import sizes
     from nemo_sdg.models.tokenizer import Tokenizer
@@ -89,37 +89,40 @@ def make_base(out: Path, mesh: object, settings: argparse.Namespace) -> None:
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01),
     ]
     learn(model, optimizers, language_loss, docs, settings.steps, lambda done: min(1.0, done / 0.02, 2.5 * (1 - done)))
-    release.save(model, out / "base", shape, out / "tokenizer.model", mesh)
+    save.save(model, out / "base", shape, (out / "tokenizer.model").read_bytes(), mesh)
 
 
 def make_instruct(out: Path, mesh: object, settings: argparse.Namespace) -> None:
     import lessons
     import torch
 
-    from nemo_sdg.checkpoints import release
+    from nemo_sdg.checkpoints import save
+    from nemo_sdg.checkpoints.folder import ModelFolder
     from nemo_sdg.engine.load import load_model
 
     model, tokenizer = load_model(out / "base", mesh)
-    shape = release.ModelFolder.open(out / "base").shape
+    shape = ModelFolder.open(out / "base").shape
     docs = lessons.batches(lessons.demonstration, tokenizer, f"demonstrations {SEED}", BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.98), weight_decay=0.0)
     learn(model, [optimizer], language_loss, docs, INSTRUCT_STEPS, falling)
-    release.save(model, out / "instruct", shape, out / "tokenizer.model", mesh)
+    save.save(model, out / "instruct", shape, (out / "tokenizer.model").read_bytes(), mesh)
 
 
 def make_reward(out: Path, mesh: object, settings: argparse.Namespace) -> None:
     import lessons
     import torch
 
-    from nemo_sdg.checkpoints import release
+    from nemo_sdg.checkpoints import save
+    from nemo_sdg.checkpoints.folder import ModelFolder
+    from nemo_sdg.checkpoints.load import fill
     from nemo_sdg.config import ATTRIBUTES
     from nemo_sdg.engine.load import load_model
     from nemo_sdg.models import nemotron
 
     language, tokenizer = load_model(out / "base", mesh)
-    shape = release.ModelFolder.open(out / "base").shape
+    shape = ModelFolder.open(out / "base").shape
     model = nemotron.build(nemotron.transformer_config(shape), shape, pre_process=True, post_process=True, reward=True)
-    release.load(model, out / "base", mesh, fresh_head_seed=SEED)
+    fill(model, ModelFolder.open(out / "base"), mesh, fresh_head_seed=SEED)
     rows = [json.loads(line) for line in (out / "data" / "helpsteer2_train.jsonl").read_text().splitlines()]
     docs = lessons.rated_batches(tokenizer, rows, ATTRIBUTES, f"rated {SEED}", BATCH)
     head, body = [], []
@@ -129,7 +132,7 @@ def make_reward(out: Path, mesh: object, settings: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
     learn(model, [optimizer], regression_loss, docs, REWARD_STEPS, falling)
     output = {"model.output_layer.weight": language.output_layer.weight.detach()}
-    release.save(model, out / "reward", shape, out / "tokenizer.model", mesh, also=output)
+    save.save(model, out / "reward", shape, (out / "tokenizer.model").read_bytes(), mesh, also=output)
 
 
 def falling(done: float) -> float:

@@ -1,234 +1,133 @@
-"""The released Nemotron-4 folders: raw zarr chunks of tensors stacked over the layers.
+"""The released Nemotron-4 folders: raw zarr chunks of tensors stacked over the layers. No torch.
 
-Reading is JSON, YAML and raw bytes; `common.pt` and `_extra_state` are never opened. Each rank maps only the
-chunks that overlap its own shard. Layout: the file trees of nvidia/Nemotron-4-340B-{Base,Instruct,Reward}.
+Reading is JSON, YAML and raw bytes; `common.pt` and `_extra_state` are never opened. Layout: the file trees of
+nvidia/Nemotron-4-340B-{Base,Instruct,Reward}, and the zarr v2 specification.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
-import shutil
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-
-from nemo_sdg.checkpoints.folder import ModelFolder, item_size, write_description
-from nemo_sdg.checkpoints.names import TensorPlace, released_key, tensor_places
-from nemo_sdg.checkpoints.survey import checked_header
+from nemo_sdg.checkpoints.description import CONFIG, read_config, tokenizer_name
+from nemo_sdg.checkpoints.files import Files
+from nemo_sdg.checkpoints.names import EMBEDDING
+from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Contents, Piece, StoredTensor
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
-from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.store import commit_folder
 
-# Raw little-endian bytes are read as integers or floats that numpy knows, then seen as torch types.
-_NUMPY = {"bfloat16": np.uint16, "<f2": np.float16, "float16": np.float16, "<f4": np.float32, "float32": np.float32}
-_UNREAD = ("model.output_layer.weight", "model.rm_head.weight")
-
-Region = tuple[slice, ...]
+WEIGHTS = "model_weights"
+_DTYPES = {
+    "bfloat16": "bf16", "<f2": "fp16", "float16": "fp16", "<f4": "fp32", "float32": "fp32", "<f8": "fp64", "float64": "fp64",
+}  # fmt: skip
+_AGAIN = "download the folder again"
 
 
-@dataclass
-class Reading:
-    """What one rank has read."""
-
-    num_bytes: int = 0
-    files: set[str] = field(default_factory=set)
+def recognise(files: Files) -> bool:
+    """Whether this is a released folder."""
+    return WEIGHTS in files.entries()
 
 
-def load(model: torch.nn.Module, path: Path, mesh: Mesh, *, fresh_head_seed: int | None = None) -> Reading:
-    """Fill every parameter of this rank's model from a released folder.
+def read(files: Files) -> Contents:
+    """What a released folder holds; the vocabulary is the number of rows of its embedding.
 
-    Args:
-        fresh_head_seed: seed for a reward head that the folder does not have (Base, Instruct).
     Raises:
-        CheckpointError: a tensor is missing, unknown, of another shape, cut short, or not finite.
+        CheckpointError: the config or an array's header is missing, not plain data, or of another architecture.
     """
-    folder = ModelFolder.open(path)
-    weights = folder.path / "model_weights"
-    reward = model.is_reward
-    places = tensor_places(folder.shape, reward=reward)
-    if reward and not folder.is_reward and fresh_head_seed is not None:
-        places.pop("model.rm_head.weight")
-    headers = {key: checked_header(weights / key, place) for key, place in places.items()}
-    _refuse_unknown(weights, set(places))
-    reading = Reading()
-    layers = getattr(model.decoder, "layers", [])
-    first_layer = layers[0].layer_number - 1 if len(layers) else 0
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            key, layer = released_key(name, first_layer)
-            if key not in places:
-                if key == "model.rm_head.weight":
-                    parameter.copy_(
-                        fresh_tensor(
-                            name, places_of_head(folder.shape), model.config.init_method_std, fresh_head_seed, mesh
-                        )
-                    )
-                    continue
-                raise CheckpointError("the model has a tensor that the layout does not know", where=weights, found=name)
-            wanted = region(places[key], layer, mesh.tp, mesh.tp_rank)
-            values = _read(weights / key, headers[key], wanted, reading)
-            if places[key].stacked:
-                values = values[0]
-            if tuple(values.shape) != tuple(parameter.shape):
-                raise CheckpointError(
-                    f"the shape of {name} does not fit",
-                    where=weights / key,
-                    found=tuple(values.shape),
-                    expected=tuple(parameter.shape),
-                )
-            if not torch.isfinite(values).all():
-                raise CheckpointError(
-                    f"{name} holds values that are not finite", where=weights / key, way_out="download it again"
-                )
-            parameter.copy_(values)
-    return reading
+    config = read_config(files)
+    headers = {}
+    for name, is_folder in files.entries(WEIGHTS).items():
+        if is_folder and not name.endswith("_extra_state"):
+            headers[name] = read_header(files, name)
+    if EMBEDDING not in headers:
+        raise CheckpointError(
+            "a tensor is missing",
+            where=files.path(WEIGHTS),
+            found=f"no {EMBEDDING}",
+            expected=EMBEDDING,
+            way_out=_AGAIN,
+        )
+    shape = NemotronShape.from_model_config(config, files.path(CONFIG), headers[EMBEDDING]["shape"][0])
+    tensors = {key: _tensor(files, key, header) for key, header in headers.items()}
+    saved_with = {
+        short: config[key]
+        for short, key in (("tp", "tensor_model_parallel_size"), ("pp", "pipeline_model_parallel_size"))
+        if isinstance(config.get(key), int)
+    }
+    return Contents("release", files, shape, tensors, tokenizer_name(files, config), saved_with)
 
 
-def places_of_head(shape: NemotronShape) -> TensorPlace:
-    return tensor_places(shape, reward=True)["model.rm_head.weight"]
+def read_header(files: Files, key: str) -> dict[str, Any]:
+    """The strictly checked header of one raw zarr v2 array.
 
-
-def fresh_tensor(name: str, place: TensorPlace, std: float, seed: int, mesh: Mesh) -> torch.Tensor:
-    """This rank's shard of a new tensor drawn from N(0, std^2): it depends on the seed and the name alone.
-
-    NeMo seeds each pipeline stage differently, so a fresh head would depend on the topology.
+    Raises:
+        CheckpointError: missing, not JSON, or anything but plain little-endian floats in C order: object types,
+            codecs and filters could run code or hide bytes.
     """
-    key = int.from_bytes(hashlib.blake2b(f"{seed}\x00{name}".encode(), digest_size=7).digest(), "little")
-    whole = torch.empty(place.shape, dtype=torch.float64, device="cpu")
-    whole.normal_(0.0, std, generator=torch.Generator("cpu").manual_seed(key))
-    return whole[region(place, None, mesh.tp, mesh.tp_rank)]
+    name = f"{WEIGHTS}/{key}/.zarray"
+    where = files.path(name)
+    member = files.find(name)
+    if member is None:
+        raise CheckpointError(
+            "a tensor is missing", where=files.path(WEIGHTS), found=f"no {key}/.zarray", expected=key,
+            way_out="download the folder again, or check that it is the model that you meant",
+        )  # fmt: skip
+    try:
+        header = json.loads(member.read(at_most=1 << 16))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            "the array header is not JSON", where=where, found=str(error)[:80], way_out=_AGAIN
+        ) from error
 
+    def refuse(key: str, found: object, expected: str) -> None:
+        raise CheckpointError(f"{key} is not supported", where=where, found=repr(found)[:80], expected=expected)
 
-def region(place: TensorPlace, layer: int | None, tp: int, tp_rank: int) -> Region:
-    """The slices of the global tensor that a rank holds; a layer of a stacked tensor is one index of axis 0."""
-    sizes = place.shape[1:] if place.stacked else place.shape
-    slices = [slice(0, size) for size in sizes]
-    if place.tp_axis is not None:
-        shard = sizes[place.tp_axis] // tp
-        slices[place.tp_axis] = slice(tp_rank * shard, (tp_rank + 1) * shard)
-    return (slice(layer, layer + 1), *slices) if place.stacked else tuple(slices)
-
-
-def _refuse_unknown(weights: Path, expected: set[str]) -> None:
-    """A tensor that nobody reads would mean that the model is not the one that the folder holds."""
-    for entry in sorted(weights.iterdir()):
-        if (
-            entry.is_dir()
-            and entry.name not in expected
-            and entry.name not in _UNREAD
-            and not entry.name.endswith("_extra_state")
+    if not isinstance(header, dict) or header.get("zarr_format") != 2:
+        refuse("zarr_format", header.get("zarr_format") if isinstance(header, dict) else header, "2")
+    if not isinstance(header.get("dtype"), str) or header["dtype"] not in _DTYPES:
+        refuse("dtype", header.get("dtype"), f"one of {', '.join(_DTYPES)}")
+    for key in ("compressor", "filters"):
+        if header.get(key) is not None:
+            refuse(key, header[key], "null")
+    if header.get("order", "C") != "C":
+        refuse("order", header["order"], "'C'")
+    if header.get("dimension_separator", ".") != ".":
+        refuse("dimension_separator", header["dimension_separator"], "'.'")
+    for key in ("shape", "chunks"):
+        sizes = header.get(key)
+        if not (
+            isinstance(sizes, list)
+            and sizes
+            and all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 40 for n in sizes)
         ):
-            raise CheckpointError(
-                "the folder holds a tensor that this architecture does not have", where=weights, found=entry.name,
-                way_out="check that the folder is of the Nemotron architecture",
-            )  # fmt: skip
+            refuse(key, sizes, "positive integers")
+    if len(header["shape"]) != len(header["chunks"]):
+        refuse("chunks", header["chunks"], f"{len(header['shape'])} numbers, as the shape has")
+    counts = [-(-size // step) for size, step in zip(header["shape"], header["chunks"])]
+    if math.prod(counts) > 1 << 22:
+        refuse("chunks", header["chunks"], f"fewer than {math.prod(counts)} chunks")
+    return header
 
 
-def _read(array: Path, header: dict, wanted: Region, reading: Reading) -> torch.Tensor:
-    """The wanted region of an array, in its stored dtype."""
-    chunks, dtype = header["chunks"], np.dtype(_NUMPY[header["dtype"]])
-    out = np.empty([s.stop - s.start for s in wanted], dtype=dtype)
-    ranges = [range(s.start // size, (s.stop - 1) // size + 1) for s, size in zip(wanted, chunks)]
-    for index in itertools.product(*ranges):
-        file = array / ".".join(map(str, index))
-        expected = math.prod(chunks) * item_size(header)
-        size = file.stat().st_size if file.is_file() else None
-        if size != expected:
-            raise CheckpointError(
-                "a chunk is missing" if size is None else "a chunk has the wrong size", where=file,
-                found="no file" if size is None else f"{size} bytes", expected=f"{expected} bytes",
-                way_out="download the folder again",
-            )  # fmt: skip
-        chunk = np.memmap(file, dtype=dtype.newbyteorder("<"), mode="r", shape=tuple(chunks))
-        inside, outside = [], []
-        for axis, slab in enumerate(wanted):
-            origin = index[axis] * chunks[axis]
-            start, stop = max(slab.start, origin), min(slab.stop, origin + chunks[axis])
-            inside.append(slice(start - origin, stop - origin))
-            outside.append(slice(start - slab.start, stop - slab.start))
-        part = chunk[tuple(inside)]
-        out[tuple(outside)] = part
-        reading.num_bytes += part.nbytes
-        reading.files.add(f"{array.name}/{file.name}")
-    values = torch.from_numpy(out)
-    if header["dtype"] == "bfloat16":
-        values = values.view(torch.bfloat16)
-    return values
-
-
-def save(
-    model: torch.nn.Module,
-    path: Path,
-    shape: NemotronShape,
-    tokenizer: Path,
-    mesh: Mesh,
-    *,
-    also: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write this model as a released folder in bf16; it appears under its name when it is whole.
-
-    One chunk is one tensor-parallel shard of one layer, as in the released folders.
-
-    Args:
-        also: whole tensors by released key that the model does not hold (the Reward folder keeps the language
-            model's output layer); written by the first rank.
-    """
-    if path.exists():
-        raise CheckpointError("the folder exists already", where=path, way_out="give a new name")
-    making = path.with_name(f".{path.name}.making")
-    weights = making / "model_weights"
-    reward = model.is_reward
-    places = tensor_places(shape, reward=reward)
-    extra = {key: tensor_places(shape, reward=False)[key] for key in also or {}}
-    if mesh.writer:
-        shutil.rmtree(making, ignore_errors=True)  # of an attempt that was killed
-        for key, place in {**places, **extra}.items():
-            tp = 1 if key in extra else mesh.tp
-            (weights / key).mkdir(parents=True)
-            (weights / key / ".zarray").write_text(json.dumps(_header(place, tp), indent=4, sort_keys=True))
-        description = {
-            "sharded_backend": "zarr",
-            "sharded_backend_version": 1,
-            "common_backend": "torch",
-            "common_backend_version": 1,
-        }
-        (weights / "metadata.json").write_text(json.dumps(description))
-        write_description(making, shape, tokenizer, reward=reward)
-        for key, values in (also or {}).items():
-            _write_chunk(weights / key, extra[key], None, 0, values)
-    mesh.barrier()
-    layers = getattr(model.decoder, "layers", [])
-    first_layer = layers[0].layer_number - 1 if len(layers) else 0
-    if mesh.dp_rank == 0:
-        for name, parameter in model.named_parameters():
-            key, layer = released_key(name, first_layer)
-            if places[key].tp_axis is not None or mesh.tp_rank == 0:
-                _write_chunk(weights / key, places[key], layer, mesh.tp_rank, parameter.detach())
-    mesh.barrier()
-    if mesh.writer:
-        commit_folder(making, path)
-    mesh.barrier()
-
-
-def _header(place: TensorPlace, tp: int) -> dict:
-    sizes = list(place.shape[1:] if place.stacked else place.shape)
-    if place.tp_axis is not None:
-        sizes[place.tp_axis] //= tp
-    chunks = [1, *sizes] if place.stacked else sizes
-    return {"zarr_format": 2, "shape": list(place.shape), "chunks": chunks, "dtype": "bfloat16", "compressor": None,
-            "fill_value": None, "filters": None, "order": "C"}  # fmt: skip
-
-
-def _write_chunk(array: Path, place: TensorPlace, layer: int | None, tp_rank: int, values: torch.Tensor) -> None:
-    index = [0] * (len(place.shape) - place.stacked)
-    if place.tp_axis is not None:
-        index[place.tp_axis] = tp_rank
-    name = ".".join(map(str, ([layer] if place.stacked else []) + index))
-    raw = values.to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy().astype("<u2")
-    (array / name).write_bytes(raw.tobytes())
+def _tensor(files: Files, key: str, header: dict[str, Any]) -> StoredTensor:
+    dtype = _DTYPES[header["dtype"]]
+    shape, chunks = tuple(header["shape"]), tuple(header["chunks"])
+    size = math.prod(chunks) * ITEM_BYTES[dtype]
+    folder = files.path(f"{WEIGHTS}/{key}")
+    by_layer: dict[int | None, tuple[Piece, ...]] = {}
+    stacked = key.startswith("model.decoder.layers.")
+    grid = [range(-(-length // step)) for length, step in zip(shape, chunks)]
+    inner = list(itertools.product(*(grid[1:] if stacked else grid)))
+    for block in grid[0] if stacked else (None,):
+        pieces = []
+        for index in inner:
+            whole = (block, *index) if stacked else index
+            origin = tuple(i * step for i, step in zip(whole, chunks))
+            pieces.append(Piece(folder / ".".join(map(str, whole)), 0, origin, chunks, size))
+        layers = range(block * chunks[0], min(shape[0], (block + 1) * chunks[0])) if stacked else (None,)
+        by_layer.update(dict.fromkeys(layers, tuple(pieces)))
+    return StoredTensor(key, shape, dtype, folder, by_layer)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from nemo_sdg.checkpoints import nemo2, release
 from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.models.nemotron import DTYPES, NemotronModel, build, transformer_config
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
@@ -37,8 +37,9 @@ def load_model(
     folder.shape.check_topology(mesh.tp, mesh.pp)
     config = transformer_config(folder.shape, dtype=resolve_dtype(dtype, folder), tp=mesh.tp, pp=mesh.pp)
     model = build(
-        config, folder.shape, pre_process=mesh.first_stage, post_process=mesh.last_stage, reward=reward, spec=spec
-    )
+        config, folder.shape, pre_process=mesh.first_stage, post_process=mesh.last_stage, reward=reward,
+        head_bias=folder.contents.head_bias, spec=spec,
+    )  # fmt: skip
     model.to(device.device())
-    (release if folder.released else nemo2).load(model, folder.path, mesh)
-    return model.eval(), Tokenizer(folder.tokenizer)
+    fill(model, folder, mesh)
+    return model.eval(), Tokenizer(folder.tokenizer, folder.path)

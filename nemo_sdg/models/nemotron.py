@@ -8,6 +8,7 @@ NVIDIA/NeMo: nemo/collections/llm/gpt/model/nemotron.py.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -227,6 +228,7 @@ def build(
     pre_process: bool,
     post_process: bool,
     reward: bool = False,
+    head_bias: bool = False,
     spec: str = "auto",
     vp_stage: int | None = None,
 ) -> NemotronModel:
@@ -236,7 +238,8 @@ def build(
     """
     from nemo_sdg.models.reward import RewardModel
 
-    return (RewardModel if reward else NemotronModel)(
+    kind = partial(RewardModel, head_bias=head_bias) if reward else NemotronModel
+    return kind(
         config=config,
         transformer_layer_spec=block_spec(config, spec, vp_stage),
         vocab_size=shape.vocab_size,

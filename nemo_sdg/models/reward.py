@@ -24,7 +24,7 @@ class RewardModel(NemotronModel):
 
     is_reward = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, head_bias: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lengths_B: Tensor | None = None
         if self.post_process:
@@ -38,7 +38,7 @@ class RewardModel(NemotronModel):
                 NUM_REWARD_OUTPUTS,
                 config=head_config,
                 init_method=self.config.init_method,
-                bias=False,
+                bias=head_bias,
                 input_is_parallel=False,
                 skip_bias_add=False,
             )

@@ -18,10 +18,15 @@ from nemo_sdg.models.templates import LABEL, SYSTEM, TURN
 class Tokenizer:
     """Text to token ids and back, without BOS and EOS."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, model: bytes | Path | str, where: object = "tokenizer") -> None:
+        """From the bytes of a SentencePiece model, or from its file. Raises CheckpointError if it is none."""
+        if not isinstance(model, bytes):
+            where = model
+        path = where
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            if not isinstance(model, bytes):
+                model = Path(model).read_bytes()
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # sentencepiece raises RuntimeError, OSError or TypeError by what is broken
             raise CheckpointError(
                 "the tokenizer cannot be read", where=path, found=str(error)[:120], expected="a SentencePiece model",

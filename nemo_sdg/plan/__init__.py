@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.survey import survey
+from nemo_sdg.checkpoints.tensors import ITEM_BYTES
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError, ConfigError
@@ -163,7 +164,8 @@ def _model(config: RunConfig, role: str, where: str, reward: bool, files: bool) 
         return ModelPlan(role, where, sizes()[config.run.name], reward, 2, present=False)
     if role != "train rm":  # a reward model may start from a language model, with a fresh head
         folder.require(reward=reward)
-    return ModelPlan(role, where, folder.shape, reward, survey(folder, reward=reward))
+    survey(folder)
+    return ModelPlan(role, where, folder.shape, reward, ITEM_BYTES[folder.dtype])
 
 
 def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:

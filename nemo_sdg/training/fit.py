@@ -12,8 +12,9 @@ from typing import Any, Callable
 
 import torch
 
-from nemo_sdg.checkpoints import nemo2, release
-from nemo_sdg.checkpoints.folder import ModelFolder, write_description
+from nemo_sdg.checkpoints.description import write_description
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.config import Models, Training, fingerprint
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import StoreError
@@ -143,7 +144,7 @@ class _Fit:
         self.task, self.settings, self.models, self.folder = task, settings, models, folder
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
-        self.examples = data.read(task, rows, Tokenizer(folder.tokenizer), max_length)
+        self.examples = data.read(task, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
         self.batches = data.GlobalBatches(
             task,
             self.examples.rows,
@@ -227,5 +228,4 @@ class _Fit:
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
-        load = release.load if self.folder.released else nemo2.load
-        load(model, self.folder.path, self.mesh, fresh_head_seed=self.seed)
+        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed)

@@ -12,8 +12,9 @@ import torch
 from folders import make_folder, make_tokenizer, small_shape
 from ranks import run_ranks
 
-from nemo_sdg.checkpoints import release
+from nemo_sdg.checkpoints import save
 from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.nemotron import build, transformer_config
 
@@ -31,7 +32,7 @@ def loaded(mesh, folder, reward=False, seed=None, dtype=torch.float32):
     shape = small_shape()
     config = transformer_config(shape, dtype=dtype, tp=mesh.tp, pp=mesh.pp)
     model = build(config, shape, pre_process=mesh.first_stage, post_process=mesh.last_stage, reward=reward)
-    return model, release.load(model, folder, mesh, fresh_head_seed=seed)
+    return model, fill(model, ModelFolder.open(folder), mesh, fresh_head_seed=seed)
 
 
 def contents(folder):
@@ -40,7 +41,7 @@ def contents(folder):
 
 def load_and_save(mesh, folder, out, reward):
     model, _ = loaded(mesh, folder, reward)
-    release.save(model, out, small_shape(), ModelFolder.open(folder).tokenizer, mesh)
+    save.save(model, out, small_shape(), ModelFolder.open(folder).tokenizer, mesh)
 
 
 @pytest.mark.parametrize("reward", [False, True], ids=["policy", "reward"])
@@ -62,7 +63,8 @@ def test_bytes_and_files_of_each_rank(root, tmp_path):
 
     def read(mesh):
         model, reading = loaded(mesh, tmp_path / "tp2")
-        return reading.num_bytes, sorted(reading.files), 2 * sum(p.numel() for p in model.parameters())
+        names = sorted(str(file.relative_to(tmp_path / "tp2/model_weights")) for file in reading.files)
+        return reading.num_bytes, names, 2 * sum(p.numel() for p in model.parameters())
 
     files = []
     for num_bytes, names, expected in run_ranks(read, tp=2, pp=2):

@@ -9,7 +9,9 @@ import torch.distributed as dist
 from folders import make_folder, make_model, make_tokenizer, small_shape
 from ranks import TOPOLOGIES, run_ranks
 
-from nemo_sdg.checkpoints import release
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.load import fill
+from nemo_sdg.checkpoints.names import region, released_key, tensor_places
 from nemo_sdg.engine.pipeline import forward, gather_vocabulary
 from nemo_sdg.models.nemotron import LayerNorm1P, build, squared_relu, transformer_config
 
@@ -26,7 +28,7 @@ def logits(mesh, folder, sequence_parallel=False):
     shape = small_shape()
     config = transformer_config(shape, dtype=torch.float64, tp=mesh.tp, pp=mesh.pp, sequence_parallel=sequence_parallel)
     model = build(config, shape, pre_process=mesh.first_stage, post_process=mesh.last_stage)
-    release.load(model, folder, mesh)
+    fill(model, ModelFolder.open(folder), mesh)
     with torch.no_grad():
         local = forward(model.eval(), mesh, IDS)
         if local is None:
@@ -116,13 +118,13 @@ def reward_gradients(mesh, sequence_parallel):
     from nemo_sdg.parallel.device import cuda_calls_on_cpu
 
     model = build(config, shape, pre_process=True, post_process=True, reward=True)
-    places = release.tensor_places(shape, reward=True)
+    places = tensor_places(shape, reward=True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            key, layer = release.released_key(name, 0)
+            key, layer = released_key(name, 0)
             place = places[key]
             whole = torch.randn(place.shape, generator=torch.Generator().manual_seed(len(key)), dtype=torch.float64)
-            piece = whole[release.region(place, layer, mesh.tp, mesh.tp_rank)] * 0.2
+            piece = whole[region(place, layer, mesh.tp, mesh.tp_rank)] * 0.2
             parameter.copy_(piece[0] if place.stacked else piece)
     with cuda_calls_on_cpu():
         model_parallel_cuda_manual_seed(1)

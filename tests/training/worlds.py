@@ -35,13 +35,13 @@ def write_tokenizer(path: Path) -> None:
 
 def write_start(mesh: Any, path: Path, tokenizer: Path, *, reward: bool = False) -> None:
     """A released folder with random weights; call it on one rank's mesh."""
-    from nemo_sdg.checkpoints import release
+    from nemo_sdg.checkpoints import save
     from nemo_sdg.models import nemotron
 
     torch.manual_seed(7)
     config = nemotron.transformer_config(SHAPE, initialize=True)
     model = nemotron.build(config, SHAPE, pre_process=True, post_process=True, reward=reward)
-    release.save(model, path, SHAPE, tokenizer, mesh)
+    save.save(model, path, SHAPE, tokenizer.read_bytes(), mesh)
 
 
 def sft_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -1,0 +1,107 @@
+"""The files of a checkpoint: a folder. Nothing is opened that lies outside. No torch.
+
+Names are relative, with `/`. A link is followed only inside the folder, or into the `blobs/` of the Hugging
+Face cache that the folder is a snapshot of (huggingface_hub: `models--OWNER--NAME/snapshots/COMMIT`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_sdg.errors import CheckpointError
+
+_AGAIN = "download the folder again"
+
+
+@dataclass(frozen=True)
+class Member:
+    """The bytes of one file of a checkpoint: `size` bytes of `file` from `offset` on."""
+
+    name: str
+    file: Path
+    offset: int
+    size: int
+
+    def read(self, at_most: int) -> bytes:
+        """The whole content; raises CheckpointError if it is longer than `at_most` bytes or cut short."""
+        if self.size > at_most:
+            raise CheckpointError(
+                "the file is too large for what it should be", where=self.file, found=f"{self.size} bytes",
+                expected=f"at most {at_most} bytes", way_out=_AGAIN,
+            )  # fmt: skip
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) != self.size:
+            raise CheckpointError(
+                "the file is cut short", where=self.file, found=f"{len(content)} bytes", expected=f"{self.size} bytes",
+                way_out=_AGAIN,
+            )  # fmt: skip
+        return content
+
+
+class Files:
+    """The files below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.where = root
+        self._root = Path(os.path.realpath(root))
+        self._allowed = [self._root]
+        if self._root.parent.name == "snapshots":
+            self._allowed.append(self._root.parents[1] / "blobs")
+
+    def path(self, name: str) -> Path:
+        """Where a member is or would be; nothing is looked up."""
+        return self.where / name
+
+    def find(self, name: str) -> Member | None:
+        """A regular file by its name, or None. Raises CheckpointError for a link that leads out, or a device."""
+        path = self.path(name)
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        if stat.S_ISDIR(found.st_mode):
+            return None
+        self._check(path, found.st_mode)
+        return Member(name, path, 0, found.st_size)
+
+    def size(self, file: Path) -> int | None:
+        """Bytes of a file of this checkpoint; None if it is not there. Raises CheckpointError as `find` does."""
+        try:
+            found = os.stat(file)
+        except OSError:
+            return None
+        self._check(file, found.st_mode)
+        return found.st_size
+
+    def entries(self, folder: str = "") -> dict[str, bool]:
+        """Names directly below a folder, sorted, and whether each is a folder; empty where there is none."""
+        try:
+            with os.scandir(self.path(folder)) as found:
+                return {entry.name: entry.is_dir() for entry in sorted(found, key=lambda entry: entry.name)}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def open(self, file: Path) -> int:
+        """A descriptor for reading a file of this checkpoint. Raises CheckpointError, and OSError as `os.open`."""
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self._check(file, os.fstat(descriptor).st_mode)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _check(self, path: Path, mode: int) -> None:
+        if not stat.S_ISREG(mode):
+            raise CheckpointError("not a regular file", where=path, way_out=_AGAIN)
+        real = Path(os.path.realpath(path))
+        if not any(real.is_relative_to(allowed) for allowed in self._allowed):
+            raise CheckpointError(
+                "a link leads out of the checkpoint", where=path, found=real, expected=f"a file below {self.where}",
+                way_out="copy the file into the folder",
+            )  # fmt: skip
