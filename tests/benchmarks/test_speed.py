@@ -7,12 +7,12 @@ import statistics
 import time
 
 import torch
+from ranks import run_ranks
 
 from nemo_sdg.engine.load import load_model
 from nemo_sdg.engine.rows import rate, respond
 from nemo_sdg.engine.sampling import Sampling
 from nemo_sdg.records import Prompt, read_rows
-from ranks import run_ranks
 
 WORLD = "package:examples/tiny/"
 ROUNDS = 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ranks import run_ranks
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.console import Console
@@ -11,7 +12,6 @@ from nemo_sdg.records import Response
 from nemo_sdg.stages import groups
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Run, StageStore
-from ranks import run_ranks
 
 ASKED = ({"role": "user", "content": "a"},)
 ROWS = [Response(f"p{i}#0", f"p{i}", 0, ASKED, "b") for i in range(6)]
