@@ -69,6 +69,21 @@ class Files:
         self._check(path, found.st_mode)
         return Member(name, path, 0, found.st_size)
 
+    def block(self, name: str, size: int) -> tuple[Path, int, int | None]:
+        """Where a file of `size` bytes lies that metadata tell of: file, offset, and the size the file must have.
+
+        Nothing is looked up in a folder: a rank asks for a few files of thousands.
+        """
+        return self.path(name), 0, size
+
+    def holding(self, file: Path, offset: int) -> Member:
+        """The member that the byte at `offset` of a file belongs to. Raises CheckpointError if there is none."""
+        name = str(file.relative_to(self.where))
+        member = self.find(name)
+        if member is None:
+            raise CheckpointError("a file of the weights is missing", where=file, found="no file", way_out=_AGAIN)
+        return member
+
     def size(self, file: Path) -> int | None:
         """Bytes of a file of this checkpoint; None if it is not there. Raises CheckpointError as `find` does."""
         try:

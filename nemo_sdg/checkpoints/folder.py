@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from nemo_sdg.checkpoints import nemo2, release
 from nemo_sdg.checkpoints.description import read_tokenizer
 from nemo_sdg.checkpoints.files import Files
+from nemo_sdg.checkpoints.tar import TarFiles
 from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
@@ -32,20 +32,21 @@ class ModelFolder:
     def open(cls, path: str | Path) -> "ModelFolder":
         """Raises CheckpointError if there is no model under the path."""
         folder = cls(resolve(str(path)))
-        if not folder.path.is_dir():
+        if not folder.path.is_dir() and not folder.path.is_file():
             raise CheckpointError("there is no such model folder", where=folder.path, way_out=_WAY_OUT)
         folder._format  # refuses what is none
         return folder
 
     @cached_property
     def files(self) -> Files:
-        return Files(self.path)
+        return Files(self.path) if self.path.is_dir() else TarFiles(self.path)
 
     @cached_property
     def _format(self):  # noqa: ANN202  (a module)
         for module in FORMATS:
             if module.recognise(self.files):
                 return module
+        refuse_pickled_weights(self.files)
         raise CheckpointError(
             "the folder is not a checkpoint", where=self.path, found=", ".join(self.files.entries())[:120] or "nothing",
             expected="model_weights/ (released), weights/ (NeMo 2) or config.json with *.safetensors (Hugging Face)",
@@ -92,19 +93,32 @@ class ModelFolder:
 
         Whole files would be 682 GB at 340B; training changes every one of them at both ends.
         """
-        whole = hashlib.sha256(repr(self.shape).encode() + self.tokenizer)
-        tensors = self.contents.tensors.values()
-        for file in sorted({piece.file for t in tensors for pieces in t.by_layer.values() for piece in pieces}):
-            try:
-                descriptor = self.files.open(file)
-            except OSError as error:
-                raise CheckpointError(
-                    "a file of the weights is missing", where=file, found=error.strerror, way_out=_WAY_OUT
-                ) from error
-            with open(descriptor, "rb") as data:
-                size = os.fstat(descriptor).st_size
-                whole.update(f"{file.name}\0{size}\0".encode())
-                whole.update(data.read(_DIGEST_ENDS))
-                data.seek(max(0, size - _DIGEST_ENDS))
-                whole.update(data.read(_DIGEST_ENDS))
+        return self._digest(self.tokenizer)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """As `digest`, without the tokenizer."""
+        return self._digest(b"")
+
+    def _digest(self, tokenizer: bytes) -> str:
+        whole = hashlib.sha256(repr(self.shape).encode() + tokenizer)
+        pieces = {piece for t in self.contents.tensors.values() for of in t.by_layer.values() for piece in of}
+        members = {self.files.holding(*place) for place in {(piece.file, piece.offset) for piece in pieces}}
+        for member in sorted(members, key=lambda member: Path(member.name)):
+            whole.update(f"{Path(member.name).name}\0{member.size}\0".encode())
+            with open(self.files.open(member.file), "rb") as data:
+                for start in (0, max(0, member.size - _DIGEST_ENDS)):
+                    data.seek(member.offset + start)
+                    whole.update(data.read(min(_DIGEST_ENDS, member.size)))
         return whole.hexdigest()[:16]
+
+
+def refuse_pickled_weights(files: Files) -> None:
+    """Raises CheckpointError for a checkpoint whose weights are a pickle: it could run code and is never opened."""
+    for name in files.entries():
+        if name.endswith((".ckpt", ".pt", ".pth", ".bin", ".pkl")) or name.startswith(("mp_rank_", "tp_rank_")):
+            raise CheckpointError(
+                "the weights are pickled, and a pickle can run code: it is never opened", where=files.path(name),
+                expected="model_weights/ with zarr arrays, or safetensors",
+                way_out="where you trust it, load it with the program that wrote it and save it as safetensors or zarr",
+            )  # fmt: skip

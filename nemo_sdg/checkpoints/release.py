@@ -117,7 +117,7 @@ def _tensor(files: Files, key: str, header: dict[str, Any]) -> StoredTensor:
     dtype = _DTYPES[header["dtype"]]
     shape, chunks = tuple(header["shape"]), tuple(header["chunks"])
     size = math.prod(chunks) * ITEM_BYTES[dtype]
-    folder = files.path(f"{WEIGHTS}/{key}")
+    folder = f"{WEIGHTS}/{key}"
     by_layer: dict[int | None, tuple[Piece, ...]] = {}
     stacked = key.startswith("model.decoder.layers.")
     grid = [range(-(-length // step)) for length, step in zip(shape, chunks)]
@@ -127,7 +127,8 @@ def _tensor(files: Files, key: str, header: dict[str, Any]) -> StoredTensor:
         for index in inner:
             whole = (block, *index) if stacked else index
             origin = tuple(i * step for i, step in zip(whole, chunks))
-            pieces.append(Piece(folder / ".".join(map(str, whole)), 0, origin, chunks, size))
+            file, offset, file_size = files.block(f"{folder}/{'.'.join(map(str, whole))}", size)
+            pieces.append(Piece(file, offset, origin, chunks, file_size))
         layers = range(block * chunks[0], min(shape[0], (block + 1) * chunks[0])) if stacked else (None,)
         by_layer.update(dict.fromkeys(layers, tuple(pieces)))
-    return StoredTensor(key, shape, dtype, folder, by_layer)
+    return StoredTensor(key, shape, dtype, files.path(folder), by_layer)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Optional
 
 
 @dataclass(frozen=True)
@@ -15,5 +18,30 @@ class Unit:
     """Names below the folder, with `/`; the first one names the unit."""
     num_bytes: int
     """Bytes that it writes, headers apart: for the progress and the free space."""
-    write: Callable[[Path], None]
-    """Writes the files below the folder that it is given, with a few hundred MB of memory at most."""
+    write: Callable[[Path], Optional[Mapping[str, str]]]
+    """Writes the files below the folder that it is given, with a few hundred MB of memory at most; their parent
+    folders are there. May return the SHA-256 of files by name (`Output`), which are then not read again for it."""
+
+
+class Output:
+    """A file that is written from front to back, and its SHA-256 taken on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        self._file.write(data)
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been written so far, in hex."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def create(path: Path) -> Iterator[Output]:
+    """A new file for a unit's `write`."""
+    with open(path, "xb") as file:
+        yield Output(file)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -17,24 +15,13 @@ from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity, to_yaml
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store.files import commit_file, digest, make_folder
+from nemo_sdg.store.lock import release, take
 
 _INPUTS = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
 _INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2")
 _VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")
 _MAY_STAND = {"run.lock", "logs"}
 """What a folder may hold before it is a run: an earlier start may have been killed between these and run.yaml."""
-
-
-_held: set[int] = set()
-
-
-def _let_go() -> None:
-    """A forked helper that outlives a killed writer must not keep the lock with its copy of the file."""
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 class Run:
@@ -75,7 +62,7 @@ class Run:
             raise StoreError(
                 "cannot make the folder", where=out, found=found, way_out="choose another --out"
             ) from error
-        lock = _take(out / "run.lock")
+        lock = take(out / "run.lock", "the run", "wait for it, stop it, or choose another --out")
         run = cls(out, config, True, lock)
         try:
             _check_same(out, config)
@@ -104,8 +91,7 @@ class Run:
     def close(self) -> None:
         """Lets the next process write here."""
         if self._lock is not None:
-            os.close(self._lock)
-            _held.discard(self._lock)
+            release(self._lock)
             self._lock = None
 
     def __enter__(self) -> Run:
@@ -157,29 +143,6 @@ def _check_same(out: Path, config: RunConfig) -> None:
             way_out="choose another --out, delete the folder, or continue it as it is with "
             f"`nemo-sdg run {out}/run.yaml --out {out}`",
         )
-
-
-def _take(path: Path) -> int:
-    """The open file that holds the lock. The kernel lets go of it when the process dies, however it dies."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(lock, 200).decode(errors="replace").strip() or "unknown"
-        os.close(lock)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            way_out = "wait for it, stop it, or choose another --out"
-            raise StoreError("the run is in use", where=path.parent, found=holder, way_out=way_out) from None
-        raise StoreError(
-            "the file system has no locks",
-            where=path,
-            found=error.strerror,
-            way_out="choose a folder on a file system with flock",
-        ) from None
-    _held.add(lock)
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-    return lock
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,125 @@
+"""One checkpoint format into another, bit by bit: no model, no ranks, and nothing half-finished under its name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from types import ModuleType
+
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.making import Making
+from nemo_sdg.checkpoints.survey import survey
+from nemo_sdg.checkpoints.writing import Unit
+from nemo_sdg.console import Console
+from nemo_sdg.errors import CheckpointError, ConfigError, StoreError
+from nemo_sdg.models.tokenizer import Tokenizer
+
+FORMATS = ("release",)
+VERSION = 1
+"""Of what is written: raise it when the same input gives other bytes, so that no attempt continues with both."""
+_SMALL = 16 << 20
+"""Room for all that is not weights: config, tokenizer, headers, index."""
+
+
+def convert(
+    source: str,
+    target: Path,
+    to: str,
+    console: Console,
+    *,
+    tp: int | None = None,
+    pp: int | None = None,
+    tokenizer: Path | None = None,
+    threads: int | None = None,
+) -> None:
+    """Write the checkpoint `source` as the new folder `target`; a rerun after a kill continues.
+
+    Args:
+        to: one of FORMATS.
+        tp, pp: topology whose shards the pieces of the result are; by default the one that `source` names, else 1.
+        tokenizer: a SentencePiece file for a checkpoint that has none, or in place of its own.
+        threads: files that are written at the same time.
+    Raises:
+        UserError: the source is not a whole checkpoint, the target exists, or the disk refuses.
+    """
+    if to not in FORMATS:
+        raise ConfigError("there is no such format", where="--to", found=repr(to), expected=" or ".join(FORMATS))
+    with console.progress("reading the metadata"):
+        folder = ModelFolder.open(source)
+        contents = folder.contents
+        survey(folder)
+        tp = tp or contents.saved_with.get("tp", 1)
+        pp = pp or contents.saved_with.get("pp", 1)
+        pieces = _tokenizer(folder, tokenizer)
+        writer = _writer(to)
+        units = writer.units(contents, tp=tp, pp=pp)
+    identity = {"source": folder.weights_digest, "tokenizer": hashlib.sha256(pieces).hexdigest()[:16], "to": to, "tp": tp,
+                "pp": pp, "version": VERSION}  # fmt: skip
+    with Making(target, identity) as making:
+        if making.afresh:
+            console.say(f"an earlier attempt cannot be continued ({making.afresh}): starting afresh")
+        left = [unit for unit in units if not making.has(unit)]
+        if len(left) < len(units):
+            console.say(f"{len(units) - len(left)} of {len(units)} files were there already")
+        _check_room(target, sum(unit.num_bytes for unit in left))
+        _write(making, left, threads or min(8, os.cpu_count() or 1), console)
+        with making.finishing() as unfinished:
+            writer.finish(contents, unfinished, tokenizer=pieces, tp=tp, pp=pp)
+        with console.progress("putting the folder under its name"):
+            making.commit()
+    size = sum(unit.num_bytes for unit in units) / 1e9
+    console.say(f"{target} holds the model in the {to} format, {size:.3g} GB in {len(units)} files of weights")
+    console.say(f"next: nemo-sdg verify {target}")
+
+
+def _writer(to: str) -> ModuleType:
+    """The module with `units` and `finish` of a format; imported when it is asked for, as one of them needs torch."""
+    from nemo_sdg.checkpoints import release_writer
+
+    return {"release": release_writer}[to]
+
+
+def _tokenizer(folder: ModelFolder, file: Path | None) -> bytes:
+    """The SentencePiece model that the result gets."""
+    if file is None:
+        try:
+            return folder.tokenizer
+        except CheckpointError as error:
+            raise CheckpointError(
+                error.what, where=error.where, found=error.found, expected=error.expected,
+                way_out="name a SentencePiece file with --tokenizer",
+            ) from error  # fmt: skip
+    Tokenizer(file)
+    return file.read_bytes()
+
+
+def _check_room(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.absolute().parent).free
+    if free < needed + _SMALL:
+        raise StoreError(
+            "there is not enough room", where=target, found=f"{free / 1e9:.3f} GB free",
+            expected=f"{(needed + _SMALL) / 1e9:.3f} GB",
+            way_out="make room and give the same command again, which continues",
+        )  # fmt: skip
+
+
+def _write(making: Making, units: list[Unit], threads: int, console: Console) -> None:
+    """All units, several at a time; the first error stops the others."""
+    total = sum(unit.num_bytes for unit in units)
+    started, written, shown = time.monotonic(), 0, 0
+    with console.progress("converting, MB", round(total / 1e6)) as progress:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
+        try:
+            futures = {pool.submit(making.write, unit): unit for unit in units}
+            for future in as_completed(futures):
+                future.result()
+                written += futures.pop(future).num_bytes
+                seconds = max(time.monotonic() - started, 1e-3)
+                progress.advance(round(written / 1e6) - shown, f"{written / 1e6 / seconds:.0f} MB/s")
+                shown = round(written / 1e6)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

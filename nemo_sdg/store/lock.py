@@ -1,0 +1,55 @@
+"""One writer at a time: a lock on a file, which the kernel gives back when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from nemo_sdg.errors import StoreError
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked helper that outlives a killed writer must not keep the lock with its copy of the file."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def take(path: Path, what: str, way_out: str) -> int:
+    """The open file that holds the lock.
+
+    Args:
+        what: what is in use when another process holds it, for example "the run".
+    Raises:
+        StoreError: another process holds it, or the file system has no locks.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(lock, 200).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise StoreError(f"{what} is in use", where=path.parent, found=holder, way_out=way_out) from None
+        raise StoreError(
+            "the file system has no locks",
+            where=path,
+            found=error.strerror,
+            way_out="choose a folder on a file system with flock",
+        ) from None
+    _held.add(lock)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    return lock
+
+
+def release(lock: int) -> None:
+    """Lets the next process have it."""
+    os.close(lock)
+    _held.discard(lock)
