@@ -10,7 +10,7 @@ import torch
 
 from nemo_sdg.checkpoints.description import write_description
 from nemo_sdg.checkpoints.load import parameters
-from nemo_sdg.checkpoints.names import TensorPlace, tensor_places
+from nemo_sdg.checkpoints.names import TensorPlace, region, tensor_places
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel.mesh import Mesh
@@ -39,7 +39,7 @@ def save(
     making = path.with_name(f".{path.name}.making")
     weights = making / "model_weights"
     reward = model.is_reward
-    places = tensor_places(shape, reward=reward)
+    places = tensor_places(shape, reward=reward, head_bias=model.head_bias)
     extra = {key: tensor_places(shape, reward=False)[key] for key in also or {}}
     if mesh.writer:
         shutil.rmtree(making, ignore_errors=True)  # of an attempt that was killed
@@ -60,7 +60,9 @@ def save(
     mesh.barrier()
     if mesh.dp_rank == 0:
         for _, key, layer, parameter in parameters(model):
-            if places[key].tp_axis is not None or mesh.tp_rank == 0:
+            box = region(places[key], layer, mesh.tp, mesh.tp_rank)
+            # A shard that is all padding lies outside of the grid of chunks.
+            if (places[key].tp_axis is not None or mesh.tp_rank == 0) and all(s.start < s.stop for s in box):
                 _write_chunk(weights / key, places[key], layer, mesh.tp_rank, parameter.detach())
     mesh.barrier()
     if mesh.writer:
@@ -71,7 +73,7 @@ def save(
 def _header(place: TensorPlace, tp: int) -> dict:
     sizes = list(place.shape[1:] if place.stacked else place.shape)
     if place.tp_axis is not None:
-        sizes[place.tp_axis] //= tp
+        sizes[place.tp_axis] = -(-sizes[place.tp_axis] // tp)  # a padded shard is just an edge chunk
     chunks = [1, *sizes] if place.stacked else sizes
     return {"zarr_format": 2, "shape": list(place.shape), "chunks": chunks, "dtype": "bfloat16", "compressor": None,
             "fill_value": None, "filters": None, "order": "C"}  # fmt: skip

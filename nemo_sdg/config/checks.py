@@ -41,6 +41,8 @@ RULES: dict[str, Rule] = {
     "topology.tp": _AT_LEAST_1,
     "topology.pp": _AT_LEAST_1,
     "topology.dp": _AT_LEAST_1,
+    "topology.first_stage_layers": _AT_LEAST_1,
+    "topology.last_stage_layers": _AT_LEAST_1,
     "generate.samples": _AT_LEAST_1,
     "generate.max_tokens": _AT_LEAST_1,
     "generate.temperature": _AT_LEAST_0,
@@ -82,6 +84,14 @@ def validate(config: RunConfig) -> RunConfig:
             found="tp=1",
             way_out="set topology.tp to 2 or more, or topology.sequence_parallel=false",
         )
+    for key in ("first_stage_layers", "last_stage_layers"):
+        if getattr(config.topology, key) is not None and config.topology.pp == 1:
+            raise ConfigError(
+                "one pipeline stage holds all layers",
+                where=f"topology.{key}",
+                found="pp=1",
+                way_out=f"set topology.pp to 2 or more, or topology.{key}=null",
+            )
     return config
 
 

@@ -36,7 +36,11 @@ class Topology:
     tp: int = 1
     """Tensor-parallel ranks; divides the model's KV groups."""
     pp: int = 1
-    """Pipeline stages; divides the model's layers."""
+    """Pipeline stages; divides the model's layers, or what the uneven stages leave of them."""
+    first_stage_layers: Optional[int] = None
+    """Layers of the first pipeline stage, which also holds the embedding; null is as many as the others hold."""
+    last_stage_layers: Optional[int] = None
+    """Layers of the last pipeline stage, which also holds the output layer; null is as many as the others hold."""
     dp: Optional[int] = None
     """Data-parallel replicas; null is what the launch leaves over: world size / (tp x pp), 1 without torchrun."""
     sequence_parallel: bool = False

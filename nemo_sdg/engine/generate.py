@@ -148,7 +148,7 @@ class _Decoder:
         # Token -1 stands for logits that are not finite.
         tokens_B = torch.empty(len(slots), dtype=torch.long, device=device.device())
         if logits is not None:
-            logits_BV = gather_vocabulary(logits[:, 0], self.mesh)
+            logits_BV = gather_vocabulary(logits[:, 0], self.mesh, self.model.vocab_size)
             uniforms = [0.0 if (row := self.rows[slot]) is None else row.uniforms[len(row.tokens)] for slot in slots]
             uniform_B = torch.tensor(uniforms, dtype=torch.float64, device=logits_BV.device)
             finite_B = logits_BV.isfinite().all(dim=-1)

@@ -30,12 +30,14 @@ def load_model(
 
     Raises:
         CheckpointError: the folder is not a checkpoint, is of the other kind, or a tensor does not fit.
-        TopologyError: TP or PP does not divide the model.
+        TopologyError: TP or PP cannot cut the model.
     """
     folder = ModelFolder.open(path)
     folder.require(reward=reward)
-    folder.shape.check_topology(mesh.tp, mesh.pp)
-    config = transformer_config(folder.shape, dtype=resolve_dtype(dtype, folder), tp=mesh.tp, pp=mesh.pp)
+    folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages)
+    config = transformer_config(
+        folder.shape, dtype=resolve_dtype(dtype, folder), tp=mesh.tp, pp=mesh.pp, **mesh.uneven_stages
+    )
     model = build(
         config, folder.shape, pre_process=mesh.first_stage, post_process=mesh.last_stage, reward=reward,
         head_bias=folder.contents.head_bias, spec=spec,

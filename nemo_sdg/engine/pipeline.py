@@ -31,10 +31,10 @@ def forward(model: torch.nn.Module, mesh: Mesh, ids_BS: Tensor, **inputs: Any) -
     return None
 
 
-def gather_vocabulary(logits_BV_local: Tensor, mesh: Mesh) -> Tensor:
-    """Logits over the whole vocabulary [B, V] from the tensor-parallel shards."""
+def gather_vocabulary(logits_BV_local: Tensor, mesh: Mesh, vocab_size: int) -> Tensor:
+    """Logits over the whole vocabulary [B, V] from the tensor-parallel shards, without their padding."""
     if mesh.tp == 1:
         return logits_BV_local
     shards = [torch.empty_like(logits_BV_local) for _ in range(mesh.tp)]
     dist.all_gather(shards, logits_BV_local.contiguous(), group=mesh.tp_group)
-    return torch.cat(shards, dim=-1)
+    return torch.cat(shards, dim=-1)[..., :vocab_size]

@@ -24,6 +24,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from megatron.core.utils import get_pg_rank
 from torch import Tensor
 
 from nemo_sdg.errors import ConfigError
@@ -77,9 +78,19 @@ class NemotronModel(GPTModel):
     """
 
     is_reward = False
+    head_bias = False
+
+    def __init__(self, config: TransformerConfig, *args: Any, vocab_size: int, **kwargs: Any) -> None:
+        shard = -(-vocab_size // config.tensor_model_parallel_size)
+        super().__init__(config, *args, vocab_size=shard * config.tensor_model_parallel_size, **kwargs)
+        self.vocab_size = vocab_size
+        """Entries of the true vocabulary, of all shards; where TP does not divide it, the last shards are padded."""
+        filled = vocab_size - shard * get_pg_rank(self.pg_collection.tp)
+        self.num_padding = shard - min(shard, max(0, filled))
+        """Entries at the end of this rank's shard that are no token."""
 
     def _postprocess(self, hidden_states: Tensor, *, labels: None, inference_context: Any = None, **_: Any) -> Tensor:
-        """Last stage: logits [B, S, V_local]; other stages: hidden states [S, B, E].
+        """Last stage: logits [B, S, V_local], -inf for padding; other stages: hidden states [S, B, E].
 
         With an inference context only the positions that it asks for become logits.
         """
@@ -89,6 +100,9 @@ class NemotronModel(GPTModel):
         if inference_context is not None:
             hidden_states = inference_context.select(hidden_states)
         logits_SBV_local, _ = self.output_layer(hidden_states)
+        if self.num_padding:
+            # Their weights are zero, but a logit of 0 would be sampled and would count in a softmax.
+            logits_SBV_local[..., -self.num_padding :] = -torch.inf
         return logits_SBV_local.transpose(0, 1).contiguous()
 
 
@@ -98,18 +112,26 @@ def transformer_config(
     dtype: torch.dtype = torch.float32,
     tp: int = 1,
     pp: int = 1,
+    first_stage_layers: int | None = None,
+    last_stage_layers: int | None = None,
+    virtual_stages: int = 1,
     sequence_parallel: bool = False,
     initialize: bool = False,
 ) -> TransformerConfig:
     """Megatron's config for this shape and topology.
 
     Args:
+        virtual_stages: chunks of each pipeline stage; `build` is then called once per chunk, with its `vp_stage`.
         initialize: draw initial weights; without it every weight must come from a checkpoint.
     """
     return TransformerConfig(
         **transformer_arguments(shape, dtype=dtype),
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
+        num_layers_in_first_pipeline_stage=first_stage_layers,
+        # Of two stages the first says it all; given both, Megatron divides by the zero stages between them.
+        num_layers_in_last_pipeline_stage=None if pp == 2 and first_stage_layers is not None else last_stage_layers,
+        virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
         sequence_parallel=sequence_parallel and tp > 1,
         perform_initialization=initialize,
     )

@@ -26,6 +26,7 @@ class RewardModel(NemotronModel):
 
     def __init__(self, *args: Any, head_bias: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.head_bias = head_bias  # known on every stage
         self._lengths_B: Tensor | None = None
         if self.post_process:
             # The released folders still carry the language model's output layer; nothing reads it, and

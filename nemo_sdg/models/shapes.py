@@ -13,6 +13,7 @@ from typing import Any, Mapping
 import yaml
 
 from nemo_sdg.errors import CheckpointError, TopologyError
+from nemo_sdg.models.stages import stage_layers
 from nemo_sdg.resources import resolve
 
 NUM_REWARD_OUTPUTS = 9
@@ -57,24 +58,39 @@ class NemotronShape:
         )
         return self.num_layers * per_layer + 2 * self.hidden_size + 2 * self.vocab_size * self.hidden_size
 
-    def check_topology(self, tp: int, pp: int, where: object = "topology") -> None:
-        """Raises TopologyError unless TP divides KV groups, FFN and vocabulary, and PP divides the layers."""
-        for what, count, ranks, key in (
-            ("KV groups", self.num_query_groups, tp, "tp"),
-            ("attention heads", self.num_attention_heads, tp, "tp"),
-            ("FFN columns", self.ffn_hidden_size, tp, "tp"),
-            ("vocabulary entries", self.vocab_size, tp, "tp"),
-            ("layers", self.num_layers, pp, "pp"),
+    def padded_vocab_size(self, tp: int) -> int:
+        """Vocabulary entries of all tensor-parallel shards, which are equally long: the last ones may be padding."""
+        return -(-self.vocab_size // tp) * tp
+
+    def check_topology(
+        self,
+        tp: int,
+        pp: int,
+        where: object = "topology",
+        *,
+        first_stage_layers: int | None = None,
+        last_stage_layers: int | None = None,
+    ) -> None:
+        """Raises TopologyError unless TP divides the KV groups and what they are made of, and PP can cut the layers.
+
+        TP need not divide the vocabulary: the model pads it.
+        """
+        for what, count in (
+            ("KV groups", self.num_query_groups),
+            ("attention heads", self.num_attention_heads),
+            ("FFN columns", self.ffn_hidden_size),
+            ("hidden channels", self.hidden_size),
         ):
-            if ranks < 1 or count % ranks:
+            if tp < 1 or count % tp:
                 valid = [str(n) for n in range(1, min(count, 128) + 1) if count % n == 0]
                 raise TopologyError(
-                    f"{key} does not divide the model's {what}",
+                    f"tp does not divide the model's {what}",
                     where=where,
-                    found=f"{key} {ranks} for {count} {what}",
+                    found=f"tp {tp} for {count} {what}",
                     expected=f"one of {', '.join(valid)}",
-                    way_out=f"set topology.{key}",
+                    way_out="set topology.tp",
                 )
+        stage_layers(self.num_layers, pp, first=first_stage_layers, last=last_stage_layers, where=where)
 
     def model_config(self) -> dict[str, Any]:
         """The part of NeMo's `model_config.yaml` that describes the architecture."""

@@ -37,6 +37,13 @@ class Mesh:
     pp_group: Any
     dp_group: Any
     timeout_s: float
+    first_stage_layers: int | None = None
+    last_stage_layers: int | None = None
+
+    @property
+    def uneven_stages(self) -> dict[str, int | None]:
+        """Layers of the first and of the last pipeline stage, by the names that models and checks take them under."""
+        return {"first_stage_layers": self.first_stage_layers, "last_stage_layers": self.last_stage_layers}
 
     @property
     def world_size(self) -> int:
@@ -166,6 +173,8 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
         timeout_s=timeout_s,
+        first_stage_layers=topology.first_stage_layers,
+        last_stage_layers=topology.last_stage_layers,
     )
 
 

@@ -59,7 +59,7 @@ def fit(
     """
     rows, out = Path(rows), Path(out)
     folder = ModelFolder.open(start)
-    folder.shape.check_topology(mesh.tp, mesh.pp)
+    folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages)
     if task == "sft":
         folder.require(reward=False)
     check_global_batch(settings, mesh.dp, task)
@@ -214,6 +214,7 @@ class _Fit:
             self.task,
             self.settings,
             shape=self.folder.shape,
+            head_bias=self.folder.contents.head_bias,
             dtype=resolve_dtype(self.models.dtype, self.folder),
             spec=self.models.spec,
             mesh=self.mesh,

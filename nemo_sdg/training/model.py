@@ -15,7 +15,7 @@ from nemo.collections import llm
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
-from nemo_sdg.checkpoints.names import released_key, tensor_places
+from nemo_sdg.checkpoints.names import architecture, released_key
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel import device
@@ -28,6 +28,8 @@ class NemotronConfig(llm.NemotronConfig):
 
     reward: bool = False
     """Nine rewards at the last token, in place of logits."""
+    head_bias: bool = False
+    """The reward head has a bias, as NVIDIA/NeMo-Aligner's does by default."""
     spec: str = "auto"
     """Layer implementation: local, te or auto."""
     calculate_per_token_loss: bool = True
@@ -40,18 +42,21 @@ class NemotronConfig(llm.NemotronConfig):
         post_process: bool | None = None,
         vp_stage: int | None = None,
     ) -> GPTModel:
+        first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         return nemotron.build(
             self,
             shape_of(self),
-            pre_process=parallel_state.is_pipeline_first_stage() if pre_process is None else pre_process,
-            post_process=parallel_state.is_pipeline_last_stage() if post_process is None else post_process,
+            pre_process=first if pre_process is None else pre_process,
+            post_process=last if post_process is None else post_process,
             reward=self.reward,
+            head_bias=self.head_bias,
             spec=self.spec,
             vp_stage=vp_stage,
         )
 
 
-def config_of(shape: NemotronShape, *, dtype: torch.dtype, reward: bool, spec: str) -> NemotronConfig:
+def config_of(shape: NemotronShape, *, dtype: torch.dtype, reward: bool, head_bias: bool, spec: str) -> NemotronConfig:
     """NeMo's config for this shape; the strategy fills in the topology. All weights must come from a checkpoint."""
     return NemotronConfig(
         **nemotron.transformer_arguments(shape, dtype=dtype),
@@ -61,6 +66,7 @@ def config_of(shape: NemotronShape, *, dtype: torch.dtype, reward: bool, spec: s
         rotary_base=shape.rotary_base,
         perform_initialization=False,
         reward=reward,
+        head_bias=head_bias,
         spec=spec,
     )
 
@@ -93,7 +99,7 @@ class NemotronModule(llm.NemotronModel):
         if hasattr(self, "module"):
             return
         self.module = self.config.configure_model(self.tokenizer, vp_stage=vp_stage)
-        mark_shards(self.module, shape_of(self.config), reward=self.config.reward)
+        mark_shards(self.module, shape_of(self.config))
         if self.fill is not None:
             # Before Megatron wraps it: its buffers and main parameters are copies of what is here now.
             self.fill(self.module)
@@ -118,13 +124,13 @@ class NemotronModule(llm.NemotronModel):
         return self._training_loss_reduction
 
 
-def mark_shards(model: GPTModel, shape: NemotronShape, *, reward: bool) -> None:
+def mark_shards(model: GPTModel, shape: NemotronShape) -> None:
     """Tell Megatron's gradient norm which parameters are shards and which are copies.
 
     Its layers do so only while they draw initial weights. Without the marks the norm counts the shards of
     tensor-parallel rank 0 alone, and clips less than it should.
     """
-    places = tensor_places(shape, reward=reward)
+    places = architecture(shape)
     for name, parameter in model.named_parameters():
         key, _ = released_key(name, 0)
         if places[key].tp_axis is not None:

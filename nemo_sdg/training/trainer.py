@@ -57,6 +57,7 @@ def make_trainer(
     settings: Training,
     *,
     shape: NemotronShape,
+    head_bias: bool,
     dtype: torch.dtype,
     spec: str,
     mesh: Mesh,
@@ -81,6 +82,8 @@ def make_trainer(
     strategy = FitStrategy(
         tensor_model_parallel_size=mesh.tp,
         pipeline_model_parallel_size=mesh.pp,
+        num_layers_in_first_pipeline_stage=mesh.first_stage_layers,
+        num_layers_in_last_pipeline_stage=mesh.last_stage_layers,
         sequence_parallel=sequence_parallel and mesh.tp > 1,
         pipeline_dtype=dtype,
         ddp=DistributedDataParallelConfig(
@@ -131,6 +134,7 @@ def make_trainer(
         ),
         WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
     )
-    module = NemotronModule(config_of(shape, dtype=dtype, reward=task == "reward", spec=spec), optim=optimizer)
+    config = config_of(shape, dtype=dtype, reward=task == "reward", head_bias=head_bias, spec=spec)
+    module = NemotronModule(config, optim=optimizer)
     module.fill = fill
     return trainer, module, TrainingData(batches, settings, done)
