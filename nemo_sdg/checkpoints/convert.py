@@ -54,6 +54,7 @@ def convert(
         survey(folder)
         tp = tp or contents.saved_with.get("tp", 1)
         pp = pp or contents.saved_with.get("pp", 1)
+        contents.shape.check_topology(tp, pp, where="command line")
         pieces = _tokenizer(folder, tokenizer)
         writer = _writer(to)
         units = writer.units(contents, tp=tp, pp=pp)

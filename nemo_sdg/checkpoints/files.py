@@ -101,6 +101,13 @@ class Files:
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
+    def names(self) -> list[str]:
+        """Every file below the folder; folders that are links are left out."""
+        found = []
+        for folder, _, files in os.walk(self.where):
+            found += [str(Path(folder, file).relative_to(self.where)) for file in files]
+        return sorted(found)
+
     def open(self, file: Path) -> int:
         """A descriptor for reading a file of this checkpoint. Raises CheckpointError, and OSError as `os.open`."""
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_sdg.checkpoints.description import CONFIG, read_config, tokenizer_name
 from nemo_sdg.checkpoints.files import Files
-from nemo_sdg.checkpoints.names import EMBEDDING
+from nemo_sdg.checkpoints.names import EMBEDDING, LAYERS
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Contents, Piece, StoredTensor
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
@@ -22,6 +22,9 @@ WEIGHTS = "model_weights"
 _DTYPES = {
     "bfloat16": "bf16", "<f2": "fp16", "float16": "fp16", "<f4": "fp32", "float32": "fp32", "<f8": "fp64", "float64": "fp64",
 }  # fmt: skip
+_MOST_CHUNKS = 1 << 18
+"""Of all arrays together: metadata are read within a second. The released 340B folders have about 4,000."""
+_MOST_LAYERS = 10_000
 _AGAIN = "download the folder again"
 
 
@@ -41,6 +44,11 @@ def read(files: Files) -> Contents:
     for name, is_folder in files.entries(WEIGHTS).items():
         if is_folder and not name.endswith("_extra_state"):
             headers[name] = read_header(files, name)
+    count = sum(map(count_chunks, headers.values()))
+    if count > _MOST_CHUNKS:
+        raise CheckpointError(
+            "there are too many chunks", where=files.path(WEIGHTS), found=count, expected=f"at most {_MOST_CHUNKS}"
+        )
     if EMBEDDING not in headers:
         raise CheckpointError(
             "a tensor is missing",
@@ -50,7 +58,7 @@ def read(files: Files) -> Contents:
             way_out=_AGAIN,
         )
     shape = NemotronShape.from_model_config(config, files.path(CONFIG), headers[EMBEDDING]["shape"][0])
-    tensors = {key: _tensor(files, key, header) for key, header in headers.items()}
+    tensors = {key: stored_tensor(files, key, header) for key, header in headers.items()}
     saved_with = {
         short: config[key]
         for short, key in (("tp", "tensor_model_parallel_size"), ("pp", "pipeline_model_parallel_size"))
@@ -83,43 +91,53 @@ def read_header(files: Files, key: str) -> dict[str, Any]:
             "the array header is not JSON", where=where, found=str(error)[:80], way_out=_AGAIN
         ) from error
 
-    def refuse(key: str, found: object, expected: str) -> None:
-        raise CheckpointError(f"{key} is not supported", where=where, found=repr(found)[:80], expected=expected)
+    def refuse(field: str, found: object, expected: str) -> None:
+        raise CheckpointError(f"{field} is not supported", where=where, found=repr(found)[:80], expected=expected)
 
     if not isinstance(header, dict) or header.get("zarr_format") != 2:
         refuse("zarr_format", header.get("zarr_format") if isinstance(header, dict) else header, "2")
     if not isinstance(header.get("dtype"), str) or header["dtype"] not in _DTYPES:
         refuse("dtype", header.get("dtype"), f"one of {', '.join(_DTYPES)}")
-    for key in ("compressor", "filters"):
-        if header.get(key) is not None:
-            refuse(key, header[key], "null")
+    for field in ("compressor", "filters"):
+        if header.get(field) is not None:
+            refuse(field, header[field], "null")
     if header.get("order", "C") != "C":
         refuse("order", header["order"], "'C'")
     if header.get("dimension_separator", ".") != ".":
         refuse("dimension_separator", header["dimension_separator"], "'.'")
-    for key in ("shape", "chunks"):
-        sizes = header.get(key)
+    for field in ("shape", "chunks"):
+        sizes = header.get(field)
         if not (
             isinstance(sizes, list)
             and sizes
             and all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 40 for n in sizes)
         ):
-            refuse(key, sizes, "positive integers")
+            refuse(field, sizes, "positive integers")
     if len(header["shape"]) != len(header["chunks"]):
         refuse("chunks", header["chunks"], f"{len(header['shape'])} numbers, as the shape has")
-    counts = [-(-size // step) for size, step in zip(header["shape"], header["chunks"])]
-    if math.prod(counts) > 1 << 22:
-        refuse("chunks", header["chunks"], f"fewer than {math.prod(counts)} chunks")
+    if _stacked(key) and header["shape"][0] > _MOST_LAYERS:
+        refuse("shape", header["shape"], f"at most {_MOST_LAYERS} layers")
+    if count_chunks(header) > _MOST_CHUNKS:
+        refuse("chunks", header["chunks"], f"fewer than {count_chunks(header)} chunks")
     return header
 
 
-def _tensor(files: Files, key: str, header: dict[str, Any]) -> StoredTensor:
+def count_chunks(header: dict[str, Any]) -> int:
+    return math.prod(-(-size // step) for size, step in zip(header["shape"], header["chunks"]))
+
+
+def _stacked(key: str) -> bool:
+    return key.startswith(LAYERS)
+
+
+def stored_tensor(files: Files, key: str, header: dict[str, Any]) -> StoredTensor:
+    """The chunks of an array by its header; nothing is looked up."""
     dtype = _DTYPES[header["dtype"]]
     shape, chunks = tuple(header["shape"]), tuple(header["chunks"])
     size = math.prod(chunks) * ITEM_BYTES[dtype]
     folder = f"{WEIGHTS}/{key}"
     by_layer: dict[int | None, tuple[Piece, ...]] = {}
-    stacked = key.startswith("model.decoder.layers.")
+    stacked = _stacked(key)
     grid = [range(-(-length // step)) for length, step in zip(shape, chunks)]
     inner = list(itertools.product(*(grid[1:] if stacked else grid)))
     for block in grid[0] if stacked else (None,):

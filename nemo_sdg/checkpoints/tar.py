@@ -58,6 +58,9 @@ class TarFiles(Files):
     def entries(self, folder: str = "") -> dict[str, bool]:
         return dict(sorted(self._folders.get(folder, {}).items()))
 
+    def names(self) -> list[str]:
+        return sorted(self._members)
+
     def block(self, name: str, size: int) -> tuple[Path, int, int | None]:
         """As `Files.block`; the size is checked here, for a reader sees the whole tar."""
         member = self._members.get(name)
