@@ -28,11 +28,14 @@ def run_ranks(
     dp: int = 1,
     sequence_parallel: bool = False,
     timeout_s: float = 60,
+    **stages: int | None,
 ) -> list[Any]:
     """Run `fn(mesh, *args)` on tp x pp x dp forked ranks and return their results in rank order.
 
     Even one rank is forked, so that the test process never starts a process group.
 
+    Args:
+        stages: first_stage_layers and last_stage_layers of the topology.
     Raises:
         AssertionError: a rank raised; the text is its traceback.
     """
@@ -47,7 +50,7 @@ def run_ranks(
             torch.set_num_threads(1)
             out = Path(folder) / str(rank)
             try:
-                topology = Topology(tp=tp, pp=pp, dp=dp, sequence_parallel=sequence_parallel)
+                topology = Topology(tp=tp, pp=pp, dp=dp, sequence_parallel=sequence_parallel, **stages)
                 here = mesh.join(topology, timeout_s=timeout_s)
                 out.write_bytes(pickle.dumps((True, fn(here, *args))))
                 with contextlib.suppress(RuntimeError):  # a rank may have ended its groups on purpose
