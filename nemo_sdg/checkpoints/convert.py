@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.making import Making
+from nemo_sdg.checkpoints.meter import Meter
 from nemo_sdg.checkpoints.survey import survey
 from nemo_sdg.checkpoints.writing import Unit
 from nemo_sdg.console import Console
@@ -111,16 +111,15 @@ def _check_room(target: Path, needed: int) -> None:
 def _write(making: Making, units: list[Unit], threads: int, console: Console) -> None:
     """All units, several at a time; the first error stops the others."""
     total = sum(unit.num_bytes for unit in units)
-    started, written, shown = time.monotonic(), 0, 0
     with console.progress("converting, MB", round(total / 1e6)) as progress:
+        meter, written = Meter(progress), 0
         pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
         try:
             futures = {pool.submit(making.write, unit): unit for unit in units}
-            for future in as_completed(futures):
-                future.result()
-                written += futures.pop(future).num_bytes
-                seconds = max(time.monotonic() - started, 1e-3)
-                progress.advance(round(written / 1e6) - shown, f"{written / 1e6 / seconds:.0f} MB/s")
-                shown = round(written / 1e6)
+            while futures:
+                for future in wait(futures, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    written += futures.pop(future).num_bytes
+                meter.reach(min(total, written + making.unfinished_bytes()))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

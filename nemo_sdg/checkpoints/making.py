@@ -46,6 +46,7 @@ class Making:
         """Size and SHA-256 of each file that is whole."""
         self._work = target.with_name(f".{target.name}.converting")
         self._folder = self._work / "checkpoint"
+        self._parts = self._work / "parts"
         self._ledger = self._work / "progress.jsonl"
         self._names = itertools.count()
         self._adding = threading.Lock()
@@ -73,7 +74,7 @@ class Making:
 
     def write(self, unit: Unit) -> None:
         """Makes the files of a unit; several threads may. Raises StoreError when the disk refuses."""
-        part = self._work / f"part-{next(self._names)}"
+        part = self._parts / str(next(self._names))
         try:
             for name in unit.files:
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,15 @@ class Making:
             raise self._refused(self.target / unit.files[0], error) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    def unfinished_bytes(self) -> int:
+        """Bytes of the files that are being written."""
+        total = 0
+        for folder, _, files in os.walk(self._parts):
+            for name in files:
+                with contextlib.suppress(OSError):  # it was just renamed
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
 
     @contextlib.contextmanager
     def finishing(self):  # noqa: ANN201
@@ -126,8 +136,7 @@ class Making:
 
     def _take_up(self, identity: Mapping[str, Any]) -> None:
         """What an earlier attempt has left is used if it is of the same checkpoint, else deleted."""
-        for part in self._work.glob("part-*"):
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(self._parts, ignore_errors=True)
         lines = _whole_lines(self._ledger)
         before = lines[0].get("identity") if lines else None
         now = json.loads(json.dumps(dict(identity)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from nemo_sdg.checkpoints.files import Files, Member
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.making import SUMS
+from nemo_sdg.checkpoints.meter import Meter
 from nemo_sdg.checkpoints.names import EMBEDDING
 from nemo_sdg.checkpoints.reading import RAW, Box, read_boxes, require_finite
 from nemo_sdg.checkpoints.sums import read_sums, unlisted
@@ -128,27 +128,27 @@ def _inside(name: str) -> bool:
 def _read(files: Files, tasks: list[_Task], threads: int, console: Console) -> list[str]:
     """Look at all bytes; what is wrong with them, in the order of the names."""
     problems: dict[str, str] = {}
-    total, done, shown, started = sum(task.member.size for task in tasks), 0, 0, time.monotonic()
+    total = sum(_size(task) for task in tasks)
     with console.progress("reading every byte, MB", round(total / 1e6)) as progress:
+        meter = Meter(progress)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="verify")
         try:
-            futures = {pool.submit(_check, files, task): task for task in tasks}
+            futures = {pool.submit(_check, files, task, meter): task for task in tasks}
             for future in as_completed(futures):
-                task = futures[future]
                 problem = future.result()
                 if problem:
-                    problems[task.member.name] = problem
-                done += task.member.size
-                rate = done / 1e6 / max(time.monotonic() - started, 1e-3)
-                progress.advance(round(done / 1e6) - shown, f"{rate:.0f} MB/s")
-                shown = round(done / 1e6)
+                    problems[futures[future].member.name] = problem
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     listed = [problems[name] for name in sorted(problems)]
     return listed[:_MOST_PROBLEMS] + [f"and {len(listed) - _MOST_PROBLEMS} more"] * (len(listed) > _MOST_PROBLEMS)
 
 
-def _check(files: Files, task: _Task) -> str | None:
+def _size(task: _Task) -> int:
+    return sum(length for _, length, _ in _blocks(task))
+
+
+def _check(files: Files, task: _Task, meter: Meter) -> str | None:
     """What is wrong with the bytes of one task."""
     whole = hashlib.sha256()
     suspects = {}
@@ -157,6 +157,7 @@ def _check(files: Files, task: _Task) -> str | None:
             for start, length, piece in _blocks(task):
                 file.seek(start)
                 block = _exactly(file, length, task.member)
+                meter.add(length)
                 if task.sha256 is not None:
                     whole.update(block)
                 if piece is not None and not _finite(piece[0], block):
