@@ -37,6 +37,8 @@ _TP = typer.Option(1, "--tp", min=1, help="Tensor-parallel ranks.")
 _PP = typer.Option(1, "--pp", min=1, help="Pipeline stages.")
 _DTYPE = typer.Option(None, "--dtype", help="fp64, fp32 or bf16; by default bf16 on a GPU and fp32 on a CPU.")
 
+_THREADS = typer.Option(None, "--threads", min=1, help="Files at a time; by default one per core, 8 at most.")
+
 
 @app.command()
 def run(recipe: str = _RECIPE, overrides: List[str] = _OVERRIDES, out: Optional[Path] = _OUT) -> int:
@@ -108,14 +110,41 @@ def score(
 
 
 @app.command()
-def plan(recipe: str = _RECIPE, overrides: List[str] = _OVERRIDES) -> None:
+def download(
+    name: str = typer.Argument(
+        metavar="OWNER/NAME", help="A model or dataset on Hugging Face; datasets/OWNER/NAME too."
+    ),
+    folder: Path = typer.Argument(metavar="DIR", help="The folder to make."),
+    revision: Optional[str] = typer.Option(None, "--revision", help="Branch, tag or commit; by default main."),
+    include: List[str] = typer.Option([], "--include", metavar="GLOB", help="Only files of such names; repeatable."),
+) -> int:
+    """A checkpoint or dataset from Hugging Face, at one commit, every byte verified; continues what it began."""
+    from nemo_sdg import download as downloading
+    from nemo_sdg.console import Console
+    from nemo_sdg.session import rank
+
+    return downloading.download(name, folder, revision, include, Console(speaks=rank() == 0))
+
+
+@app.command()
+def plan(
+    recipe: str = _RECIPE,
+    overrides: List[str] = _OVERRIDES,
+    ranges: Optional[Path] = typer.Option(
+        None, "--ranges", metavar="FILE", help="Also write the byte ranges that each rank reads, as JSON lines."
+    ),
+) -> None:
     """Ranks, rows, tokens, bytes and memory per rank, before anything starts."""
     from nemo_sdg import plan as planning
     from nemo_sdg.config import load
     from nemo_sdg.console import Console
     from nemo_sdg.session import rank
+    from nemo_sdg.store import commit_rows
 
-    planning.make(load(recipe, overrides or []), files=False).show(Console(speaks=rank() == 0))
+    made = planning.make(load(recipe, overrides or []), files=False)
+    if ranges is not None and rank() == 0:
+        commit_rows(ranges, made.ranges())
+    made.show(Console(speaks=rank() == 0))
 
 
 @app.command()
@@ -131,6 +160,32 @@ def report(folder: Path = typer.Argument(metavar="RUN", help="Folder of a run.")
     reporting.show(result, console)
     if rank() == 0:
         console.say(f"the page is {page.write(result)}")
+
+
+@app.command()
+def convert(
+    source: str = typer.Argument(metavar="SRC", help="A released, Hugging Face or NeMo 2 folder, or a .nemo file."),
+    target: Path = typer.Argument(metavar="DST", help="The folder to make; it must not exist."),
+    to: str = typer.Option(..., "--to", metavar="FORMAT", help="release, hf or nemo2."),
+    tp: Optional[int] = typer.Option(None, "--tp", min=1, help="Tensor-parallel shards; by default those of SRC."),
+    pp: Optional[int] = typer.Option(None, "--pp", min=1, help="Pipeline stages to record; by default those of SRC."),
+    tokenizer: Optional[Path] = typer.Option(None, "--tokenizer", metavar="FILE", help="A SentencePiece model."),
+    threads: Optional[int] = _THREADS,
+) -> int:
+    """A checkpoint in another format, bit by bit; continues what was interrupted."""
+    from nemo_sdg import folder_verbs
+
+    return folder_verbs.convert(source, target, to, tp=tp, pp=pp, tokenizer=tokenizer, threads=threads)
+
+
+@app.command()
+def verify(
+    source: str = typer.Argument(metavar="DIR", help="A checkpoint in any format."), threads: Optional[int] = _THREADS
+) -> int:
+    """What a checkpoint is, and whether each byte is as it should be; exits with 1 if not."""
+    from nemo_sdg import folder_verbs
+
+    return folder_verbs.verify(source, threads=threads)
 
 
 def main(arguments: list[str] | None = None) -> int:

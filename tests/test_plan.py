@@ -18,19 +18,23 @@ from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import sizes
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.plan.counting import count_rows
-from nemo_sdg.plan.memory import bytes_text, rank_parameters
+from nemo_sdg.plan.memory import rank_parameters
+from nemo_sdg.plan.units import bytes_text
 
 
 def test_340b_known_answers():
     shape = sizes()["nemotron4_340b"]
-    assert rank_parameters(shape, 1, 1, 0) == 341_029_195_776  # llama.cpp prints 341.03 B (issue 7966)
+    assert (
+        rank_parameters(shape, 1, 96, first=True, last=True) == 341_029_195_776
+    )  # llama.cpp prints 341.03 B (issue 7966)
     layer = 3_454_083_072  # qkv, proj, two MLP matrices, two norms with weight and bias
     norms, embedding, hidden = 4 * 18432, 256_000 * 18432, 18432
     middle = 8 * ((layer - norms) // 8 + norms)
-    assert rank_parameters(shape, 8, 12, 5) == middle
-    assert rank_parameters(shape, 8, 12, 0) == middle + embedding // 8
-    assert rank_parameters(shape, 8, 12, 11) == middle + embedding // 8 + 2 * hidden
-    assert rank_parameters(shape, 8, 12, 11, reward=True) == middle + 9 * hidden // 8 + 2 * hidden
+    assert rank_parameters(shape, 8, 8, first=False, last=False) == middle
+    assert rank_parameters(shape, 8, 8, first=True, last=False) == middle + embedding // 8
+    assert rank_parameters(shape, 8, 8, first=False, last=True) == middle + embedding // 8 + 2 * hidden
+    head = 9 * hidden // 8
+    assert rank_parameters(shape, 8, 8, first=False, last=True, reward=True) == middle + head + 2 * hidden
 
 
 @pytest.mark.parametrize("reward", [False, True])
@@ -44,7 +48,8 @@ def test_counts_are_those_of_the_model_that_is_built(tp, pp, reward):
         return mesh.pp_rank, sum(parameter.numel() for parameter in model.parameters())
 
     for stage, counted in run_ranks(count, tp=tp, pp=pp):
-        assert counted == rank_parameters(small_shape(), tp, pp, stage, reward)
+        ends = {"first": stage == 0, "last": stage == pp - 1}
+        assert counted == rank_parameters(small_shape(), tp, 4 // pp, **ends, reward=reward)
 
 
 def shown(*words: str, files: bool = False) -> str:
@@ -55,11 +60,11 @@ def shown(*words: str, files: bool = False) -> str:
 
 def test_memory_of_a_340b_rank():
     text = shown("nemotron4_340b")
-    assert "96 = tp 8 x pp 12 x dp 1, bf16" in text and "341,029,195,776 parameters" in text
+    assert "96 = tp 8 x pp 12 x dp 1, bf16" in text and "341,029,195,776" in text
     lines = [line.split() for line in text.splitlines() if line.startswith(("  0 ", "  1 to 10 ", "  11 "))]
     assert len(lines) == 3
     # 2 bytes of weight; 4 of gradient, 4 of master weight and 8 of moments
-    first = rank_parameters(sizes()["nemotron4_340b"], 8, 12, 0)
+    first = rank_parameters(sizes()["nemotron4_340b"], 8, 8, first=True, last=False)
     assert f"{first:,}" in text and bytes_text(2 * first) in text and bytes_text(16 * first) in text
 
 
@@ -103,13 +108,14 @@ def test_sizes_are_told_in_binary_units():
     ]  # fmt: skip
 
 
-def test_a_plan_takes_under_a_second_and_no_torch():
+@pytest.mark.parametrize("pp", [12, 24])
+def test_a_340b_plan_takes_seconds_and_no_torch(pp):
     code = (
         "import sys\n"
         "from nemo_sdg.cli import main\n"
-        "assert main(['plan', 'nemotron4_340b']) == 0\n"
+        f"assert main(['plan', 'nemotron4_340b', 'topology.pp={pp}']) == 0\n"
         "assert not {'torch', 'nemo', 'megatron'} & set(sys.modules)\n"
     )
     seconds = min(cpu_seconds(code)[0] for _ in range(3))
-    print(f"nemo-sdg plan: {seconds:.3f} s of CPU")
-    assert seconds < 1
+    print(f"nemo-sdg plan, TP8 x PP{pp}: {seconds:.3f} s of CPU")
+    assert seconds < 3

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from nemo_sdg.checkpoints.description import write_description
-from nemo_sdg.checkpoints.names import TensorPlace, architecture
+from nemo_sdg.checkpoints.files import Files
+from nemo_sdg.checkpoints.names import TensorPlace, architecture, tensor_places
 from nemo_sdg.checkpoints.reading import read_array
-from nemo_sdg.checkpoints.release import WEIGHTS
+from nemo_sdg.checkpoints.release import WEIGHTS, stored_tensor
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Contents, StoredTensor
 from nemo_sdg.checkpoints.writing import Unit, create
+from nemo_sdg.models.shapes import NemotronShape
 
 ZARR_DTYPE = {"bf16": "bfloat16", "fp16": "<f2", "fp32": "<f4", "fp64": "<f8"}
 _BOX_BYTES = 32 << 20
@@ -63,6 +65,17 @@ def array_header(place: TensorPlace, tp: int, dtype: str = "bf16") -> dict[str, 
     chunks = [1, *sizes] if place.stacked else sizes
     return {"zarr_format": 2, "shape": list(place.shape), "chunks": chunks, "dtype": ZARR_DTYPE[dtype],
             "compressor": None, "fill_value": None, "filters": None, "order": "C"}  # fmt: skip
+
+
+def planned(shape: NemotronShape, where: Path, *, reward: bool, tp: int = 8) -> Contents:
+    """What a released folder of this model would hold, cut for `tp` ranks (the 340B ones are for 8), in bf16.
+
+    For plans of models that are not here yet.
+    """
+    files = Files(where)
+    places = tensor_places(shape, reward=reward)
+    tensors = {key: stored_tensor(files, key, array_header(place, tp)) for key, place in places.items()}
+    return Contents("release", files, shape, tensors, None)
 
 
 def write_metadata(making: Path) -> None:

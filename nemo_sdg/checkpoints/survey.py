@@ -6,25 +6,49 @@ Loading checks the same again on each rank; this says it in a second, before any
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Piece
 from nemo_sdg.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from nemo_sdg.checkpoints.folder import ModelFolder
 
 
 def survey(folder: ModelFolder) -> None:
     """Raises CheckpointError if a file of the weights is missing, or has not the size that the metadata ask for."""
     contents = folder.contents
-    last: dict[Path, tuple[Piece, int]] = {}
-    for tensor in contents.tensors.values():
-        for pieces in tensor.by_layer.values():
-            for piece in pieces:
-                end = piece.offset + math.prod(piece.shape) * ITEM_BYTES[tensor.dtype]
-                if piece.file not in last or last[piece.file][1] < end:
-                    last[piece.file] = (piece, end)
-    for file, (piece, end) in last.items():
-        check_size(file, contents.files.size(file), piece.file_size, end)
+    pieces = (
+        (piece, tensor.dtype)
+        for tensor in contents.tensors.values()
+        for pieces in tensor.by_layer.values()
+        for piece in pieces
+    )
+    for file, (exact, end) in extents(pieces).items():
+        check_size(file, contents.files.size(file), exact, end)
+
+
+def extents(pieces: Iterable[tuple[Piece, str]]) -> dict[Path, tuple[int | None, int]]:
+    """The exact size, where one is known, and the least size that each file must have for its pieces (and dtypes)."""
+    found: dict[Path, tuple[int | None, int]] = {}
+    for piece, dtype in pieces:
+        end = piece.offset + math.prod(piece.shape) * ITEM_BYTES[dtype]
+        exact, least = found.get(piece.file, (None, 0))
+        found[piece.file] = (exact if piece.file_size is None else piece.file_size, max(least, end))
+    return found
+
+
+def any_weights(folder: ModelFolder) -> bool:
+    """Whether any file of the weights is here; without one, the folder is metadata alone."""
+    contents = folder.contents
+    return any(
+        contents.files.size(piece.file) is not None
+        for tensor in contents.tensors.values()
+        for pieces in tensor.by_layer.values()
+        for piece in pieces
+    )
 
 
 def check_size(file: Path, size: int | None, exact: int | None, at_least: int) -> None:

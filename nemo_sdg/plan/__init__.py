@@ -7,18 +7,23 @@ top of the memory told here.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.checkpoints.survey import survey
-from nemo_sdg.checkpoints.tensors import ITEM_BYTES
+from nemo_sdg.checkpoints.release_writer import planned
+from nemo_sdg.checkpoints.survey import any_weights, survey
+from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError, ConfigError
 from nemo_sdg.models.shapes import sizes
 from nemo_sdg.parallel.topology import check_global_batch, data_parallel_size
 from nemo_sdg.plan.counting import count_rows
-from nemo_sdg.plan.memory import ModelPlan, StagePlan, bytes_text, merged, rank_parameters, stage_plan
+from nemo_sdg.plan.loading import Loading, loading
+from nemo_sdg.plan.memory import ModelPlan, StagePlan, merged, pipeline_stages, stage_plan
+from nemo_sdg.plan.units import bytes_text
 from nemo_sdg.resources import resolve
 from nemo_sdg.session import world_size
 
@@ -52,11 +57,7 @@ class Plan:
 
     def bytes_to_read(self) -> int:
         """Bytes of weights that one replica reads in round 0: each shard once, copies once per rank."""
-        return sum(
-            m.stored_bytes
-            * sum(self.tp * rank_parameters(m.shape, self.tp, self.pp, s, m.reward) for s in range(self.pp))
-            for m in self.models
-        )
+        return sum(rank.num_bytes for model in self.models for rank in model.loading.ranks)
 
     def _rows(self) -> str:
         if self.prompts is None:
@@ -66,6 +67,18 @@ class Plan:
         )
         return counts if self.exact else f"about {counts}"
 
+    def _proof(self) -> str:
+        """In words what `plan.loading` has checked; without it there is no plan."""
+        copied = max(model.loading.copied_bytes for model in self.models)
+        copies = f" ({bytes_text(copied)} of norms by each of {self.tp} TP ranks)" if self.tp > 1 else ""
+        return f"every byte of every tensor is read exactly once per replica, by the rank that holds it{copies}"
+
+    def ranges(self) -> Iterator[dict[str, Any]]:
+        """Each stretch of a file that a rank of a replica reads; see `plan.loading`."""
+        for model in self.models:
+            for row in model.loading.ranges():
+                yield {"model": model.role, **row}
+
     def show(self, console: Console) -> None:
         """Prints the plan: what will be done first, then what each rank must hold."""
         training = ", ".join(f"{kind} {count:,} tokens" for kind, count in self.training_tokens.items()) or "none"
@@ -73,18 +86,27 @@ class Plan:
         console.say(f"  ranks     {self.ranks} = tp {self.tp} x pp {self.pp} x dp {self.dp}, {self.dtype}")
         console.say(f"  a round   {self._rows()}")
         console.say(f"  training  at most, in a round: {training}")
-        for model in self.models:
-            missing = "" if model.present else "  (not here; sizes by name)"
-            console.say(f"  {model.role:<9} {model.parameters:,} parameters  {model.where}{missing}")
-        console.say(
-            f"  to read   {bytes_text(self.bytes_to_read())} of weights per replica in round 0, each rank its own shards"
-        )
+        columns = ("model", "parameters", "bytes to read", "files", "folder")
+        rows = [(m.role, f"{m.parameters:,}", *m.loading.totals(), f"{m.where}{m.aside}") for m in self.models]
+        console.table(f"  weights: {bytes_text(self.bytes_to_read())} to read per replica in round 0", columns, rows)
+        console.say(f"  {self._proof()}")
         rows = [
-            (label, f"{s.parameters:,}", *(bytes_text(n) for n in (s.weights, s.training, s.kv_cache)))
+            (label, *s.reads(), f"{s.parameters:,}", *(bytes_text(n) for n in (s.weights, s.training, s.kv_cache)))
             for label, s in merged(self.stages)
         ]
-        columns = ("stage", "parameters", "weights", "gradients+optimizer", "KV cache at most")
-        console.table("  memory per rank, without activations", columns, rows)
+        columns = (
+            "stage",
+            "to read",
+            "files",
+            "byte ranges",
+            "parameters",
+            "weights",
+            "gradients+optimizer",
+            "KV cache",
+        )
+        console.table(
+            "  each rank of a stage: the most that one model or phase takes, without activations", columns, rows
+        )
         for note in self.notes:
             console.say(f"  note: {note}")
 
@@ -109,8 +131,6 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         if settings.enabled:
             check_global_batch(settings, dp, kind)
     models = _models(config, files)
-    for model in models:
-        model.shape.check_topology(topology.tp, topology.pp)
     gpu = os.path.exists("/dev/nvidia0")
     dtype = config.models.dtype or ("bf16" if gpu else "fp32")
     prompts, exact, notes = _prompts(config, files)
@@ -152,20 +172,44 @@ def _models(config: RunConfig, files: bool) -> list[ModelPlan]:
         wanted.append(("train sft", paths.base if config.sft.start_from == "base" else paths.instruct, False))
     if config.reward.enabled:
         wanted.append(("train rm", paths.base if config.reward.start_from == "base" else paths.reward, True))
-    return [_model(config, role, where, reward, files) for role, where, reward in wanted]
+    seen: dict[tuple[str, bool], Loading] = {}
+    return [_model(config, role, where, reward, files, seen) for role, where, reward in wanted]
 
 
-def _model(config: RunConfig, role: str, where: str, reward: bool, files: bool) -> ModelPlan:
+def _model(
+    config: RunConfig, role: str, where: str, reward: bool, files: bool, seen: dict[tuple[str, bool], Loading]
+) -> ModelPlan:
+    contents, note = _contents(config, role, where, reward, files)
+    topology, shape = config.topology, contents.shape
+    shape.check_topology(
+        topology.tp,
+        topology.pp,
+        first_stage_layers=topology.first_stage_layers,
+        last_stage_layers=topology.last_stage_layers,
+    )
+    if (where, reward) not in seen:
+        places = contents.places(reward=reward)
+        seen[where, reward] = loading(contents, places, topology.tp, pipeline_stages(shape, topology))
+    return ModelPlan(role, where, shape, reward, seen[where, reward], note)
+
+
+def _contents(config: RunConfig, role: str, where: str, reward: bool, files: bool) -> tuple[Contents, str]:
+    """What a model's folder holds, and a note on what of it is not here."""
     try:
         folder = ModelFolder.open(where)
     except (CheckpointError, ConfigError):
         if files or config.run.name not in sizes() or resolve(where).exists():
             raise
-        return ModelPlan(role, where, sizes()[config.run.name], reward, 2, present=False)
+        # Not here yet: the released layout of a model of that name.
+        shape = sizes()[config.run.name]
+        head = reward and role != "train rm"
+        return planned(shape, resolve(where), reward=head), "not here; planned from the released layout"
     if role != "train rm":  # a reward model may start from a language model, with a fresh head
         folder.require(reward=reward)
+    if not files and not any_weights(folder):
+        return folder.contents, "metadata alone, no weights"
     survey(folder)
-    return ModelPlan(role, where, folder.shape, reward, ITEM_BYTES[folder.dtype])
+    return folder.contents, ""
 
 
 def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:
