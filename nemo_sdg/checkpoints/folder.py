@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from nemo_sdg.checkpoints import nemo2, release
+from nemo_sdg.checkpoints import hf, nemo2, release
 from nemo_sdg.checkpoints.description import read_tokenizer
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.tar import TarFiles
@@ -18,7 +18,7 @@ from nemo_sdg.resources import resolve
 
 _DIGEST_ENDS = 1 << 16
 _WAY_OUT = "give a Nemotron checkpoint: a released folder, a Hugging Face folder, a NeMo 2 folder or a .nemo file"
-FORMATS = (nemo2, release)
+FORMATS = (nemo2, release, hf)
 """Modules with `recognise(files)` and `read(files)`, in the order in which they are asked."""
 
 
