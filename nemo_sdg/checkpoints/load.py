@@ -7,10 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from torch.nn import Module, Parameter
 
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.checkpoints.names import HEAD, TensorPlace, architecture, region, released_key
-from nemo_sdg.checkpoints.reading import Reading, read_array
+from nemo_sdg.checkpoints.names import (
+    EMBEDDING, HEAD, HEAD_BIAS, OUTPUT_LAYER, TensorPlace, architecture, region, released_key,
+)  # fmt: skip
+from nemo_sdg.checkpoints.reading import Box, Put, Reading, read_boxes
+from nemo_sdg.checkpoints.tensors import StoredTensor
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.parallel.mesh import Mesh
 
@@ -18,46 +22,108 @@ TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "
 
 
 def fill(
-    model: torch.nn.Module | Sequence[torch.nn.Module],
+    model: Module | Sequence[Module],
     folder: ModelFolder,
     mesh: Mesh,
     *,
     fresh_head_seed: int | None = None,
+    threads: int | None = None,
+    reading: Reading | None = None,
 ) -> Reading:
     """Fill every parameter of this rank's model, or of its virtual stages, from a checkpoint.
 
     Args:
-        fresh_head_seed: seed for a reward head that the checkpoint does not have (Base, Instruct).
+        fresh_head_seed: seed for a reward head that the checkpoint does not have (Base, Instruct); its bias is zero.
+        threads: how many read at a time; by default this rank's share of the cores, 8 at most.
+        reading: where to note what is read.
     Raises:
         CheckpointError: a tensor is missing, unknown, of another shape, cut short, or not finite.
     """
-    reading = Reading()
     contents = folder.contents
-    for chunk in [model] if isinstance(model, torch.nn.Module) else model:
+    boxes = []
+    for chunk in [model] if isinstance(model, Module) else model:
         places = contents.places(reward=chunk.is_reward)
+        if chunk.is_reward and not folder.is_reward:
+            places.pop(HEAD_BIAS, None)
+        _require_every_tensor(chunk, places, folder)
         for name, key, layer, parameter in parameters(chunk):
-            if key == HEAD and key not in places and fresh_head_seed is not None:
-                fresh = fresh_tensor(
-                    name, architecture(folder.shape)[HEAD], chunk.config.init_method_std, fresh_head_seed, mesh
-                )
-                with torch.no_grad():
-                    parameter.copy_(fresh)
+            if key in (HEAD, HEAD_BIAS) and not folder.is_reward and fresh_head_seed is not None:
+                place = architecture(folder.shape)[key]
+                _require_shape(name, parameter, place, None, mesh, folder)
+                std = chunk.config.init_method_std if key == HEAD else 0.0
+                parameter.detach().copy_(fresh_tensor(name, place, std, fresh_head_seed, mesh))
                 continue
-            if key not in places:
-                raise CheckpointError("the model has a tensor that the checkpoint lacks", where=folder.path, found=name)
-            wanted = region(places[key], layer, mesh.tp, mesh.tp_rank)
-            tensor = contents.tensors[key]
-            raw = read_array(contents.files, tensor, wanted, layer, reading)
-            values = torch.from_numpy(raw.reshape(-1).view(np.uint8)).view(TORCH[tensor.dtype]).reshape(raw.shape)
-            if not torch.isfinite(values).all():
+            if key not in places or key not in contents.tensors:
                 raise CheckpointError(
-                    f"{key} holds values that are not finite", where=tensor.where, way_out="download it again"
-                )
-            with torch.no_grad():
-                rows = values.shape[0]
-                parameter[:rows].copy_(values)
-                parameter[rows:].zero_()
-    return reading
+                    "the model has a tensor that the checkpoint lacks", where=folder.path, found=f"no {key}",
+                    way_out="build the model as the checkpoint says: its kind and its head",
+                )  # fmt: skip
+            wanted = _require_shape(name, parameter, places[key], layer, mesh, folder)
+            tensor = contents.tensors[key]
+            rows = wanted[-parameter.dim()]
+            parameter.detach()[rows.stop - rows.start :].zero_()  # entries of a padded vocabulary
+            boxes.append(Box(tensor, wanted, layer, _destination(parameter, tensor)))
+    return read_boxes(contents.files, boxes, reading, threads=threads)
+
+
+def _require_every_tensor(chunk: Module, places: dict[str, TensorPlace], folder: ModelFolder) -> None:
+    """Refuses a model that would leave a tensor of the checkpoint out: it is not the checkpoint's model."""
+    held = {key for _, key, _, _ in parameters(chunk)}
+    here = {"first": chunk.pre_process, "last": chunk.post_process, "layers": len(chunk.decoder.layers) > 0}
+    for key, place in places.items():
+        if here[place.stage] and key not in held:
+            raise CheckpointError(
+                "the checkpoint has a tensor that the model lacks", where=folder.path, found=key,
+                way_out="build the model as the checkpoint says: its kind and its head",
+            )  # fmt: skip
+    if chunk.config.num_layers != folder.shape.num_layers:
+        raise CheckpointError(
+            "the model has another number of layers than the checkpoint", where=folder.path,
+            found=folder.shape.num_layers, expected=chunk.config.num_layers,
+        )  # fmt: skip
+
+
+def _require_shape(
+    name: str, parameter: Parameter, place: TensorPlace, layer: int | None, mesh: Mesh, folder: ModelFolder
+) -> tuple[slice, ...]:
+    """The box of the tensor that a parameter holds, which must be of its shape.
+
+    All shards of a vocabulary are as long as the first one: the model pads the last ones.
+    """
+    wanted = region(place, layer, mesh.tp, mesh.tp_rank)
+    expected = wanted
+    if place.key in (EMBEDDING, OUTPUT_LAYER):
+        expected = region(place, layer, mesh.tp, 0)
+    shape = tuple(slab.stop - slab.start for slab in expected[place.stacked :])
+    if shape != tuple(parameter.shape):
+        raise CheckpointError(
+            f"{place.key} does not fit the model's {name}", where=folder.path, found=shape,
+            expected=tuple(parameter.shape), way_out="build the model with the shape of the checkpoint",
+        )  # fmt: skip
+    return wanted
+
+
+def _destination(parameter: Parameter, tensor: StoredTensor) -> np.ndarray | Put:
+    """The memory of a parameter, where the stored bits can go as they are; else what converts and carries them."""
+    values = parameter.detach()
+    assert values.is_contiguous(), "Megatron's parameters are"
+    stored = TORCH[tensor.dtype]
+    if values.dtype is stored and values.device.type == "cpu":
+        return values.view(torch.uint8).numpy().reshape(-1)
+    # A finite fp64 value can be infinite in fp32.
+    narrower = torch.finfo(values.dtype).max < torch.finfo(stored).max
+
+    def put(raw: np.ndarray, first: int, step: int) -> None:
+        bits = torch.from_numpy(raw.view(np.uint8)).view(stored)
+        place = values.as_strided(bits.shape, (step, 1), values.storage_offset() + first)
+        place.copy_(bits)
+        if narrower and not torch.isfinite(place).all():
+            raise CheckpointError(
+                f"{tensor.key} holds values that {values.dtype} cannot hold", where=tensor.where,
+                way_out="load it in the dtype that it is stored in",
+            )  # fmt: skip
+
+    return put
 
 
 def parameters(model: torch.nn.Module) -> Iterable[tuple[str, str, int | None, torch.nn.Parameter]]:

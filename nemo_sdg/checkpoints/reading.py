@@ -1,20 +1,53 @@
-"""Reads boxes of stored tensors from the files that hold them, and nothing besides. numpy alone, no torch."""
+"""Reads boxes of stored tensors from the files that hold them, and nothing besides. numpy and os alone, no torch.
+
+Where memory has the stored dtype, the kernel writes into it directly (`preadv`). Otherwise blocks go through one
+small buffer per thread. Each block is checked right after it was read, while it still lies in the cache.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.names import Region
-from nemo_sdg.checkpoints.survey import check_size
+from nemo_sdg.checkpoints.runs import Run, boxes, runs
+from nemo_sdg.checkpoints.survey import check_size, extents
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, StoredTensor
+from nemo_sdg.errors import CheckpointError
+
+__all__ = ["RAW", "Box", "Reading", "Run", "boxes", "read_array", "read_boxes", "require_finite", "runs"]
 
 RAW = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.uint32, "fp64": np.uint64}
 """Bits of an element as numpy carries them; nothing is ever rounded on the way."""
+
+_INFINITY = {"bf16": 0x7F80, "fp16": 0x7C00, "fp32": 0x7F800000, "fp64": 0x7FF0000000000000}
+"""Bits of +inf (IEEE 754): what is not below it, the sign apart, is not finite."""
+
+BLOCK_BYTES = 2 << 20
+"""Bytes that a thread reads and checks at a time: they still lie in its cache when they are checked."""
+_MAX_BUFFERS = 1024
+"""IOV_MAX of Linux: buffers of one `preadv`."""
+
+Put = Callable[[np.ndarray, int, int], None]
+"""Takes rows of raw bits [rows, elements], the element of the box that they begin at, and elements from row to row."""
+
+
+class Box(NamedTuple):
+    """A box of a stored tensor, and who gets it."""
+
+    tensor: StoredTensor
+    wanted: Region
+    layer: Optional[int]
+    into: Union[np.ndarray, Put]
+    """The memory of the dense C-order box as uint8 [bytes], or a function that takes rows of raw bits."""
 
 
 @dataclass
@@ -23,32 +56,256 @@ class Reading:
 
     num_bytes: int = 0
     files: set[Path] = field(default_factory=set)
+    ranges: list[tuple[Path, int, int]] | None = None
+    """(file, offset, length) of every read, where a list is given."""
 
 
 def read_array(
-    files: Files, tensor: StoredTensor, wanted: Region, layer: int | None, reading: Reading | None = None
+    files: Files,
+    tensor: StoredTensor,
+    wanted: Region,
+    layer: int | None,
+    reading: Reading | None = None,
+    *,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The raw bits of a box of a tensor, without the layer axis.
+    """The raw bits of a box of a tensor, without the layer axis. They may be of values that are not finite.
 
     Args:
         wanted: the box in the tensor's own coordinates, as `names.region` gives it.
         layer: the layer that the box lies in; None for a tensor that is not stacked.
+        out: C-order memory for the result, to be used again for the next box.
+    Raises:
+        CheckpointError: a file is missing, cut short or cannot be read.
     """
-    item = ITEM_BYTES[tensor.dtype]
-    out = np.zeros([s.stop - s.start for s in wanted], dtype=RAW[tensor.dtype])
-    for piece in tensor.by_layer[layer]:
-        inside, outside = [], []
-        for slab, origin, length in zip(wanted, piece.origin, piece.shape):
-            start, stop = max(slab.start, origin), min(slab.stop, origin + length)
-            inside.append(slice(start - origin, stop - origin))
-            outside.append(slice(start - slab.start, stop - slab.start))
-        if any(s.start >= s.stop for s in outside):
-            continue
-        end = piece.offset + math.prod(piece.shape) * item
-        check_size(piece.file, files.size(piece.file), piece.file_size, end)
-        block = np.memmap(piece.file, dtype=out.dtype, mode="r", offset=piece.offset, shape=piece.shape)
-        out[tuple(outside)] = block[tuple(inside)]
-        if reading is not None:
-            reading.num_bytes += math.prod(s.stop - s.start for s in outside) * item
-            reading.files.add(piece.file)
-    return out if layer is None else out[0]
+    sizes = [slab.stop - slab.start for slab in (wanted if layer is None else wanted[1:])]
+    if out is None:
+        out = np.empty(sizes, dtype=RAW[tensor.dtype])
+    assert out.shape == tuple(sizes) and out.dtype == RAW[tensor.dtype] and out.flags.c_contiguous
+    memory = out.reshape(-1).view(np.uint8)
+    read_boxes(files, [Box(tensor, wanted, layer, memory)], reading, threads=1, finite=False)
+    return out
+
+
+def read_boxes(
+    files: Files,
+    wanted: Iterable[Box],
+    reading: Reading | None = None,
+    *,
+    threads: int | None = None,
+    finite: bool = True,
+    block_bytes: int = BLOCK_BYTES,
+) -> Reading:
+    """Read boxes, file by file, with several threads.
+
+    Args:
+        threads: how many read at a time; by default this rank's share of the cores, 8 at most.
+        finite: refuse values that are not finite.
+    Raises:
+        CheckpointError: a file is missing, cut short or cannot be read, pieces leave a gap, a value is not finite.
+    """
+    blocks = _Blocks(files, wanted, Reading() if reading is None else reading, block_bytes)
+    others: list[threading.Thread] = []
+    try:
+        for _ in range((threads or _threads()) - 1):
+            thread = threading.Thread(target=_work, args=(blocks, finite))
+            thread.start()
+            others.append(thread)
+        _work(blocks, finite)
+    finally:
+        blocks.stop()  # an interrupt ends the other threads too
+        for thread in others:
+            thread.join()
+    blocks.finish()
+    return blocks.reading
+
+
+def require_finite(tensor: StoredTensor, raw: np.ndarray) -> None:
+    """Raises CheckpointError if raw bits of a tensor hold an infinity or not-a-number."""
+    # No mask and no float is made: two maxima over the bits as they lie there, of positive and of negative values.
+    infinity, item = _INFINITY[tensor.dtype], raw.dtype.itemsize
+    if raw.size and (raw.view(f"i{item}").max() >= infinity or raw.max() >= infinity | 1 << 8 * item - 1):
+        raise CheckpointError(
+            f"{tensor.key} holds values that are not finite", where=tensor.where, way_out="download the checkpoint again"
+        )
+
+
+def _threads() -> int:
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
+
+
+class _Source:
+    """A file while blocks of it are being read: opened by the first thread that needs it, closed after the last."""
+
+    def __init__(self, group: list[tuple[Run, Box]]) -> None:
+        self.file = group[0][0].file
+        self.users = 1  # the one that cuts it into blocks
+        self._group = group
+        self._descriptor: int | None = None
+        self._opening = threading.Lock()
+
+    def descriptor(self, files: Files) -> int:
+        with self._opening:
+            if self._descriptor is None:
+                ((exact, end),) = extents((run.piece, box.tensor.dtype) for run, box in self._group).values()
+                try:
+                    self._descriptor = files.open(self.file)
+                except FileNotFoundError:
+                    check_size(self.file, None, exact, end)
+                except OSError as error:
+                    raise _unreadable(self.file, error) from error
+                check_size(self.file, os.fstat(self._descriptor).st_size, exact, end)
+            return self._descriptor
+
+    def leave(self) -> None:
+        self.users -= 1
+        if self.users == 0 and self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+class _Block(NamedTuple):
+    number: int
+    source: _Source
+    run: Run
+    box: Box
+
+
+class _Blocks:
+    """What the threads share: hands out blocks in the order of the files, and collects what became of them."""
+
+    def __init__(self, files: Files, wanted: Iterable[Box], reading: Reading, block_bytes: int) -> None:
+        self.files, self.reading = files, reading
+        self._lock = threading.Lock()
+        self._errors: list[tuple[int, BaseException]] = []
+        self._rest = self._cut(_by_file(wanted), block_bytes)
+
+    def _cut(self, groups: list[list[tuple[Run, Box]]], block_bytes: int) -> Iterator[_Block]:
+        number = 0
+        for group in groups:
+            source = _Source(group)
+            self.reading.files.add(source.file)
+            try:
+                for run, box in group:
+                    for block in run.cut(block_bytes, ITEM_BYTES[box.tensor.dtype]):
+                        yield _Block(number, source, block, box)
+                        number += 1
+            finally:
+                source.leave()
+
+    def take(self) -> _Block | None:
+        """The next block; None when there is no more, or a thread has failed."""
+        with self._lock:
+            block = next(self._rest, None)
+            if block is not None:
+                block.source.users += 1
+            return block
+
+    def done(self, block: _Block, error: BaseException | None = None) -> None:
+        with self._lock:
+            if error is not None:
+                self._errors.append((block.number, error))
+                self._rest.close()
+            else:
+                self.reading.num_bytes += block.run.num_bytes
+                if self.reading.ranges is not None:
+                    self.reading.ranges += [(block.source.file, *found) for found in block.run.ranges()]
+            block.source.leave()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._rest.close()
+
+    def finish(self) -> None:
+        """Raises the first error in the order of the files, whichever thread met one first."""
+        if self._errors:
+            raise min(self._errors, key=lambda entry: (isinstance(entry[1], Exception), entry[0]))[1]
+
+
+def _by_file(wanted: Iterable[Box]) -> list[list[tuple[Run, Box]]]:
+    """The runs of each file in the order of their offsets."""
+    groups: dict[Path, list[tuple[Run, Box]]] = {}
+    for box in wanted:
+        expected = math.prod(slab.stop - slab.start for slab in box.wanted) * ITEM_BYTES[box.tensor.dtype]
+        for run in runs(box.tensor, box.wanted, box.layer):
+            groups.setdefault(run.file, []).append((run, box))
+            expected -= run.num_bytes
+        if expected:
+            raise CheckpointError(
+                f"{box.tensor.key} is not covered by its pieces", where=box.tensor.where,
+                found=f"{abs(expected)} bytes too {'few' if expected > 0 else 'many'}",
+                way_out="download the checkpoint again",
+            )  # fmt: skip
+    for group in groups.values():
+        group.sort(key=lambda entry: entry[0].offset)
+    return list(groups.values())
+
+
+def _work(blocks: _Blocks, finite: bool) -> None:
+    """Read blocks until there is no more."""
+    scratch = np.empty(0, np.uint8)
+    while (block := blocks.take()) is not None:
+        error = None
+        try:
+            descriptor = block.source.descriptor(blocks.files)
+            if not isinstance(block.box.into, np.ndarray) and scratch.nbytes < block.run.num_bytes:
+                scratch = np.empty(block.run.num_bytes, np.uint8)
+            _read_block(descriptor, block.run, block.box, scratch, finite)
+        except BaseException as caught:
+            error = caught
+        blocks.done(block, error)
+
+
+def _read_block(descriptor: int, run: Run, box: Box, scratch: np.ndarray, finite: bool) -> None:
+    """Read one block into the box's memory, or through `scratch` to the one that takes it."""
+    bits = RAW[box.tensor.dtype]
+    item = ITEM_BYTES[box.tensor.dtype]
+    straight = isinstance(box.into, np.ndarray)
+    memory, first, step = (box.into, run.target, run.target_stride) if straight else (scratch, 0, run.row_bytes)
+    end = first + (run.count - 1) * step + run.row_bytes
+    if step == run.row_bytes:
+        rows = [memory[first:end].data]  # one stretch of memory
+    else:
+        rows = [memory[start : start + run.row_bytes].data for start in range(first, end, step)]
+    if run.stride == run.row_bytes:
+        _fill(descriptor, rows, run.offset, run.file)
+    else:
+        if len(rows) == 1:
+            rows = [rows[0][start : start + run.row_bytes] for start in range(0, run.num_bytes, run.row_bytes)]
+        for number, row in enumerate(rows):
+            _fill(descriptor, [row], run.offset + number * run.stride, run.file)
+    raw = np.lib.stride_tricks.as_strided(
+        memory[first:end].view(bits), (run.count, run.row_bytes // item), (step, item)
+    )
+    if finite:
+        require_finite(box.tensor, raw)
+    if not straight:
+        box.into(raw, run.target // item, run.target_stride // item)
+
+
+def _fill(descriptor: int, rows: list[memoryview], offset: int, file: Path) -> None:
+    """Fill buffers, one after the other, from a stretch of a file. A read may return less than was asked for."""
+    while rows:
+        try:
+            count = os.preadv(descriptor, rows[:_MAX_BUFFERS], offset)
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        if count == 0:
+            raise CheckpointError(
+                "the file is cut short", where=file, found=f"{offset} bytes",
+                expected=f"{sum(row.nbytes for row in rows)} more", way_out="download the checkpoint again",
+            )  # fmt: skip
+        offset += count
+        filled = 0
+        while filled < len(rows) and count >= rows[filled].nbytes:
+            count -= rows[filled].nbytes
+            filled += 1
+        rows = rows[filled:]
+        if count:
+            rows[0] = rows[0][count:]
+
+
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        "the file cannot be read", where=file, found=error.strerror, way_out="check its permissions and its disk"
+    )
