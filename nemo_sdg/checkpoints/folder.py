@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from nemo_sdg.checkpoints import hf, nemo2, release
-from nemo_sdg.checkpoints.description import read_tokenizer
+from nemo_sdg.checkpoints.description import CONFIG, read_tokenizer
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.tar import TarFiles
 from nemo_sdg.checkpoints.tensors import Contents
@@ -47,8 +47,10 @@ class ModelFolder:
             if module.recognise(self.files):
                 return module
         refuse_pickled_weights(self.files)
+        described = CONFIG in self.files.entries()
         raise CheckpointError(
-            "the folder is not a checkpoint", where=self.path, found=", ".join(self.files.entries())[:120] or "nothing",
+            "the folder has no weights" if described else "the folder is not a checkpoint", where=self.path,
+            found=", ".join(self.files.entries())[:120] or "nothing",
             expected="model_weights/ (released), weights/ (NeMo 2) or config.json with *.safetensors (Hugging Face)",
             way_out=_WAY_OUT,
         )  # fmt: skip

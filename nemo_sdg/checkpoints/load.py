@@ -43,8 +43,6 @@ def fill(
     boxes = []
     for chunk in [model] if isinstance(model, Module) else model:
         places = contents.places(reward=chunk.is_reward)
-        if chunk.is_reward and not folder.is_reward:
-            places.pop(HEAD_BIAS, None)
         _require_every_tensor(chunk, places, folder)
         for name, key, layer, parameter in parameters(chunk):
             if key in (HEAD, HEAD_BIAS) and not folder.is_reward and fresh_head_seed is not None:

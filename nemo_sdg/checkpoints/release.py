@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_sdg.checkpoints.description import CONFIG, read_config, tokenizer_name
 from nemo_sdg.checkpoints.files import Files
-from nemo_sdg.checkpoints.names import EMBEDDING, LAYERS
+from nemo_sdg.checkpoints.names import EMBEDDING, LAYERS, architecture
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Contents, Piece, StoredTensor
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
@@ -40,24 +40,23 @@ def read(files: Files) -> Contents:
         CheckpointError: the config or an array's header is missing, not plain data, or of another architecture.
     """
     config = read_config(files)
-    headers = {}
+    headers = {EMBEDDING: read_header(files, EMBEDDING)}
+    shape = NemotronShape.from_model_config(config, files.path(CONFIG), headers[EMBEDDING]["shape"][0])
+    known = architecture(shape)
     for name, is_folder in files.entries(WEIGHTS).items():
         if is_folder and not name.endswith("_extra_state"):
+            if name not in known:
+                raise CheckpointError(
+                    "the checkpoint holds a tensor that this architecture does not have",
+                    where=files.path(f"{WEIGHTS}/{name}"), found=name,
+                    way_out="check that it is of the Nemotron architecture",
+                )  # fmt: skip
             headers[name] = read_header(files, name)
     count = sum(map(count_chunks, headers.values()))
     if count > _MOST_CHUNKS:
         raise CheckpointError(
             "there are too many chunks", where=files.path(WEIGHTS), found=count, expected=f"at most {_MOST_CHUNKS}"
         )
-    if EMBEDDING not in headers:
-        raise CheckpointError(
-            "a tensor is missing",
-            where=files.path(WEIGHTS),
-            found=f"no {EMBEDDING}",
-            expected=EMBEDDING,
-            way_out=_AGAIN,
-        )
-    shape = NemotronShape.from_model_config(config, files.path(CONFIG), headers[EMBEDDING]["shape"][0])
     tensors = {key: stored_tensor(files, key, header) for key, header in headers.items()}
     saved_with = {
         short: config[key]

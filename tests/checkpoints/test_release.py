@@ -143,7 +143,7 @@ BREAKS = {
     "missing tensor": (lambda f: shutil.rmtree(f / QKV), "linear_qkv.weight"),
     "missing chunk": (lambda f: (f / QKV / "2.0.0").unlink(), "2.0.0: a chunk is missing"),
     "short chunk": (lambda f: (f / QKV / "1.0.0").write_bytes(b"\0" * 10), "found 10 bytes"),
-    "other shape": (lambda f: edit(f / QKV / ".zarray", shape=[4, 192, 65]), "does not fit the model config"),
+    "other shape": (lambda f: edit(f / QKV / ".zarray", shape=[4, 192, 65]), "does not fit the model's config"),
     "object dtype": (lambda f: edit(f / QKV / ".zarray", dtype="|O"), "dtype is not supported"),
     "codec": (lambda f: edit(f / QKV / ".zarray", filters=[{"id": "pickle"}]), "filters is not supported"),
     "compressor": (lambda f: edit(f / QKV / ".zarray", compressor={"id": "blosc"}), "compressor is not supported"),
