@@ -59,3 +59,7 @@ class RowError(UserError):
 
 class StoreError(UserError):
     """A run folder that belongs to another config, is in use, or was damaged."""
+
+
+class HubError(UserError):
+    """A repository on the Hugging Face hub that is not there, not open to us, or not to be had now."""

@@ -1,5 +1,6 @@
-"""Files that travel with the package: `package:examples/tiny/base` is a path below its data folder.
+"""Paths as people write them: `package:` for what travels with the package, `hf://` for what the hub holds.
 
+`package:examples/tiny/base` is a path below the package's data folder.
 In a checkout (also an editable install) that folder is the repository itself; in a wheel it is
 `nemo_sdg/_data`, where the build puts recipes/, conf/ and examples/tiny.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_sdg.errors import ConfigError
+from nemo_sdg.hub.address import Address, is_address
 
 SCHEME = "package:"
 _PACKAGE = Path(__file__).resolve().parent
@@ -21,8 +23,17 @@ def root() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """A real path for a setting. Raises ConfigError for a `package:` path that is absent or leaves the package."""
+    """A real path for a setting; what an `hf://` path means is downloaded into the cache if it is not there.
+
+    Raises:
+        ConfigError: a `package:` path that is absent or leaves the package.
+        HubError: the hub does not give what an `hf://` path means.
+    """
     text = str(path)
+    if is_address(text):
+        from nemo_sdg.hub import cache
+
+        return cache.local_path(Address.parse(text))
     if not text.startswith(SCHEME):
         return Path(text).expanduser()
     real = (root() / text[len(SCHEME) :]).resolve()
@@ -34,6 +45,15 @@ def resolve(path: str | Path) -> Path:
             way_out="write a path without 'package:' for files of your own",
         )
     return real
+
+
+def commit(path: str | Path) -> str | None:
+    """The commit that an `hf://` path means, once it was resolved; None for other paths."""
+    if not is_address(str(path)):
+        return None
+    from nemo_sdg.hub import cache
+
+    return cache.commit(Address.parse(str(path)))
 
 
 def recipes() -> dict[str, Path]:

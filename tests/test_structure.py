@@ -14,9 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "nemo_sdg"
 # A room may import those of a lower floor and its own. quality and synthesis stand beside: rows and settings only.
 FLOORS = (
     ("errors",),
-    ("resources",),
+    ("console",),
+    ("hub", "resources"),
     ("config",),
-    ("records", "store", "console"),
+    ("records", "store"),
     ("quality", "synthesis"),
     ("parallel",),
     ("models", "checkpoints"),
@@ -26,12 +27,13 @@ FLOORS = (
     ("stages",),
     ("session",),
     ("loop", "plan"),
-    ("verbs", "file_verbs"),
+    ("verbs", "file_verbs", "folder_verbs", "download"),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = ("cli", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
+LIGHT += ("download", "hub", "hub.cache")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names")
 STAGES = ("prompts", "generate", "score", "select", "revise", "assemble", "train", "evaluate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")

@@ -7,6 +7,7 @@ Face cache that the folder is a snapshot of (huggingface_hub: `models--OWNER--NA
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,9 @@ class Files:
         self.where = root
         self._root = Path(os.path.realpath(root))
         self._allowed = [self._root]
-        if self._root.parent.name == "snapshots":
-            self._allowed.append(self._root.parents[1] / "blobs")
+        for folder in (self._root, *self._root.parents):  # it may be a folder inside a repository
+            if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
+                self._allowed.append(folder.parents[1] / "blobs")
 
     def path(self, name: str) -> Path:
         """Where a member is or would be; nothing is looked up."""

@@ -102,7 +102,7 @@ class Run:
 
     def _describe(self) -> None:
         """run.yaml: the config, what it is called, what made it and what its inputs were."""
-        inputs = {key: digest(resources.resolve(path)) for key, path in _inputs(self.config).items()}
+        inputs = {key: _digest(path) for key, path in _inputs(self.config).items()}
         file = self.out / "run.yaml"
         if file.exists():
             saved = yaml.safe_load(file.read_text())
@@ -127,6 +127,12 @@ class Run:
 def _inputs(config: RunConfig) -> dict[str, str]:
     values = flatten(config)
     return {key: values[key] for key in _INPUTS if values[key] is not None}
+
+
+def _digest(path: str) -> str | None:
+    """What an input was: the content of a file, the names and sizes of a folder, the commit of what is on the hub."""
+    here = resources.resolve(path)
+    return resources.commit(path) or digest(here)
 
 
 def _check_same(out: Path, config: RunConfig) -> None:
