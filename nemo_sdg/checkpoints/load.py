@@ -11,8 +11,15 @@ from torch.nn import Module, Parameter
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.names import (
-    EMBEDDING, HEAD, HEAD_BIAS, OUTPUT_LAYER, TensorPlace, architecture, region, released_key,
-)  # fmt: skip
+    EMBEDDING,
+    HEAD,
+    HEAD_BIAS,
+    OUTPUT_LAYER,
+    TensorPlace,
+    architecture,
+    region,
+    released_key,
+)
 from nemo_sdg.checkpoints.reading import Box, Put, Reading, read_boxes
 from nemo_sdg.checkpoints.tensors import StoredTensor
 from nemo_sdg.errors import CheckpointError

@@ -126,7 +126,9 @@ def require_finite(tensor: StoredTensor, raw: np.ndarray) -> None:
     infinity, item = _INFINITY[tensor.dtype], raw.dtype.itemsize
     if raw.size and (raw.view(f"i{item}").max() >= infinity or raw.max() >= infinity | 1 << 8 * item - 1):
         raise CheckpointError(
-            f"{tensor.key} holds values that are not finite", where=tensor.where, way_out="download the checkpoint again"
+            f"{tensor.key} holds values that are not finite",
+            where=tensor.where,
+            way_out="download the checkpoint again",
         )
 
 
