@@ -9,8 +9,9 @@ How the two are made one:
   the `eos_token` alone, and whoever decodes with `skip_special_tokens` gets the answer without it.
 * There is no pre-tokenizer and nothing is added: no BOS, no EOS.
 
-One difference is known: of a text that is nothing but one marker, a model with a dummy prefix makes two tokens
-and this tokenizer one. Source: google/sentencepiece: src/normalizer.cc, src/bpe_model.cc, src/unigram_model.cc.
+Two differences are known. Of a text that is nothing but one marker, a model with a dummy prefix makes two tokens
+and this tokenizer one. Where two ways to cut a text tie in a unigram model (2|00|0 and 2|0|00), SentencePiece lets
+the rounding of fp32 decide and the library, in fp64, takes the first. Source: google/sentencepiece: src/normalizer.cc, src/bpe_model.cc, src/unigram_model.cc.
 """
 
 from __future__ import annotations
@@ -143,12 +144,13 @@ def _normalizer(pieces: Pieces) -> Any:
     from tokenizers import Regex, normalizers
 
     steps = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
-    if pieces.strip:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if pieces.dummy_prefix:
         # The library prepares the added tokens themselves in the same way, and they must stay as they are.
         names = "|".join(re.escape(text) for _, text in pieces.of_type(USER_DEFINED))
         steps.append(normalizers.Replace(Regex(rf"\A(?!(?:{names})?\z)"), " "))
+    if pieces.strip:
+        ends = r" +\z" if pieces.dummy_prefix else r"\A +| +\z"
+        steps += [normalizers.Replace(Regex(ends), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if pieces.escape:
         steps.append(normalizers.Replace(" ", _SPACE))
     return normalizers.Sequence(steps)
@@ -182,12 +184,18 @@ def check_same_ids(fast: tokenizers.Tokenizer, ours: Tokenizer, pieces: Pieces) 
     """Raises CheckpointError, naming the text, unless both tokenizers give the same ids for all of `_texts`."""
     for text in _texts(pieces):
         expected, found = ours.encode(text), fast.encode(text, add_special_tokens=False).ids
-        if found != expected:
+        if found != expected and not _tie(pieces, expected, found):
             raise CheckpointError(
                 "the tokenizer.json would not give the ids of the SentencePiece model", where="tokenizer",
                 found=f"{str(found)[:120]} for {text!r:.120}", expected=str(expected)[:120],
                 way_out="report it with the tokenizer; without an export, nemo_sdg runs this model as it is",
             )  # fmt: skip
+
+
+def _tie(pieces: Pieces, ids: list[int], others: list[int]) -> bool:
+    """Whether two ways to cut a text score the same in a unigram model, up to the rounding of fp32."""
+    first, second = (sum(pieces.scores[index] for index in way) for way in (ids, others))
+    return pieces.kind == kinds.UNIGRAM and abs(first - second) <= 1e-6 * (1 + abs(first))
 
 
 def _texts(pieces: Pieces) -> list[str]:
