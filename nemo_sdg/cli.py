@@ -26,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_INTERRUPTED = 130
+"""The exit status of a program that was interrupted (128 + SIGINT)."""
+
 STAGES = ("prompts", "generate", "score", "select", "assemble", "train", "evaluate")
 
 _RECIPE = typer.Argument(help="A name from recipes/, or a path to a .py or .yaml file.")
@@ -192,21 +195,27 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one verb and returns its exit status."""
     try:
         status = app(args=arguments, prog_name="nemo-sdg", standalone_mode=False)
+        if status == _INTERRUPTED:  # what newer typers make of a KeyboardInterrupt
+            return _interrupted()
         return status if isinstance(status, int) else 0
     except UserError as error:
         _say(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        _say("interrupted; the same command continues")
-        return 130
+        return _interrupted()
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer: a word that it cannot place
             _say(f"{error.format_message()} `nemo-sdg --help` lists what there is.")
             return 2
-        if type(error).__name__ == "Abort":
-            return 130
+        if type(error).__name__ == "Abort":  # and older ones
+            return _interrupted()
         _say(f"{type(error).__name__}: a defect of ours; the traceback is in {_keep_traceback()}")
         return 1
+
+
+def _interrupted() -> int:
+    _say("interrupted; the same command continues")
+    return _INTERRUPTED
 
 
 def _say(sentence: str) -> None:

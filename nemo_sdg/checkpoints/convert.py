@@ -18,7 +18,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError, ConfigError, StoreError
 from nemo_sdg.models.tokenizer import Tokenizer
 
-FORMATS = ("release",)
+FORMATS = ("release", "hf")
 VERSION = 1
 """Of what is written: raise it when the same input gives other bytes, so that no attempt continues with both."""
 _SMALL = 16 << 20
@@ -79,9 +79,11 @@ def convert(
 
 def _writer(to: str) -> ModuleType:
     """The module with `units` and `finish` of a format; imported when it is asked for, as one of them needs torch."""
-    from nemo_sdg.checkpoints import release_writer
-
-    return {"release": release_writer}[to]
+    if to == "release":
+        from nemo_sdg.checkpoints import release_writer as writer
+    else:
+        from nemo_sdg.checkpoints.hf import writer
+    return writer
 
 
 def _tokenizer(folder: ModelFolder, file: Path | None) -> bytes:
