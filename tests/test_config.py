@@ -86,6 +86,8 @@ def test_an_unknown_recipe_names_those_that_exist_and_the_nearest():
         ("generate.top_p=1.01", ("generate.top_p",)),
         ("topology.tp=0", ("topology.tp",)),
         ("topology.sequence_parallel=true", ("topology.sequence_parallel", "topology.tp to 2")),
+        ("topology.first_stage_layers=0", ("topology.first_stage_layers", "at least 1")),
+        ("topology.last_stage_layers=2", ("topology.last_stage_layers", "topology.pp to 2")),
         ("models.dtype=fp16", ("models.dtype", "fp64, fp32, bf16")),
         ("models.spec=flash", ("models.spec", "auto, local, te")),
         ("sft.start_from=scratch", ("sft.start_from", "base, latest")),
@@ -168,8 +170,9 @@ def test_the_fingerprint_follows_what_decides_rows_and_not_where_they_are_made()
         return config.fingerprint(config.identity(load("tiny", words)))
 
     assert name() == name(
-        "topology.tp=2", "topology.pp=2", "run.timeout_s=9", "run.threads=1", "run.rounds=5", "score.slots=3"
-    )
+        "topology.tp=2", "topology.pp=2", "topology.first_stage_layers=1", "run.timeout_s=9", "run.threads=1",
+        "run.rounds=5", "score.slots=3",
+    )  # fmt: skip
     others = [name(word) for word in ("run.seed=1", "models.dtype=fp64", "models.spec=local", "select.minimum={}")]
     assert len({name(), *others}) == 5
     assert config.fingerprint({"a": 1, "b": [2.5, None]}) == config.fingerprint({"b": [2.5, None], "a": 1})

@@ -13,7 +13,7 @@ from typing import Any, Mapping
 import yaml
 
 from nemo_sdg.errors import CheckpointError, TopologyError
-from nemo_sdg.models.stages import stage_layers
+from nemo_sdg.models.stages import setting, stage_layers
 from nemo_sdg.resources import resolve
 
 NUM_REWARD_OUTPUTS = 9
@@ -88,7 +88,7 @@ class NemotronShape:
                     where=where,
                     found=f"tp {tp} for {count} {what}",
                     expected=f"one of {', '.join(valid)}",
-                    way_out="set topology.tp",
+                    way_out=setting("tp", where),
                 )
         stage_layers(self.num_layers, pp, first=first_stage_layers, last=last_stage_layers, where=where)
 

@@ -6,6 +6,7 @@ transformer_layer.py `get_transformer_layer_offset`.
 
 from __future__ import annotations
 
+from nemo_sdg.config.loading import COMMAND_LINE
 from nemo_sdg.errors import TopologyError
 
 
@@ -55,7 +56,7 @@ def _counts(num_layers: int, pp: int, first: int | None, last: int | None, where
                 where=where,
                 found=f"pp {pp} for {num_layers} layers",
                 expected=f"one of {', '.join(valid)}",
-                way_out=_way_out(num_layers, pp),
+                way_out=_way_out(num_layers, pp, where),
             )
         return [num_layers // pp] * pp
     ends = {name: count for name, count in (("first", first), ("last", last)) if count is not None}
@@ -77,16 +78,21 @@ def _counts(num_layers: int, pp: int, first: int | None, last: int | None, where
             where=where,
             found=found,
             expected=f"{left}, and at least one layer in each stage",
-            way_out=_way_out(num_layers, pp),
+            way_out=_way_out(num_layers, pp, where),
         )
     middle = rest // others if others else 0
     return [ends.get("first", middle), *[middle] * (pp - 2), ends.get("last", middle)]
 
 
-def _way_out(num_layers: int, pp: int) -> str:
+def setting(key: str, where: object) -> str:
+    """How a user changes tp or pp: on the command line of a verb without a recipe, there is a flag."""
+    return f"set --{key}" if where == COMMAND_LINE else f"set topology.{key}"
+
+
+def _way_out(num_layers: int, pp: int, where: object) -> str:
     """A cut that works; its end stages hold fewer layers if that can be: they hold the vocabulary too."""
-    if not 2 <= pp <= num_layers:
-        return "set topology.pp"
+    if where == COMMAND_LINE or not 2 <= pp <= num_layers:
+        return setting("pp", where)
     middle = -(-num_layers // pp) if pp > 2 else 0
     while (ends := num_layers - middle * (pp - 2)) < 2:
         middle -= 1

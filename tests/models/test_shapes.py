@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nemo_sdg.errors import CheckpointError, TopologyError
@@ -30,6 +32,15 @@ def test_head_size_comes_from_the_config_and_only_else_from_a_division():
 def test_topologies_that_do_not_fit(tp, pp, what):
     with pytest.raises(TopologyError, match=what):
         sizes()["tiny"].check_topology(tp, pp)
+
+
+def test_uneven_stages_and_a_vocabulary_of_any_size_fit():
+    shape = replace(sizes()["tiny"], vocab_size=389)
+    shape.check_topology(2, 3, first_stage_layers=1, last_stage_layers=1)
+    with pytest.raises(TopologyError, match="found 1 in the first of 3 stages"):
+        shape.check_topology(2, 3, first_stage_layers=1)
+    with pytest.raises(TopologyError, match="found tp 2 for 63 hidden channels, expected one of 1, 3, 7, 9, 21, 63"):
+        replace(shape, hidden_size=63).check_topology(2, 1)
 
 
 def test_the_released_topologies_fit():

@@ -102,3 +102,10 @@ def test_messages(arguments, told):
     with pytest.raises(TopologyError) as caught:
         stage_layers(**arguments, where="here")
     assert str(caught.value).startswith("here: ") and told in str(caught.value)
+
+
+@pytest.mark.parametrize("tp, pp, way_out", [(3, 1, "; set --tp"), (1, 3, "; set --pp")])
+def test_verbs_without_a_recipe_have_flags(tp, pp, way_out):
+    with pytest.raises(TopologyError) as caught:
+        sizes()["tiny"].check_topology(tp, pp, where="command line")
+    assert str(caught.value).endswith(way_out)

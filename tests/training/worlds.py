@@ -33,15 +33,23 @@ def write_tokenizer(path: Path) -> None:
         )  # fmt: skip
 
 
-def write_start(mesh: Any, path: Path, tokenizer: Path, *, reward: bool = False) -> None:
+def write_start(
+    mesh: Any,
+    path: Path,
+    tokenizer: Path,
+    *,
+    reward: bool = False,
+    head_bias: bool = False,
+    shape: NemotronShape = SHAPE,
+) -> None:
     """A released folder with random weights; call it on one rank's mesh."""
     from nemo_sdg.checkpoints import save
     from nemo_sdg.models import nemotron
 
     torch.manual_seed(7)
-    config = nemotron.transformer_config(SHAPE, initialize=True)
-    model = nemotron.build(config, SHAPE, pre_process=True, post_process=True, reward=reward)
-    save.save(model, path, SHAPE, tokenizer.read_bytes(), mesh)
+    config = nemotron.transformer_config(shape, initialize=True)
+    model = nemotron.build(config, shape, pre_process=True, post_process=True, reward=reward, head_bias=head_bias)
+    save.save(model, path, shape, tokenizer.read_bytes(), mesh)
 
 
 def sft_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
