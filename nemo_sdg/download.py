@@ -50,7 +50,7 @@ def download(name: str, folder: Path, revision: str | None, include: list[str], 
                 _fill(folder, work, asked, address, console, tell)
             done = True
         finally:
-            if done or not (work / BEGUN).exists():  # nothing that a rerun could go on with
+            if done or not _brought_anything(work):
                 shutil.rmtree(work, ignore_errors=True)
     return 0
 
@@ -120,6 +120,15 @@ def _is_there(folder: Path, asked: dict, console: Console) -> bool:
             )  # fmt: skip
     console.say(f"nothing to do: {folder} holds {record['repo']} at commit {record['commit']}")
     return True
+
+
+def _brought_anything(work: Path) -> bool:
+    """Whether there is something that a rerun could go on with."""
+    for path in work.glob("files/**/*"):
+        own = ".cache" in path.relative_to(work).parts and not path.name.endswith(".incomplete")
+        if not own and path.is_file() and path.stat().st_size:
+            return True
+    return False
 
 
 def _begun(work: Path, asked: dict, folder: Path) -> dict | None:

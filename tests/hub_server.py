@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             return
         if file in self.hub.status:
-            return self._refuse(self.hub.status[file], None)
+            return self._refuse(self.hub.status[file], "EntryNotFound" if self.hub.status[file] == 404 else None)
         data = repository.commits.get(commit, {}).get(file)
         if data is None:
             return self._refuse(404, "EntryNotFound")

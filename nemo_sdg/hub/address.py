@@ -45,13 +45,15 @@ class Address:
     @classmethod
     def _parse(cls, rest: str, text: str, kind: str | None) -> Address:
         found = _FORM.fullmatch(rest.removesuffix("/"))
-        if found is None or "--" in found["name"] + found["owner"] or ".." in found["name"] + found["owner"]:
+        # Spaces are not ours; -- and .. are not allowed in names by the hub.
+        names = found["owner"] + "/" + found["name"] if found else ".."
+        if re.search(r"--|\.\.|^(spaces|models|datasets)/", names):
             raise HubError("not the name of a repository on the hub", found=text, way_out=_WAY_OUT)
         revision, inside = unquote(found["revision"] or "main"), found["inside"] or ""
         if not is_safe(revision) or (inside and not is_safe(inside)):
             raise HubError("a path on the hub has no . or .. or empty parts", found=text, way_out=_WAY_OUT)
         kinds = {"models": "model", "datasets": "dataset", None: kind}
-        return cls(f"{found['owner']}/{found['name']}", kinds[found["kind"]], revision, inside)
+        return cls(names, kinds[found["kind"]], revision, inside)
 
     @property
     def commit(self) -> str | None:

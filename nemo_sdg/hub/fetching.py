@@ -22,6 +22,8 @@ from nemo_sdg.hub.refusals import passing, refusal
 
 WORKERS = 8
 """Files in flight: enough to fill a line of 10 Gbit/s, few enough for a parallel file system."""
+GRACE_S = 2.0
+"""Seconds that the other files get to come to an end after one has failed."""
 TRIES = 3
 """Attempts at a file in a row that bring no byte further."""
 
@@ -41,13 +43,17 @@ def fetch(place: Place, console: Console, tell: Callable[[str], None] = lambda t
     work = _Work(place)
     unit, name = (10**6, "MB") if listing.size >= 10**7 else (10**3, "kB")
     with quiet(), console.progress(f"downloading {listing.address.label}, {name}", listing.size // unit) as activity:
-        for _ in range(min(WORKERS, len(listing.files))):
-            # A daemon: Ctrl-C, or one file that fails, must not wait for others that take hours.
-            threading.Thread(target=work.run, name="download", daemon=True).start()
+        # Daemons: Ctrl-C, or one file that fails, must not wait for others that take hours.
+        threads = [threading.Thread(target=work.run, name="download", daemon=True) for _ in range(WORKERS)]
+        for thread in threads:
+            thread.start()
         try:
             _watch(work, activity, unit, tell)
         finally:
             work.stop.set()
+            end = time.monotonic() + GRACE_S
+            for thread in threads:
+                thread.join(max(0, end - time.monotonic()))
     return work.sums
 
 
@@ -74,19 +80,20 @@ def size_text(count: int) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The bars and warnings of huggingface_hub stay silent: the console says what there is to say."""
+    """The bars and warnings of huggingface_hub stay silent: the console says what there is to say.
+
+    After a failure they stay so, for a thread that was left behind may still want to speak.
+    """
     logger, were_off = logging.getLogger("huggingface_hub"), are_progress_bars_disabled()
     level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger.setLevel(logging.CRITICAL)
         disable_progress_bars()
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-            if not were_off:
-                enable_progress_bars()
+        yield
+        logger.setLevel(level)
+        if not were_off:
+            enable_progress_bars()
 
 
 class _Work:
