@@ -18,7 +18,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError, ConfigError, StoreError
 from nemo_sdg.models.tokenizer import Tokenizer
 
-FORMATS = ("release", "hf")
+FORMATS = ("release", "hf", "nemo2")
 VERSION = 1
 """Of what is written: raise it when the same input gives other bytes, so that no attempt continues with both."""
 _SMALL = 16 << 20
@@ -68,9 +68,9 @@ def convert(
             console.say(f"{len(units) - len(left)} of {len(units)} files were there already")
         _check_room(target, sum(unit.num_bytes for unit in left))
         _write(making, left, threads or min(8, os.cpu_count() or 1), console)
-        with making.finishing() as unfinished:
-            writer.finish(contents, unfinished, tokenizer=pieces, tp=tp, pp=pp)
-        with console.progress("putting the folder under its name"):
+        with console.progress("writing the config and putting the folder under its name"):
+            with making.finishing() as unfinished:
+                writer.finish(contents, unfinished, tokenizer=pieces, tp=tp, pp=pp)
             making.commit()
     size = sum(unit.num_bytes for unit in units) / 1e9
     console.say(f"{target} holds the model in the {to} format, {size:.3g} GB in {len(units)} files of weights")
@@ -81,8 +81,10 @@ def _writer(to: str) -> ModuleType:
     """The module with `units` and `finish` of a format; imported when it is asked for, as one of them needs torch."""
     if to == "release":
         from nemo_sdg.checkpoints import release_writer as writer
-    else:
+    elif to == "hf":
         from nemo_sdg.checkpoints.hf import writer
+    else:
+        from nemo_sdg.checkpoints.nemo2 import writer
     return writer
 
 
