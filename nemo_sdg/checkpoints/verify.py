@@ -24,11 +24,13 @@ from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Piece, StoredTensor
 from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.resources import resolve
 
 _BLOCK = 4 << 20
 _NAMES = {"release": "released layout", "hf": "Hugging Face format", "nemo2": "NeMo 2 format"}
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy")
 _MOST_PROBLEMS = 20
+_NOT_THERE = f"the file is listed in {SUMS}, found no file"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,15 @@ def verify(source: str, console: Console, *, threads: int | None = None) -> list
         CheckpointError: what its metadata, its config, its list of sums or its tokenizer say cannot be true.
     """
     with console.progress("reading the metadata"):
-        folder = ModelFolder.open(source)
-        contents = folder.contents
-        survey(folder)
-        files = contents.files
+        try:
+            folder = ModelFolder.open(source)
+            files = folder.contents.files
+            survey(folder)
+        except CheckpointError as error:
+            missing = _missing(source)  # says more than that a format was not recognised
+            if missing:
+                return [*missing, str(error)]
+            raise
         sums = read_sums(files)
         tokenizer = _tokenizer(folder, console)
         tasks, problems, others = _tasks(folder, sums)
@@ -109,9 +116,9 @@ def _tasks(folder: ModelFolder, sums: dict[str, str] | None) -> tuple[list[_Task
         weights, others = unlisted(files, sums, [member.name for member in by_member])
         problems += [f"{files.path(name)}: the file is not listed in {SUMS}" for name in weights]
         for name in sums:
-            member = files.find(name) if _inside(name) else None
+            member = _find(files, name)
             if member is None:
-                problems.append(f"{files.path(name)}: the file is listed in {SUMS}, found no file")
+                problems.append(f"{files.path(name)}: {_NOT_THERE}")
             else:
                 by_member.setdefault(member, {})
     tasks = [
@@ -121,8 +128,18 @@ def _tasks(folder: ModelFolder, sums: dict[str, str] | None) -> tuple[list[_Task
     return tasks, problems, others
 
 
-def _inside(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+def _missing(source: str) -> list[str]:
+    """Files that are listed but not there, in a folder that could not be opened."""
+    path = resolve(source)
+    if not path.is_dir():
+        return []
+    files = Files(path)
+    return [f"{files.path(name)}: {_NOT_THERE}" for name in read_sums(files) or () if not _find(files, name)]
+
+
+def _find(files: Files, name: str) -> Member | None:
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return files.find(name) if inside else None
 
 
 def _read(files: Files, tasks: list[_Task], threads: int, console: Console) -> list[str]:

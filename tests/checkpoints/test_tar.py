@@ -1,0 +1,271 @@
+"""`.nemo` files: read where they lie, equal to their folder, and refused where tar programs would disagree."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from random_checkpoints import assert_same, files_of, little_shape, random_bits, read_bits, write_release
+from ranks import run_ranks
+
+from nemo_sdg import cli
+from nemo_sdg.checkpoints.convert import convert
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.load import fill
+from nemo_sdg.checkpoints.survey import survey
+from nemo_sdg.checkpoints.tar import _MOST_MEMBERS, TarFiles
+from nemo_sdg.console import Console
+from nemo_sdg.errors import CheckpointError
+from nemo_sdg.models.nemotron import build, transformer_config
+
+EMBEDDING = "model_weights/model.embedding.word_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    shape = little_shape(num_layers=4)
+    return write_release(tmp_path_factory.mktemp("tar") / "policy", shape, random_bits(shape))
+
+
+def pack(folder: Path, target: Path, *, layout: str = ".", kind: int = tarfile.PAX_FORMAT) -> Path:
+    """As NeMo packs it (`tarfile.add(folder, arcname=".")`), or with bare names."""
+    with tarfile.open(target, "w:", format=kind) as tar:
+        if layout == ".":
+            tar.add(folder, arcname=".")
+        else:
+            for name in sorted(files_of(folder)):
+                tar.add(folder / name, arcname=name)
+    return target
+
+
+@pytest.mark.parametrize("layout", [".", "bare"])
+@pytest.mark.parametrize(
+    "kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["ustar", "gnu", "pax"]
+)
+def test_it_is_what_its_folder_is(folder, tmp_path, kind, layout):
+    packed, plain = (
+        ModelFolder.open(pack(folder, tmp_path / "x.nemo", layout=layout, kind=kind)),
+        ModelFolder.open(folder),
+    )
+    assert_same(read_bits(packed.path), read_bits(folder))
+    assert (packed.shape, packed.tokenizer, packed.digest) == (plain.shape, plain.tokenizer, plain.digest)
+    survey(packed)
+
+
+def test_the_digest_sees_a_changed_member(folder, tmp_path):
+    pack(folder, tmp_path / "x.nemo")
+    before = ModelFolder.open(tmp_path / "x.nemo")
+    digest, offset = before.digest, before.contents.tensors[EMBEDDING.split("/")[1]].by_layer[None][0].offset
+    with open(tmp_path / "x.nemo", "rb+") as file:
+        file.seek(offset)
+        file.write(b"\0\1")
+    assert ModelFolder.open(tmp_path / "x.nemo").digest != digest
+
+
+def weights(mesh, path):  # noqa: ANN001
+    folder = ModelFolder.open(path)
+    config = transformer_config(folder.shape, dtype=torch.float32, tp=mesh.tp, pp=mesh.pp)
+    model = build(config, folder.shape, pre_process=mesh.first_stage, post_process=mesh.last_stage)
+    reading = fill(model, folder, mesh)
+    return {name: value.numpy() for name, value in model.state_dict().items() if value is not None}, reading.num_bytes
+
+
+def test_ranks_are_filled_from_it(folder, tmp_path):
+    pack(folder, tmp_path / "x.nemo")
+    for (ours, read), (theirs, expected) in zip(
+        run_ranks(weights, tmp_path / "x.nemo", tp=2, pp=2), run_ranks(weights, folder, tp=2, pp=2)
+    ):
+        assert read == expected and ours.keys() == theirs.keys()
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_converted_and_verified(folder, tmp_path, capsys):
+    pack(folder, tmp_path / "x.nemo")
+    for to in ("hf", "release"):
+        convert(str(tmp_path / "x.nemo"), tmp_path / to, to, Console(io.StringIO()))
+        assert_same(read_bits(tmp_path / to), read_bits(folder))
+    assert cli.main(["verify", str(tmp_path / "x.nemo")]) == 0
+    assert "every value is finite" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "release", "x.nemo"], "something was unpacked"
+
+
+def member(name: str, data: bytes = b"x", **fields) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info, data
+
+
+def raw_member(name: bytes, data: bytes = b"", kind: bytes = b"0", size: bytes | None = None) -> bytes:
+    """A header of the old kind, byte by byte, for what tarfile would not write."""
+    header = bytearray(512)
+    header[: len(name)] = name
+    header[100:124] = b"0000644\0" + b"0000000\0" * 2
+    header[124:136] = size if size is not None else b"%011o\0" % len(data)
+    header[136:148] = b"00000000000\0"
+    header[156:157] = kind
+    header[257:265] = b"ustar\x0000"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:]))
+    return bytes(header) + data + bytes(-len(data) % 512)
+
+
+def pax(records: dict[str, str], kind: bytes = b"x") -> bytes:
+    lines = []
+    for key, value in records.items():
+        rest = f" {key}={value}\n".encode()
+        length = len(rest) + len(str(len(rest)))
+        length += len(str(length)) - len(str(len(rest)))
+        lines.append(str(length).encode() + rest)
+    return raw_member(b"./PaxHeaders/x", b"".join(lines), kind)
+
+
+END = bytes(1024)
+LINK, HARD = {"type": tarfile.SYMTYPE, "size": 0}, {"type": tarfile.LNKTYPE, "size": 0}
+TRICKS = {
+    "parent": (member("../outside"), "outside", "leads out"),
+    "parent in the middle": (member("a/../../outside"), "outside", "leads out"),
+    "absolute": (member("/etc/nemo"), "/etc/nemo", "leads out"),
+    "symbolic link": (member("tokenizer.link", b"", linkname="/etc/passwd", **LINK), "tokenizer.link", "a symbolic link"),
+    "hard link": (member("again.model", b"", linkname="tokenizer.model", **HARD), "again.model", "a hard link"),
+    "character device": (member("zero", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5), "zero", "a character device"),
+    "block device": (member("disk", b"", type=tarfile.BLKTYPE), "disk", "a block device"),
+    "fifo": (member("pipe", b"", type=tarfile.FIFOTYPE), "pipe", "a FIFO"),
+    "contiguous": (member("fast", b"", type=tarfile.CONTTYPE), "fast", "a contiguous file"),
+    "twice": (member("model_config.yaml"), "model_config.yaml", "stands twice"),
+    "twice, with ./": (member("././/model_config.yaml"), "model_config.yaml", "stands twice"),
+    "twice, other Unicode form": ([member("caf\u00e9"), member("cafe\u0301")], "caf", "stands twice"),
+    "a folder where a file is": (member("model_config.yaml", b"", type=tarfile.DIRTYPE), "model_config.yaml", "stands twice"),
+    "below a file": (member("model_config.yaml/x"), "model_config.yaml/x", "in a member that is a file"),
+    "a file named as a folder": (raw_member(b"strange/", b"x"), "strange", "name of a folder"),
+    "a folder with content": (raw_member(b"strange", b"x", b"5"), "strange", "a folder has content"),
+    "not UTF-8": (raw_member(b"\xff\xfe", b"x"), "xff", "not UTF-8"),
+    "no name": (raw_member(b"", b"x"), "''", "empty"),
+    "control characters": (raw_member(b"a\x1b[2Jb", b"x"), "x1b", "control characters"),
+    "larger than the file": (raw_member(b"huge", b"x", size=b"77777777777\0"), "huge", "larger than the file"),
+    "larger than any file": (raw_member(b"huge", b"", size=b"\x80" + b"\xff" * 11), "huge", "larger than the file"),
+    "negative": (raw_member(b"less", b"", size=b"\xff" * 12), "less", "not a number"),
+    "size is no number": (raw_member(b"odd", b"", size=b"0x10\0      \0"), "odd", "not a number"),
+    "pax gives another name": (pax({"path": "model_config.yaml"}) + raw_member(b"z", b"x"), "PaxHeaders", "'path'"),
+    "pax gives another size": (pax({"size": "1"}) + raw_member(b"z", b"xyz"), "PaxHeaders", "'size'"),
+    "pax gives a link": (pax({"linkpath": "/etc/passwd"}) + raw_member(b"z", b""), "PaxHeaders", "'linkpath'"),
+    "pax for all members": (pax({"path": "z"}, b"g") + raw_member(b"z", b""), "PaxHeaders", "'path'"),
+    "pax is broken": (raw_member(b"p", b"99 path=x\n", b"x") + raw_member(b"z", b""), "p", "is broken"),
+    "pax is long": (raw_member(b"p", b"x" * (1 << 17), b"x"), "p", "too long"),
+    "sparse, pax": (pax({"GNU.sparse.realsize": "99999999"}) + raw_member(b"z", b""), "PaxHeaders", "GNU.sparse"),
+    "sparse, GNU": (raw_member(b"holes", b"", b"S"), "holes", "a sparse file"),
+    "a long name beside": (raw_member(b"././@LongLink", b"tokenizer.model\0", b"L"), "@LongLink", "a second name"),
+    "a long link beside": (raw_member(b"././@LongLink", b"/etc/passwd\0", b"K"), "@LongLink", "a second link name"),
+    "unknown kind": (raw_member(b"what", b"", b"Z"), "what", "b'Z'"),
+}  # fmt: skip
+
+
+def add_members(target: Path, trick: object) -> None:
+    """Puts members behind those of a good archive."""
+    if isinstance(trick, bytes):
+        tail = trick
+    else:
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
+            for info, data in trick if isinstance(trick, list) else [trick]:
+                tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
+        tail = stream.getvalue()[: tar.offset]
+        tail = tail[: len(tail) - 1024] if tail.endswith(END) else tail
+    whole = target.read_bytes()
+    target.write_bytes(whole[: len(whole.rstrip(b"\0")) // 512 * 512 + 512] + tail + END)
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_tricks_are_refused_by_name(folder, tmp_path, name):
+    trick, who, why = TRICKS[name]
+    pack(folder, tmp_path / "x.nemo", kind=tarfile.USTAR_FORMAT)
+    add_members(tmp_path / "x.nemo", trick)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError) as error:
+        ModelFolder.open(tmp_path / "x.nemo").contents
+    assert who in str(error.value) and why in str(error.value), error.value
+    assert time.monotonic() - started < 2
+
+
+def test_adding_members_works_and_times_and_owners_do_no_harm(folder, tmp_path):
+    pack(folder, tmp_path / "x.nemo", kind=tarfile.USTAR_FORMAT)
+    add_members(tmp_path / "x.nemo", pax({"mtime": "1.5", "comment": "hello"}) + raw_member(b"notes.txt", b"hello"))
+    files = TarFiles(tmp_path / "x.nemo")
+    assert files.find("notes.txt").read(100) == b"hello" and files.find("model_config.yaml") is not None
+    assert ModelFolder.open(tmp_path / "x.nemo").contents
+
+
+@pytest.mark.parametrize("cut", [1, 511, 512, 1024, 5000])
+def test_cut_short(folder, tmp_path, cut):
+    """Also at the border of a member: the two blocks of zeros at the end are missing then."""
+    pack(folder, tmp_path / "x.nemo", kind=tarfile.USTAR_FORMAT)
+    whole = (tmp_path / "x.nemo").read_bytes()
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512 + 1024
+    (tmp_path / "x.nemo").write_bytes(whole[: end - cut])
+    with pytest.raises(CheckpointError, match="end|larger than the file|no header"):
+        TarFiles(tmp_path / "x.nemo")
+
+
+def test_bytes_after_the_end(folder, tmp_path):
+    pack(folder, tmp_path / "x.nemo")
+    with open(tmp_path / "x.nemo", "ab") as file:
+        file.write(raw_member(b"model_config.yaml", b"hidden") + END)
+    with pytest.raises(CheckpointError, match="does not end where its end is marked"):
+        TarFiles(tmp_path / "x.nemo")
+
+
+def test_a_flood_of_members(tmp_path):
+    one = raw_member(b"x")
+    with open(tmp_path / "x.nemo", "wb") as file:
+        for number in range(_MOST_MEMBERS + 2):
+            name = b"%d" % number
+            header = bytearray(one)
+            header[: len(name)] = name
+            header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:]))
+            file.write(header)
+        file.write(END)
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match="too many members"):
+        TarFiles(tmp_path / "x.nemo")
+    assert time.process_time() - started < 2
+
+
+def test_compressed(folder, tmp_path):
+    packed = pack(folder, tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.nemo").write_bytes(gzip.compress(packed, 1))
+    with pytest.raises(CheckpointError, match="is compressed.*unpack it with `gunzip` first"):
+        ModelFolder.open(tmp_path / "x.nemo")
+    (tmp_path / "y.nemo").write_bytes(b"hello" * 1000)
+    with pytest.raises(CheckpointError, match="not a tar archive, found it begins with b'hellohel'"):
+        ModelFolder.open(tmp_path / "y.nemo")
+    (tmp_path / "z.nemo").touch()
+    with pytest.raises(CheckpointError, match="not a tar archive"):
+        ModelFolder.open(tmp_path / "z.nemo")
+
+
+@pytest.mark.parametrize("name", ["model_weights.ckpt", "mp_rank_00/model_weights.ckpt"])
+def test_pickled_weights_are_never_opened(folder, tmp_path, name):
+    with tarfile.open(tmp_path / "x.nemo", "w:") as tar:
+        tar.add(folder / "model_config.yaml", arcname="./model_config.yaml")
+        info, data = member(f"./{name}", b"cos\nsystem\n(S'exit 1'\ntR.")
+        tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(CheckpointError, match="the weights are pickled.*never opened.*safetensors"):
+        ModelFolder.open(tmp_path / "x.nemo").contents
+
+
+def test_chunks_that_are_missing_or_of_another_size(folder, tmp_path):
+    for name, (content, why) in {"less": (b"\0" * 10, "found 10 bytes"), "none": (None, "no such member")}.items():
+        copy = files_of(folder)
+        del copy[f"{EMBEDDING}/0.0"]
+        if content:
+            copy[f"{EMBEDDING}/0.0"] = content
+        with tarfile.open(tmp_path / name, "w:") as tar:
+            for file, data in copy.items():
+                tar.addfile(member(file, data)[0], io.BytesIO(data))
+        with pytest.raises(CheckpointError, match=f"{EMBEDDING}/0.0: a chunk.*{why}"):
+            ModelFolder.open(tmp_path / name).contents
