@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections import defaultdict
+from pathlib import Path
 
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.names import EMBEDDING, LAYERS, OUTPUT_LAYER, released_key
@@ -108,6 +109,7 @@ class _Places:
     def __init__(self, files: Files, folder: str, indexed: dict[str, IndexedTensor]) -> None:
         self.files, self.folder = files, folder
         self.offsets: dict[tuple[str, tuple[int, ...]], int] = {}
+        self.paths: dict[str, Path] = {}
         by_file: dict[str, list[tuple[IndexedTensor, Block]]] = defaultdict(list)
         for tensor in indexed.values():
             if tensor.dtype not in ITEM_BYTES:
@@ -127,6 +129,7 @@ class _Places:
                 "a file of the weights is missing", where=where, found="no file", expected=entries[0][0].name,
                 way_out=_AGAIN,
             )  # fmt: skip
+        self.paths[name] = member.file
         descriptor = self.files.open(member.file)
         try:
             end = 0
@@ -179,8 +182,7 @@ class _Places:
         return StoredTensor(key, first.shape, first.dtype, where, by_layer)
 
     def _piece(self, tensor: IndexedTensor, block: Block, layer: int | None = None) -> Piece:
-        file = self.files.find(self.folder + block.record.file).file
         origin, shape = block.origin, block.shape
         if layer is not None:
             origin, shape = (layer, *origin), (1, *shape)
-        return Piece(file, self.offsets[tensor.name, block.origin], origin, shape)
+        return Piece(self.paths[block.record.file], self.offsets[tensor.name, block.origin], origin, shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from functools import lru_cache
 from typing import NoReturn
 
 from nemo_sdg.checkpoints.nemo2 import pickles
@@ -43,6 +44,32 @@ def find_bytes(
         CheckpointError: the record is not what torch.save writes of such a tensor.
     """
     return _Archive(descriptor, base, length, where, limit).tensor(shape, dtype)
+
+
+@lru_cache(maxsize=1024)  # thousands of records differ in their raw bytes alone
+def _described(pickle: bytes) -> tuple[str, int, str, int, tuple[int, ...]]:
+    """Key, elements and dtype of the storage; first element and sizes of the tensor in it."""
+
+    def refuse(what: str, found: object, expected: object = None) -> NoReturn:
+        raise CheckpointError(what, found=found, expected=expected)
+
+    made = pickles.load(pickle, NAMES, None, persistent=True)
+    if type(made) is not Call or made.name != _REBUILD or made.state is not None or len(made.args) < 4:
+        refuse("a record holds no plain tensor", getattr(made, "name", type(made).__name__))
+    storage, at, sizes, strides = made.args[:4]
+    key = storage.key if type(storage) is Persistent else None
+    if type(key) is not tuple or len(key) != 5 or key[0] != "storage" or type(key[1]) is not Name:
+        refuse("a record holds no plain tensor", "another storage")
+    _, kind, name, _, items = key
+    numbers = (at, items, *sizes, *strides) if type(sizes) is tuple and type(strides) is tuple else (None,)
+    if kind.attr not in _STORAGES or not all(type(n) is int and 0 <= n < 1 << 50 for n in numbers):
+        refuse("a record holds no plain tensor", "another storage")
+    dense = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    if len(strides) != len(sizes) or any(s != d for s, d, n in zip(strides, dense, sizes) if n > 1):
+        refuse("a tensor is not stored in C order", f"strides {strides}", f"{tuple(dense)}")
+    if type(name) is not str or not name.isdecimal():
+        refuse("a record holds no plain tensor", "another storage")
+    return name, items, _STORAGES[kind.attr], at, sizes
 
 
 class _Archive:
@@ -87,7 +114,10 @@ class _Archive:
             content[part] = self._cut(start, size)
         if content["byteorder"] != b"little":
             self.refuse("the byte order is not supported", repr(content["byteorder"])[:20], "little")
-        key, items, found_dtype, at, sizes = self._described(content["data.pkl"])
+        try:
+            key, items, found_dtype, at, sizes = _described(content["data.pkl"])
+        except CheckpointError as error:
+            self.refuse(error.what, error.found, error.expected)
         block = shape[1:] if len(sizes) == len(shape) - 1 and shape[:1] == (1,) else shape
         if sizes != block or found_dtype != dtype:
             self.refuse("a record holds another tensor", f"{found_dtype} {sizes}", f"{dtype} {shape}")
@@ -96,26 +126,6 @@ class _Archive:
         if size != items * item or at + math.prod(shape) > items:
             self.refuse("a record has the wrong size", f"{size} bytes", f"{math.prod(shape) * item} bytes")
         return self.base + start + at * item
-
-    def _described(self, pickle: bytes) -> tuple[str, int, str, int, tuple[int, ...]]:
-        """Key, elements and dtype of the storage; first element and sizes of the tensor in it."""
-        made = pickles.load(pickle, NAMES, self.where, persistent=True)
-        if type(made) is not Call or made.name != _REBUILD or made.state is not None or len(made.args) < 4:
-            self.refuse("a record holds no plain tensor", getattr(made, "name", type(made).__name__))
-        storage, at, sizes, strides = made.args[:4]
-        key = storage.key if type(storage) is Persistent else None
-        if type(key) is not tuple or len(key) != 5 or key[0] != "storage" or type(key[1]) is not Name:
-            self.refuse("a record holds no plain tensor", "another storage")
-        _, kind, name, _, items = key
-        numbers = (at, items, *sizes, *strides) if type(sizes) is tuple and type(strides) is tuple else (None,)
-        if kind.attr not in _STORAGES or not all(type(n) is int and 0 <= n < 1 << 50 for n in numbers):
-            self.refuse("a record holds no plain tensor", "another storage")
-        dense = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-        if len(strides) != len(sizes) or any(s != d for s, d, n in zip(strides, dense, sizes) if n > 1):
-            self.refuse("a tensor is not stored in C order", f"strides {strides}", f"{tuple(dense)}")
-        if type(name) is not str or not name.isdecimal():
-            self.refuse("a record holds no plain tensor", "another storage")
-        return name, items, _STORAGES[kind.attr], at, sizes
 
     def _members(self) -> dict[str, tuple[int, int]]:
         """Name -> where its content begins in the record, and its length; each stored as it is, once."""
