@@ -5,6 +5,7 @@ Until then it grows in `.NAME.downloading` beside it, at one commit, and the sam
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -85,6 +86,7 @@ def _fill(folder: Path, work: Path, asked: dict, address: Address, console: Cons
         shutil.rmtree(place.root / ".cache", ignore_errors=True)
         commit_file(place.root / RECORD, _json(record))
         if SUMS not in sums:
+            sums[RECORD] = hashlib.sha256(_json(record)).hexdigest()
             commit_file(place.root / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -22,18 +22,20 @@ def root() -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent
 
 
-def resolve(path: str | Path) -> Path:
+def resolve(path: str | Path, *, metadata_only: bool = False) -> Path:
     """A real path for a setting; what an `hf://` path means is downloaded into the cache if it is not there.
 
+    Args:
+        metadata_only: of a model on the hub that is not in the cache, only what `plan` needs is downloaded.
     Raises:
         ConfigError: a `package:` path that is absent or leaves the package.
         HubError: the hub does not give what an `hf://` path means.
     """
     text = str(path)
     if is_address(text):
-        from nemo_sdg.hub import cache
+        from nemo_sdg.hub import cache, planning
 
-        return cache.local_path(Address.parse(text))
+        return (planning.metadata_path if metadata_only else cache.local_path)(Address.parse(text))
     if not text.startswith(SCHEME):
         return Path(text).expanduser()
     real = (root() / text[len(SCHEME) :]).resolve()

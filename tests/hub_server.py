@@ -206,35 +206,35 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, name: str, data: bytes, headers: dict[str, str]) -> None:
         hub = self.hub
-        size, start = len(data), 0
+        size, start, end = len(data), 0, len(data)
         if name in hub.spoil:
             data = data[:-1] + bytes([data[-1] ^ 1])
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
         if asked:
-            start = int(asked[1])
+            start, end = int(asked[1]), min(size, int(asked[2] or size) + 1)
         if start >= size > 0:
             return self._refuse(416, None)
         self.send_response(206 if asked else 200)
         if asked:
-            headers = {**headers, "Content-Range": f"bytes {start}-{size - 1}/{size}"}
-        for key, value in {**headers, "Content-Length": size - start, "Accept-Ranges": "bytes"}.items():
+            headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{size}"}
+        for key, value in {**headers, "Content-Length": end - start, "Accept-Ranges": "bytes"}.items():
             self.send_header(key, str(value))
         self.end_headers()
         if self.command == "HEAD":
             return
         breaks = hub.drop[name].pop(0) if hub.drop.get(name) else None
-        end = size if breaks is None else min(size, start + breaks)
+        stop = end if breaks is None else min(end, start + breaks)
         after, event = hub.stall.get(name, (size, None))
-        while start < end:
+        while start < stop:
             if event is not None and start >= after:
                 hub.stalled.set()
                 event.wait(60)
                 event = None
-            step = min(_BLOCK, end - start, after - start if start < after else end)
+            step = min(_BLOCK, stop - start, after - start if start < after else stop)
             self.wfile.write(data[start : start + step])
             hub.sent[name] += step
             start += step
-        if end < size:
+        if stop < end:
             self.close_connection = True
 
     def _json(self, value: object, headers: dict[str, str] = {}) -> None:  # noqa: B006  (read only)

@@ -167,14 +167,15 @@ def test_a_download_is_whole_verified_and_knows_its_commit(hub: Hub, user: Child
     status, out, error = user.verb("download", "nv/m", "got", HF_TOKEN=hub.token)
     assert (status, error) == (0, "") and commit in out and "left out" in out
     got = contents(user.home / "got")
-    record, sums = json.loads(got.pop("download.json")), got.pop("SHA256SUMS").decode()
+    sums = got.pop("SHA256SUMS").decode()
+    assert sums.splitlines() == [f"{hashlib.sha256(got[name]).hexdigest()}  {name}" for name in sorted(got)]
+    record = json.loads(got.pop("download.json"))
     assert got == {name: FILES[name] for name in OPENED}
     assert (record["repo"], record["kind"], record["revision"], record["commit"]) == ("nv/m", "model", "main", commit)
     assert {f["name"]: (f["size"], f["sha256"]) for f in record["files"]} == {
         name: (len(FILES[name]), hashlib.sha256(FILES[name]).hexdigest()) for name in OPENED
     }
     assert record["left_out"] == sorted(set(FILES) - set(OPENED))
-    assert sums.splitlines() == [f"{hashlib.sha256(FILES[name]).hexdigest()}  {name}" for name in OPENED]
     assert [p.name for p in user.home.iterdir()] == ["got"], "nothing else is left, and no cache was filled"
     assert not [path for _, path, _, _ in hub.asked if any(name in path for name in record["left_out"])]
     # The token goes to the hub and nowhere else: not to the host of the large files, not to a file, not to a line.
@@ -459,6 +460,29 @@ def test_generate_under_torchrun_takes_model_and_prompts_from_the_hub_once(hub: 
     assert sum(hub.sent.values()) - hub.sent["p.jsonl"] == sum(map(len, distinct))
     assert hub.times("GET", "/api/models/") == hub.times("GET", "/api/datasets/") == 1
     assert hub.token not in out + error and "Traceback" not in out + error
+
+
+def test_plan_takes_the_metadata_alone(hub: Hub, user: Children):
+    tiny = ROOT / "examples/tiny"
+    status, _, error = user.verb("convert", str(tiny / "base"), "base-hf", "--to", "hf")
+    assert status == 0, error
+    for name, folder in (("base", user.home / "base-hf"), ("instruct", tiny / "instruct"), ("reward", tiny / "reward")):
+        hub.add_folder(f"nv/{name}", folder)
+    models = [f"models.{name}=hf://nv/{name}" for name in ("base", "instruct", "reward")]
+    status, there, error = user.verb("plan", "tiny", "topology.tp=2", *models)
+    assert status == 0, error
+    weights = [name for name in hub.sent if name.endswith((".0", ".safetensors"))]
+    assert weights == ["model.safetensors"] and there.count("planned from its metadata; to run it,") == 3
+    blobs = (user.home / "hf/hub").glob("models--*/blobs/*")
+    assert not list(blobs), "the cache still knows nothing of them"
+    here = user.verb("plan", "tiny", "topology.tp=2", f"models.base={user.home}/base-hf")[1]
+
+    def figures(text: str) -> list[str]:
+        """The rows of the tables, without the folders and the notes at their ends."""
+        rows = [re.match(r"  (?:(?:generate|score|train \w+) +[\d,]+ +[\d,]+ +\d+|0 .*)", t) for t in text.splitlines()]
+        return [row[0] for row in rows if row]
+
+    assert figures(there) == figures(here) and len(figures(here)) == 5
 
 
 # ---- turns

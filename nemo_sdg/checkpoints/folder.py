@@ -29,9 +29,13 @@ class ModelFolder:
     path: Path
 
     @classmethod
-    def open(cls, path: str | Path) -> "ModelFolder":
-        """Raises CheckpointError if there is no model under the path."""
-        folder = cls(resolve(str(path)))
+    def open(cls, path: str | Path, *, metadata_only: bool = False) -> "ModelFolder":
+        """Raises CheckpointError if there is no model under the path, HubError if the hub does not give it.
+
+        Args:
+            metadata_only: the weights of an hf:// path need not be here.
+        """
+        folder = cls(resolve(str(path), metadata_only=metadata_only))
         if not folder.path.is_dir() and not folder.path.is_file():
             raise CheckpointError("there is no such model folder", where=folder.path, way_out=_WAY_OUT)
         folder._format  # refuses what is none

@@ -22,7 +22,8 @@ from nemo_sdg.hub.places import Cache, repository
 from nemo_sdg.hub.refusals import refusal
 from nemo_sdg.hub.turns import one_at_a_time
 
-_RECORDS = ".nemo_sdg"
+RECORDS = ".nemo_sdg"
+"""What we note of a repository, in its folder of the cache."""
 
 
 def local_path(address: Address, console: Console | None = None) -> Path:
@@ -33,22 +34,18 @@ def local_path(address: Address, console: Console | None = None) -> Path:
     Raises:
         HubError: it is not in the cache and cannot be downloaded.
     """
-    folder = _folder(address)
-    here = _find(folder, address, recorded=True)
+    here = find(address)
     if here is None and constants.HF_HUB_OFFLINE:
         # Another tool may have put it there; what it left out shows when the file is opened.
-        here = _find(folder, address, recorded=False)
+        here = find(address, recorded=False)
     if here is not None:
         return here
     if constants.HF_HUB_OFFLINE:
         raise refusal(OfflineModeIsEnabled(), address)
-    console = console or Console(speaks=os.environ.get("RANK", "0") == "0")
-    lock = Path(constants.HF_HUB_CACHE, ".locks", folder.name, "nemo-sdg.lock")
-    with one_at_a_time(lock, console, address.label) as tell:
-        here = _find(folder, address, recorded=True)  # it may have come while we waited
-        if here is None:
-            here = _download(folder, address, console, tell)
-    return here
+    console = console or console_of_this_rank()
+    with one_at_a_time(lock_of(address), console, address.label) as tell:
+        # It may have come while we waited.
+        return find(address) or _download(folder_of(address), address, console, tell)
 
 
 def commit(address: Address) -> str | None:
@@ -56,19 +53,29 @@ def commit(address: Address) -> str | None:
     if address.commit is not None:
         return address.commit
     try:
-        found = (_folder(address) / "refs" / address.revision).read_text().strip()
+        found = (folder_of(address) / "refs" / address.revision).read_text().strip()
     except OSError:
         return None
     return found if is_commit(found) else None
 
 
-def _folder(address: Address) -> Path:
+def folder_of(address: Address) -> Path:
+    """The repository's folder in the cache."""
     return repository(Path(constants.HF_HUB_CACHE), address.repo, address.kind)
 
 
-def _find(folder: Path, address: Address, *, recorded: bool) -> Path | None:
+def lock_of(address: Address) -> Path:
+    """The file that says whose turn it is with this repository."""
+    return Path(constants.HF_HUB_CACHE, ".locks", folder_of(address).name, "nemo-sdg.lock")
+
+
+def console_of_this_rank() -> Console:
+    return Console(speaks=os.environ.get("RANK", "0") == "0")
+
+
+def find(address: Address, *, recorded: bool = True) -> Path | None:
     """The path in the cache, if it is there and, where that is asked, recorded as whole."""
-    known = commit(address)
+    known, folder = commit(address), folder_of(address)
     if known is None:
         return None
     path = folder / "snapshots" / known / address.inside
@@ -84,7 +91,7 @@ def _covers(part: str, inside: str) -> bool:
 def _parts(folder: Path, commit: str) -> list[str]:
     """The paths inside that are whole and verified at a commit; an empty one is all of the repository."""
     try:
-        parts = json.loads((folder / _RECORDS / f"{commit}.json").read_bytes())["parts"]
+        parts = json.loads((folder / RECORDS / f"{commit}.json").read_bytes())["parts"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
@@ -107,7 +114,7 @@ def _record(folder: Path, address: Address, listing: Listing) -> None:
     if "" in parts:
         parts = [""]
     text = json.dumps({"repo": address.repo, "commit": listing.commit, "parts": parts}) + "\n"
-    _replace(folder / _RECORDS / f"{listing.commit}.json", text)
+    _replace(folder / RECORDS / f"{listing.commit}.json", text)
     if address.revision != listing.commit:
         _replace(folder / "refs" / address.revision, listing.commit)
 

@@ -196,9 +196,9 @@ def _model(
 def _contents(config: RunConfig, role: str, where: str, reward: bool, files: bool) -> tuple[Contents, str]:
     """What a model's folder holds, and a note on what of it is not here."""
     try:
-        folder = ModelFolder.open(where)
+        folder = ModelFolder.open(where, metadata_only=not files)
     except (CheckpointError, ConfigError):
-        if files or config.run.name not in sizes() or resolve(where).exists():
+        if files or config.run.name not in sizes() or resolve(where, metadata_only=True).exists():
             raise
         # Not here yet: the released layout of a model of that name.
         shape = sizes()[config.run.name]
