@@ -15,6 +15,10 @@ CONFIG = "model_config.yaml"
 TOKENIZER = "tokenizer.model"
 _WAY_OUT = "give the folder of a Nemotron checkpoint: model_config.yaml, a tokenizer .model and model_weights/"
 _TOKENIZER_BYTES = 64 << 20
+_CONFIG_BYTES = 128 << 10
+"""The released configs have 2.5 kB; PyYAML reads about 100 kB a second."""
+_CONFIG_DEPTH = 32
+_CONFIG_NODES = 50_000
 
 
 def read_yaml(files: Files, name: str) -> dict[str, Any]:
@@ -23,9 +27,10 @@ def read_yaml(files: Files, name: str) -> dict[str, Any]:
     member = files.find(name)
     if member is None:
         raise CheckpointError("the folder is not a checkpoint", where=files.where, found=f"no {name}", way_out=_WAY_OUT)
+    text = member.read(at_most=_CONFIG_BYTES)
     try:
-        config = yaml.safe_load(member.read(at_most=1 << 20).decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        config = parse_yaml(text.decode("utf-8"))
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             "the model config is not plain YAML",
             where=where,
@@ -37,6 +42,50 @@ def read_yaml(files: Files, name: str) -> dict[str, Any]:
             "the model config is not a mapping", where=where, found=type(config).__name__, way_out=_WAY_OUT
         )
     return config
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Mappings, lists, text and numbers: no tags, no depth, and aliases only as long as they unfold to little."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._count = 0
+        self._sizes: dict[int, int] = {}
+        """Nodes that a composed node unfolds to, by its id."""
+
+    def compose_node(self, parent, index):  # noqa: ANN001, ANN201
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError(f"the tag {event.tag}")
+        if self._depth > _CONFIG_DEPTH:
+            raise yaml.YAMLError(f"nested deeper than {_CONFIG_DEPTH}")
+        before = self._count
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._sizes:
+                raise yaml.YAMLError(f"the alias {event.anchor} inside of what it stands for")
+            self._count += self._sizes[id(node)]
+        else:
+            self._count += 1
+            self._sizes[id(node)] = self._count - before
+        if self._count > _CONFIG_NODES:
+            raise yaml.YAMLError(f"more than {_CONFIG_NODES} values")
+        if node.tag == "tag:yaml.org,2002:merge":
+            raise yaml.YAMLError("a merge key, <<")
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 32:
+            raise yaml.YAMLError(f"a number of {len(node.value)} digits")
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data. Raises yaml.YAMLError, or what PyYAML lets through for values that are none, as for `2001-99-99`."""
+    loader = _PlainLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def read_config(files: Files) -> dict[str, Any]:

@@ -96,9 +96,14 @@ class Files:
         return found.st_size
 
     def entries(self, folder: str = "") -> dict[str, bool]:
-        """Names directly below a folder, sorted, and whether each is a folder; empty where there is none."""
+        """Names directly below a folder, sorted, and whether each is a folder; empty where there is none.
+
+        Raises CheckpointError for a link that leads out.
+        """
+        path = self.path(folder)
+        self._check_inside(path)
         try:
-            with os.scandir(self.path(folder)) as found:
+            with os.scandir(path) as found:
                 return {entry.name: entry.is_dir() for entry in sorted(found, key=lambda entry: entry.name)}
         except (FileNotFoundError, NotADirectoryError):
             return {}
@@ -112,6 +117,7 @@ class Files:
 
     def open(self, file: Path) -> int:
         """A descriptor for reading a file of this checkpoint. Raises CheckpointError, and OSError as `os.open`."""
+        self._check(file, os.stat(file).st_mode)  # before: to open a device can do something already
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._check(file, os.fstat(descriptor).st_mode)
@@ -123,9 +129,12 @@ class Files:
     def _check(self, path: Path, mode: int) -> None:
         if not stat.S_ISREG(mode):
             raise CheckpointError("not a regular file", where=path, way_out=_AGAIN)
+        self._check_inside(path)
+
+    def _check_inside(self, path: Path) -> None:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(allowed) for allowed in self._allowed):
             raise CheckpointError(
-                "a link leads out of the checkpoint", where=path, found=real, expected=f"a file below {self.where}",
-                way_out="copy the file into the folder",
+                "a link leads out of the checkpoint", where=path, found=real, expected=f"a path below {self.where}",
+                way_out="copy what it leads to into the folder",
             )  # fmt: skip

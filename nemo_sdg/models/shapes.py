@@ -19,6 +19,9 @@ from nemo_sdg.resources import resolve
 NUM_REWARD_OUTPUTS = 9
 """Outputs of the reward head (NVIDIA/NeMo-Aligner: examples/nlp/data/steerlm/common.py)."""
 
+_LARGEST = 1 << 40
+"""What no size of a model reaches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NemotronShape:
@@ -115,10 +118,20 @@ class NemotronShape:
         """
         _refuse_other_architectures(config, where)
 
-        def number(*keys: str, default: float | None = None) -> Any:
+        def number(*keys: str, default: float | None = None, whole: bool = True) -> Any:
             for key in keys:
-                if isinstance(config.get(key), (int, float)) and not isinstance(config.get(key), bool):
-                    return config[key]
+                value = config.get(key)
+                if isinstance(value, str):  # YAML 1.1 reads 1e-5 as text, OmegaConf as a number
+                    value = _float(value)
+                if value is not None:
+                    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LARGEST
+                    if not good or (whole and value != int(value)):
+                        raise CheckpointError(
+                            f"{key} cannot be", where=where, found=repr(config[key])[:80],
+                            expected="a whole number above 0" if whole else "a number above 0",
+                            way_out="download the folder again",
+                        )  # fmt: skip
+                    return int(value) if whole else float(value)
             if default is None:
                 raise CheckpointError(
                     "a size of the model is missing",
@@ -130,22 +143,27 @@ class NemotronShape:
             return default
 
         heads, hidden = number("num_attention_heads"), number("hidden_size")
-        groups = config.get("num_query_groups")
-        seq_length = number("encoder_seq_length", "seq_length", "max_position_embeddings")
         return cls(
             num_layers=number("num_layers"),
             hidden_size=hidden,
             ffn_hidden_size=number("ffn_hidden_size"),
             num_attention_heads=heads,
-            num_query_groups=heads if groups is None else groups,
+            num_query_groups=number("num_query_groups", default=heads),
             kv_channels=number("kv_channels", default=hidden // heads),
             vocab_size=vocab_size,
-            seq_length=int(seq_length),
-            init_method_std=float(number("init_method_std", default=cls.init_method_std)),
-            rotary_percent=float(number("rotary_percentage", "rotary_percent", default=cls.rotary_percent)),
-            rotary_base=int(number("rotary_base", default=cls.rotary_base)),
-            layernorm_epsilon=float(number("layernorm_epsilon", default=cls.layernorm_epsilon)),
+            seq_length=number("encoder_seq_length", "seq_length", "max_position_embeddings"),
+            init_method_std=number("init_method_std", default=cls.init_method_std, whole=False),
+            rotary_percent=number("rotary_percentage", "rotary_percent", default=cls.rotary_percent, whole=False),
+            rotary_base=number("rotary_base", default=cls.rotary_base),
+            layernorm_epsilon=number("layernorm_epsilon", default=cls.layernorm_epsilon, whole=False),
         )
+
+
+def _float(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _refuse_other_architectures(config: Mapping[str, Any], where: object) -> None:
@@ -161,7 +179,7 @@ def _refuse_other_architectures(config: Mapping[str, Any], where: object) -> Non
             raise CheckpointError(
                 f"{key} is not Nemotron's",
                 where=where,
-                found=repr(config[key]),
+                found=repr(config[key])[:80],
                 expected=repr(expected),
                 way_out="use a checkpoint of the Nemotron-3 / Nemotron-4 / Minitron architecture",
             )
