@@ -106,6 +106,8 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks = 0
         self.memo: dict[int, Any] = {}
+        self.fresh = False
+        """Whether the value on top was not remembered yet; picklers remember a value once, as soon as it is there."""
         self.result: Any = None
 
     def refuse(self, what: str, found: object, expected: object = None) -> NoReturn:
@@ -139,6 +141,7 @@ class _Machine:
         if len(self.stack) >= _MAX_STACK:
             self.refuse("the pickle nests too deep", f"more than {_MAX_STACK} open values")
         self.stack.append(value)
+        self.fresh = True
 
     def proto(self, version: int, position: int) -> None:
         if position != 0 or version not in _PROTOCOLS:
@@ -259,9 +262,10 @@ class _Machine:
         self._remember(len(self.memo))
 
     def _remember(self, index: int) -> None:
-        if index in self.memo or not self.stack or self.stack[-1] is _MARK:
+        if index in self.memo or not self.fresh or not self.stack or self.stack[-1] is _MARK:
             raise ValueError(f"memo {index} is set twice or from nothing")
         self.memo[index] = self.stack[-1]
+        self.fresh = False
 
     def get(self, index: int, position: int) -> None:
         if index not in self.memo:
