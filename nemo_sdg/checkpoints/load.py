@@ -20,6 +20,7 @@ from nemo_sdg.checkpoints.names import (
     region,
     released_key,
 )
+from nemo_sdg.checkpoints.pages import prefer_huge_pages
 from nemo_sdg.checkpoints.reading import Box, Put, Reading, read_boxes
 from nemo_sdg.checkpoints.tensors import StoredTensor
 from nemo_sdg.errors import CheckpointError
@@ -114,7 +115,9 @@ def _destination(parameter: Parameter, tensor: StoredTensor) -> np.ndarray | Put
     assert values.is_contiguous(), "Megatron's parameters are"
     stored = TORCH[tensor.dtype]
     if values.dtype is stored and values.device.type == "cpu":
-        return values.view(torch.uint8).numpy().reshape(-1)
+        memory = values.view(torch.uint8).numpy().reshape(-1)
+        prefer_huge_pages(memory)
+        return memory
     # A finite fp64 value can be infinite in fp32.
     narrower = torch.finfo(values.dtype).max < torch.finfo(stored).max
 

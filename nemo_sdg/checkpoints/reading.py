@@ -23,7 +23,19 @@ from nemo_sdg.checkpoints.survey import check_size, extents
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, StoredTensor
 from nemo_sdg.errors import CheckpointError
 
-__all__ = ["RAW", "Box", "Reading", "Run", "boxes", "read_array", "read_boxes", "require_finite", "runs"]
+__all__ = [
+    "RAW",
+    "Box",
+    "Put",
+    "Reading",
+    "Run",
+    "boxes",
+    "default_threads",
+    "read_array",
+    "read_boxes",
+    "require_finite",
+    "runs",
+]
 
 RAW = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.uint32, "fp64": np.uint64}
 """Bits of an element as numpy carries them; nothing is ever rounded on the way."""
@@ -31,7 +43,7 @@ RAW = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.uint32, "fp64": np.uint6
 _INFINITY = {"bf16": 0x7F80, "fp16": 0x7C00, "fp32": 0x7F800000, "fp64": 0x7FF0000000000000}
 """Bits of +inf (IEEE 754): what is not below it, the sign apart, is not finite."""
 
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 8 << 20
 """Bytes that a thread reads and checks at a time: they still lie in its cache when they are checked."""
 _MAX_BUFFERS = 1024
 """IOV_MAX of Linux: buffers of one `preadv`."""
@@ -107,7 +119,7 @@ def read_boxes(
     blocks = _Blocks(files, wanted, Reading() if reading is None else reading, block_bytes)
     others: list[threading.Thread] = []
     try:
-        for _ in range((threads or _threads()) - 1):
+        for _ in range((threads or default_threads()) - 1):
             thread = threading.Thread(target=_work, args=(blocks, finite))
             thread.start()
             others.append(thread)
@@ -132,7 +144,8 @@ def require_finite(tensor: StoredTensor, raw: np.ndarray) -> None:
         )
 
 
-def _threads() -> int:
+def default_threads() -> int:
+    """This rank's share of the cores of its machine, 8 at most."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
 
