@@ -26,6 +26,7 @@ from nemo_sdg.checkpoints.tensors import StoredTensor
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.parallel.mesh import Mesh
 
+_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -51,7 +52,7 @@ def fill(
     boxes = []
     for chunk in [model] if isinstance(model, Module) else model:
         places = contents.places(reward=chunk.is_reward)
-        _require_every_tensor(chunk, places, folder)
+        _require_same_model(chunk, places, folder)
         for name, key, layer, parameter in parameters(chunk):
             if key in (HEAD, HEAD_BIAS) and not folder.is_reward and fresh_head_seed is not None:
                 place = architecture(folder.shape)[key]
@@ -72,9 +73,15 @@ def fill(
     return read_boxes(contents.files, boxes, reading, threads=threads)
 
 
-def _require_every_tensor(chunk: Module, places: dict[str, TensorPlace], folder: ModelFolder) -> None:
-    """Refuses a model that would leave a tensor of the checkpoint out: it is not the checkpoint's model."""
+def _require_same_model(chunk: Module, places: dict[str, TensorPlace], folder: ModelFolder) -> None:
+    """Refuses a model of other sizes (not all show in a tensor's shape), or without a tensor of the checkpoint."""
     held = {key for _, key, _, _ in parameters(chunk)}
+    for size in _SIZES:
+        if getattr(chunk.config, size) != getattr(folder.shape, size):
+            raise CheckpointError(
+                f"the model's {size} is not the checkpoint's", where=folder.path, found=getattr(folder.shape, size),
+                expected=getattr(chunk.config, size), way_out="build the model with the shape of the checkpoint",
+            )  # fmt: skip
     here = {"first": chunk.pre_process, "last": chunk.post_process, "layers": len(chunk.decoder.layers) > 0}
     for key, place in places.items():
         if here[place.stage] and key not in held:
@@ -82,11 +89,6 @@ def _require_every_tensor(chunk: Module, places: dict[str, TensorPlace], folder:
                 "the checkpoint has a tensor that the model lacks", where=folder.path, found=key,
                 way_out="build the model as the checkpoint says: its kind and its head",
             )  # fmt: skip
-    if chunk.config.num_layers != folder.shape.num_layers:
-        raise CheckpointError(
-            "the model has another number of layers than the checkpoint", where=folder.path,
-            found=folder.shape.num_layers, expected=chunk.config.num_layers,
-        )  # fmt: skip
 
 
 def _require_shape(
