@@ -26,6 +26,8 @@ class Tokenizer:
         try:
             if not isinstance(model, bytes):
                 model = Path(model).read_bytes()
+            if not model:
+                raise ValueError("an empty file")  # of which sentencepiece would make an empty tokenizer
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # sentencepiece raises RuntimeError, OSError or TypeError by what is broken
             raise CheckpointError(

@@ -127,7 +127,8 @@ def _only_file(files: Files) -> str:
         return SINGLE
     if len(names) == 1:
         return names[0]
-    found = f"{len(names)} *.safetensors" if names else "only *.bin, which are pickles and are never opened"
+    pickled = ", ".join(name for name in files.entries() if name.endswith(".bin"))
+    found = f"{len(names)} *.safetensors" if names else f"only pickles, which are never opened: {pickled[:120]}"
     raise CheckpointError(
         "there is no telling which files hold the weights", where=files.where, found=found,
         expected=f"{SINGLE} or {INDEX}", way_out="get the safetensors of the model and their index",
