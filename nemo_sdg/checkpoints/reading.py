@@ -1,25 +1,22 @@
 """Reads boxes of stored tensors from the files that hold them, and nothing besides. numpy and os alone, no torch.
 
 Where memory has the stored dtype, the kernel writes into it directly (`preadv`). Otherwise blocks go through one
-small buffer per thread. Each block is checked right after it was read, while it still lies in the cache.
+small buffer per thread. Each block is checked right after it was read, so nothing is looked at twice from memory.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
+from nemo_sdg.checkpoints.blocks import Blocks, Box, Put, Reading, unreadable
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.names import Region
 from nemo_sdg.checkpoints.runs import Run, boxes, runs
-from nemo_sdg.checkpoints.survey import check_size, extents
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, StoredTensor
 from nemo_sdg.errors import CheckpointError
 
@@ -44,32 +41,9 @@ _INFINITY = {"bf16": 0x7F80, "fp16": 0x7C00, "fp32": 0x7F800000, "fp64": 0x7FF00
 """Bits of +inf (IEEE 754): what is not below it, the sign apart, is not finite."""
 
 BLOCK_BYTES = 8 << 20
-"""Bytes that a thread reads and checks at a time: they still lie in its cache when they are checked."""
+"""Bytes that a thread reads and checks at a time; fewer would cost more turns of Python's lock."""
 _MAX_BUFFERS = 1024
 """IOV_MAX of Linux: buffers of one `preadv`."""
-
-Put = Callable[[np.ndarray, int, int], None]
-"""Takes rows of raw bits [rows, elements], the element of the box that they begin at, and elements from row to row."""
-
-
-class Box(NamedTuple):
-    """A box of a stored tensor, and who gets it."""
-
-    tensor: StoredTensor
-    wanted: Region
-    layer: Optional[int]
-    into: Union[np.ndarray, Put]
-    """The memory of the dense C-order box as uint8 [bytes], or a function that takes rows of raw bits."""
-
-
-@dataclass
-class Reading:
-    """What was read."""
-
-    num_bytes: int = 0
-    files: set[Path] = field(default_factory=set)
-    ranges: list[tuple[Path, int, int]] | None = None
-    """(file, offset, length) of every read, where a list is given."""
 
 
 def read_array(
@@ -116,7 +90,7 @@ def read_boxes(
     Raises:
         CheckpointError: a file is missing, cut short or cannot be read, pieces leave a gap, a value is not finite.
     """
-    blocks = _Blocks(files, wanted, Reading() if reading is None else reading, block_bytes)
+    blocks = Blocks(files, wanted, Reading() if reading is None else reading, block_bytes)
     others: list[threading.Thread] = []
     try:
         for _ in range((threads or default_threads()) - 1):
@@ -138,10 +112,9 @@ def require_finite(tensor: StoredTensor, raw: np.ndarray) -> None:
     infinity, item = _INFINITY[tensor.dtype], raw.dtype.itemsize
     if raw.size and (raw.view(f"i{item}").max() >= infinity or raw.max() >= infinity | 1 << 8 * item - 1):
         raise CheckpointError(
-            f"{tensor.key} holds values that are not finite",
-            where=tensor.where,
+            f"{tensor.key} holds values that are not finite", where=tensor.where,
             way_out="download the checkpoint again",
-        )
+        )  # fmt: skip
 
 
 def default_threads() -> int:
@@ -150,113 +123,7 @@ def default_threads() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
 
 
-class _Source:
-    """A file while blocks of it are being read: opened by the first thread that needs it, closed after the last."""
-
-    def __init__(self, group: list[tuple[Run, Box]]) -> None:
-        self.file = group[0][0].file
-        self.users = 1  # the one that cuts it into blocks
-        self._group = group
-        self._descriptor: int | None = None
-        self._opening = threading.Lock()
-
-    def descriptor(self, files: Files) -> int:
-        with self._opening:
-            if self._descriptor is None:
-                ((exact, end),) = extents((run.piece, box.tensor.dtype) for run, box in self._group).values()
-                try:
-                    self._descriptor = files.open(self.file)
-                except FileNotFoundError:
-                    check_size(self.file, None, exact, end)
-                except OSError as error:
-                    raise _unreadable(self.file, error) from error
-                check_size(self.file, os.fstat(self._descriptor).st_size, exact, end)
-            return self._descriptor
-
-    def leave(self) -> None:
-        self.users -= 1
-        if self.users == 0 and self._descriptor is not None:
-            os.close(self._descriptor)
-
-
-class _Block(NamedTuple):
-    number: int
-    source: _Source
-    run: Run
-    box: Box
-
-
-class _Blocks:
-    """What the threads share: hands out blocks in the order of the files, and collects what became of them."""
-
-    def __init__(self, files: Files, wanted: Iterable[Box], reading: Reading, block_bytes: int) -> None:
-        self.files, self.reading = files, reading
-        self._lock = threading.Lock()
-        self._errors: list[tuple[int, BaseException]] = []
-        self._rest = self._cut(_by_file(wanted), block_bytes)
-
-    def _cut(self, groups: list[list[tuple[Run, Box]]], block_bytes: int) -> Iterator[_Block]:
-        number = 0
-        for group in groups:
-            source = _Source(group)
-            self.reading.files.add(source.file)
-            try:
-                for run, box in group:
-                    for block in run.cut(block_bytes, ITEM_BYTES[box.tensor.dtype]):
-                        yield _Block(number, source, block, box)
-                        number += 1
-            finally:
-                source.leave()
-
-    def take(self) -> _Block | None:
-        """The next block; None when there is no more, or a thread has failed."""
-        with self._lock:
-            block = next(self._rest, None)
-            if block is not None:
-                block.source.users += 1
-            return block
-
-    def done(self, block: _Block, error: BaseException | None = None) -> None:
-        with self._lock:
-            if error is not None:
-                self._errors.append((block.number, error))
-                self._rest.close()
-            else:
-                self.reading.num_bytes += block.run.num_bytes
-                if self.reading.ranges is not None:
-                    self.reading.ranges += [(block.source.file, *found) for found in block.run.ranges()]
-            block.source.leave()
-
-    def stop(self) -> None:
-        with self._lock:
-            self._rest.close()
-
-    def finish(self) -> None:
-        """Raises the first error in the order of the files, whichever thread met one first."""
-        if self._errors:
-            raise min(self._errors, key=lambda entry: (isinstance(entry[1], Exception), entry[0]))[1]
-
-
-def _by_file(wanted: Iterable[Box]) -> list[list[tuple[Run, Box]]]:
-    """The runs of each file in the order of their offsets."""
-    groups: dict[Path, list[tuple[Run, Box]]] = {}
-    for box in wanted:
-        expected = math.prod(slab.stop - slab.start for slab in box.wanted) * ITEM_BYTES[box.tensor.dtype]
-        for run in runs(box.tensor, box.wanted, box.layer):
-            groups.setdefault(run.file, []).append((run, box))
-            expected -= run.num_bytes
-        if expected:
-            raise CheckpointError(
-                f"{box.tensor.key} is not covered by its pieces", where=box.tensor.where,
-                found=f"{abs(expected)} bytes too {'few' if expected > 0 else 'many'}",
-                way_out="download the checkpoint again",
-            )  # fmt: skip
-    for group in groups.values():
-        group.sort(key=lambda entry: entry[0].offset)
-    return list(groups.values())
-
-
-def _work(blocks: _Blocks, finite: bool) -> None:
+def _work(blocks: Blocks, finite: bool) -> None:
     """Read blocks until there is no more."""
     scratch = np.empty(0, np.uint8)
     while (block := blocks.take()) is not None:
@@ -300,27 +167,20 @@ def _read_block(descriptor: int, run: Run, box: Box, scratch: np.ndarray, finite
 
 def _fill(descriptor: int, rows: list[memoryview], offset: int, file: Path) -> None:
     """Fill buffers, one after the other, from a stretch of a file. A read may return less than was asked for."""
-    while rows:
+    at = 0
+    while at < len(rows):
         try:
-            count = os.preadv(descriptor, rows[:_MAX_BUFFERS], offset)
+            count = os.preadv(descriptor, rows[at : at + _MAX_BUFFERS], offset)
         except OSError as error:
-            raise _unreadable(file, error) from error
+            raise unreadable(file, error) from error
         if count == 0:
             raise CheckpointError(
                 "the file is cut short", where=file, found=f"{offset} bytes",
-                expected=f"{sum(row.nbytes for row in rows)} more", way_out="download the checkpoint again",
+                expected=f"{sum(row.nbytes for row in rows[at:])} more", way_out="download the checkpoint again",
             )  # fmt: skip
         offset += count
-        filled = 0
-        while filled < len(rows) and count >= rows[filled].nbytes:
-            count -= rows[filled].nbytes
-            filled += 1
-        rows = rows[filled:]
+        while count and count >= rows[at].nbytes:
+            count -= rows[at].nbytes
+            at += 1
         if count:
-            rows[0] = rows[0][count:]
-
-
-def _unreadable(file: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        "the file cannot be read", where=file, found=error.strerror, way_out="check its permissions and its disk"
-    )
+            rows[at] = rows[at][count:]

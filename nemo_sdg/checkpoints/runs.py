@@ -14,6 +14,9 @@ from typing import NamedTuple, Optional
 from nemo_sdg.checkpoints.names import Region
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Piece, StoredTensor
 
+_MOST_ROWS = 4096
+"""Rows of one block: tiny ones cost more memory than the bytes that they hold."""
+
 
 class Run(NamedTuple):
     """`count` rows of bytes at equal distances in one file, and where they go in a dense C-order box.
@@ -58,7 +61,7 @@ class Run(NamedTuple):
                     offset, target = row * self.stride + start, row * self.target_stride + start
                     yield Run(self.piece, self.offset + offset, length, length, 1, self.target + target, length)
             return
-        rows = at_most // self.row_bytes
+        rows = min(_MOST_ROWS, at_most // self.row_bytes)
         for first in range(0, self.count, rows):
             yield self._replace(
                 offset=self.offset + first * self.stride,
