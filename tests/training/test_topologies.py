@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from lone_ranks import lone_rank
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints.folder import ModelFolder
@@ -111,3 +112,27 @@ def test_a_fit_goes_on_with_another_padding(world, starts, alone, tmp_path, firs
     assert (tmp_path / ".out.fit" / "step-00000002").is_dir()
     resumed = run_ranks(train, world, starts, tmp_path / "out", "sft", **then)[0]
     assert resumed == pytest.approx(alone["sft"][0], abs=1e-9)
+
+
+def nemo_chunks(_):
+    """(embedding, output layer, layers) of each virtual stage that NeMo's config builds, by pipeline rank."""
+    import torch
+
+    from nemo_sdg.training.model import config_of
+
+    found = []
+    for pp_rank in range(2):
+        with lone_rank(1, 0, 2, pp_rank, vp=2):
+            config = config_of(worlds.SHAPE, dtype=torch.float32, reward=False, head_bias=False, spec="local")
+            config.pipeline_model_parallel_size = config.virtual_pipeline_model_parallel_size = 2
+            for stage in range(2):
+                model = config.configure_model(None, vp_stage=stage)
+                layers = [layer.layer_number for layer in model.decoder.layers]
+                found.append((model.pre_process, model.post_process, layers))
+    return found
+
+
+def test_nemo_builds_virtual_stages(world):
+    assert run_ranks(nemo_chunks)[0] == [
+        (True, False, [1]), (False, False, [3]), (False, False, [2]), (False, True, [4])
+    ]  # fmt: skip
