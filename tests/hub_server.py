@@ -50,6 +50,8 @@ class Hub:
     """Files whose last byte arrives wrong."""
     status: dict[str, int] = field(default_factory=dict)
     """By file: an answer that is always this status."""
+    busy: Counter = field(default_factory=Counter)
+    """How often a file is refused with status 503 before it is given."""
     names: dict[str, str] = field(default_factory=dict)
     """What the listing calls a file instead."""
     claims: dict[str, int] = field(default_factory=dict)
@@ -182,6 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if file in self.hub.status:
             return self._refuse(self.hub.status[file], "EntryNotFound" if self.hub.status[file] == 404 else None)
+        if self.hub.busy[file]:
+            self.hub.busy[file] -= 1
+            return self._refuse(503, None)
         data = repository.commits.get(commit, {}).get(file)
         if data is None:
             return self._refuse(404, "EntryNotFound")
