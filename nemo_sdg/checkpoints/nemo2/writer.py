@@ -114,7 +114,9 @@ def _blocks(contents: Contents, tp: int, place: TensorPlace, layer: int | None, 
     axis = int(place.stacked)
     if any(slab.start >= slab.stop for slab in box):
         return []
-    row = math.prod(slab.stop - slab.start for slab in box[axis + 1 :]) * ITEM_BYTES[contents.tensors[place.key].dtype]
+    # Of the first rank, which has the widest shard: the blocks of all ranks must be one grid.
+    widest = region(place, layer, tp, 0)[axis + 1 :]
+    row = math.prod(slab.stop - slab.start for slab in widest) * ITEM_BYTES[contents.tensors[place.key].dtype]
     step = max(1, _BLOCK_BYTES // row)
     return [
         (place.key, (*box[:axis], slice(start, min(box[axis].stop, start + step)), *box[axis + 1 :]), layer)
@@ -196,7 +198,7 @@ def _write_index(contents: Contents, weights: Path, tp: int, pp: int) -> None:
         properties = kinds.TensorProperties(dtype=getattr(torch, _TORCH[tensor.dtype]))
         described[_megatron_key(key)] = kinds.TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks[key])
     length = (weights / _NO_STATE).stat().st_size
-    for key in _state_keys(contents.shape.num_layers):
+    for key in _state_keys(contents.shape.num_layers, reward=contents.is_reward):
         described[key] = kinds.BytesStorageMetadata()
         results.append(WriteResult(kinds.MetadataIndex(key), length, _StorageInfo(_NO_STATE, 0, length)))
     Writer(weights).finish(kinds.Metadata(described), [results])
@@ -207,10 +209,11 @@ def _megatron_key(key: str) -> str:
     return _PREFIX + key.removeprefix("model.")
 
 
-def _state_keys(num_layers: int) -> list[str]:
+def _state_keys(num_layers: int, *, reward: bool) -> list[str]:
     """Keys of the empty `_extra_state` of each module: what a layer without fp8 has saved."""
     layers = _megatron_key(LAYERS)
     keys = [
         f"{layers}{module}._extra_state/shard_{layer}_{num_layers}" for module in _STATES for layer in range(num_layers)
     ]
-    return [*keys, f"{_PREFIX}decoder.final_layernorm._extra_state/shard_0_1"]
+    single = ["decoder.final_layernorm", *(["rm_head"] if reward else [])]
+    return keys + [f"{_PREFIX}{module}._extra_state/shard_0_1" for module in single]
