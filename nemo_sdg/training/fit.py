@@ -195,8 +195,9 @@ class _Fit:
         from nemo_sdg.training.checkpoint import LOSSES
 
         write_description(
-            trained, self.folder.shape, self.folder.tokenizer, reward=self.task == "reward", dtype=self._dtype_name()
-        )
+            trained, self.folder.shape, self.folder.tokenizer, reward=self.task == "reward", dtype=self._dtype_name(),
+            tp=self.mesh.tp, pp=self.mesh.pp,
+        )  # fmt: skip
         (trained / RESULT).write_text(json.dumps(result, indent=1))
         (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
         commit_folder(trained, self.out)

@@ -119,6 +119,10 @@ def programs(command: str) -> dict[str, bytes]:
         "a memo that was never set": b4 + b"h\x05.",
         "a memo that is set twice": b4 + b"Nq\x00q\x00.",
         "a state for a class": b4 + named(meta, "Metadata") + b"}b.",
+        "a state that is set twice": b4 + named(meta, "Metadata") + b")R}b}b.",
+        "a mark where a value should be": b4 + b"(\x85.",
+        "a key without a value": b4 + b"}(Nu.",
+        "items for what is no list": b4 + b"}(Ne.",
         "a call of a call": b4 + named(meta, "Metadata") + b")R)R.",
         "a string in place of the index": b4 + b"\x8c\x04open.",
         "an index without a state": b4 + named(meta, "Metadata") + b")\x81.",
@@ -167,6 +171,15 @@ def edits() -> dict[str, Callable[[Path], None]]:
     def hole(metadata: Any) -> None:
         metadata.state_dict_metadata["module.embedding.word_embeddings.weight"].chunks.pop()
 
+    def no_grid(metadata: Any) -> None:
+        import torch
+
+        chunk = metadata.state_dict_metadata["module.decoder.layers.self_attention.linear_qkv.weight"].chunks[0]
+        chunk.sizes = torch.Size((chunk.sizes[0], chunk.sizes[1] - 1, chunk.sizes[2]))
+
+    def nowhere(metadata: Any) -> None:
+        metadata.storage_data = {key: info for key, info in metadata.storage_data.items() if key.fqn != NORM}
+
     def twice(metadata: Any) -> None:
         chunks = metadata.state_dict_metadata["module.embedding.word_embeddings.weight"].chunks
         chunks.append(chunks[0])
@@ -208,6 +221,8 @@ def edits() -> dict[str, Callable[[Path], None]]:
         "two blocks in one record": same,
         "a block that is missing": hole,
         "a block that stands twice": twice,
+        "a block of another size than its neighbours": no_grid,
+        "a block that is nowhere": nowhere,
         "a tensor larger than its blocks": larger,
         "a dtype of integers": dtype("int8"),
         "another dtype than the record's": dtype("float64"),
@@ -259,7 +274,7 @@ def records(good: Path, command: str) -> dict[str, bytes]:
         "a call of os.system": zipped({tensor: reduce}),
         "a call behind the tensor": zipped({tensor: members[tensor][:-1] + b"0" + reduce[2:]}),
         "a storage of another kind": zipped({tensor: members[tensor].replace(b"Storage", b"Wtorage")}),
-        "a pickle in place of an archive": pickle.dumps(_Runs(command)),
+        "a pickle in place of an archive": pickle.dumps(_Runs(command)) + bytes(200),
         "the old format of torch": _legacy(whole),
         "deflated members": zipped(method=zipfile.ZIP_DEFLATED),
         "a member twice": twice.getvalue(),
