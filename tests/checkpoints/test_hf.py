@@ -197,6 +197,13 @@ def raw(text):
     return header(lambda _: text)
 
 
+def long_header(file):
+    """A header of 20 MB that is there, on the disk and in the file's size."""
+    with open(file, "wb") as data:
+        data.write(struct.pack("<Q", 20 << 20) + b"{")
+        data.truncate(21 << 20)
+
+
 NORM, EMBED = "model.norm.bias", "model.embed_tokens.weight"
 ONE = "model-00001-of-00007.safetensors"
 MOVED = {"dtype": "BF16", "shape": [16], "data_offsets": [0, 32]}
@@ -211,6 +218,7 @@ BREAKS = {
     "quantised": (edit("config.json", quantization_config={"quant_method": "fp8"}), "quantization_config is not"),
     "code": (edit("config.json", auto_map={"AutoModel": "x.Y"}), "auto_map is not Nemotron's"),
     "scaled rotary": (edit("config.json", rope_scaling={"rope_type": "linear", "factor": 2}), "rope_scaling is not"),
+    "rotary with more": (edit("config.json", rope_parameters={"rope_type": "default", "factor": 2}), "rope_parameters is not"),
     "rotary of a list": (edit("config.json", rope_parameters={"rope_type": []}), "rope_parameters is not"),
     "rotary twice": (edit("config.json", partial_rotary_factor=1.0), "partial_rotary_factor 1 and rope_parameters.partial_rotary_factor 0.5"),
     "base twice": (edit("config.json", rope_theta=5.0), "two places of the config disagree.*rope_theta 5"),
@@ -231,7 +239,7 @@ BREAKS = {
     "shape": (with_entry(NORM, shape=[4, 5]), "data_offsets of model.norm.bias"),
     "transposed": (with_entry(EMBED, shape=[16, 384]), r"embed_tokens.weight does not fit config.json.*\(16, 384\)"),
     "negative": (with_entry(NORM, shape=[-16]), "shape of model.norm.bias"),
-    "true": (with_entry(NORM, shape=[True, 16]), "shape of model.norm.bias"),
+    "true": (with_entry(NORM, shape=[True, 16]), "shape of model.norm.bias in the safetensors header"),
     "backwards": (with_entry(NORM, data_offsets=[32, 0]), "data_offsets of model.norm.bias"),
     "huge": (with_entry(NORM, shape=[1 << 40, 1 << 40]), "data_offsets of model.norm.bias"),
     "extra key": (with_entry(NORM, fill=0), "the entry of model.norm.bias"),
@@ -241,6 +249,7 @@ BREAKS = {
     "cut short": (truncated("model.safetensors"), "has not the length"),
     "longer": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes() + b"x"), "has not the length"),
     "header too long": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}"), "longer than it can be"),
+    "header that takes seconds": (lambda f: long_header(f / "model.safetensors"), "longer than it can be"),
     "header over the end": (lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 100) + b"{}"), "longer than it can be"),
     "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "longer than it can be"),
     "not json": (raw(b"{'a'}"), "not plain JSON"),

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
-from nemo_sdg.checkpoints.hf.pieces import UNIGRAM, read_pieces
+from nemo_sdg.checkpoints.hf.pieces import NORMAL, UNIGRAM, _message_class, read_pieces
 from nemo_sdg.checkpoints.hf.tokenizer import fast_tokenizer, write_tokenizer
 from nemo_sdg.errors import CheckpointError, RowError
 from nemo_sdg.models.templates import instruct_prompt, reward_prompt, sft_text
@@ -129,11 +130,12 @@ SAY = {"u": {"role": "user", "content": "hi"}, "a": {"role": "assistant", "conte
        "s": {"role": "system", "content": "be brief"}, "e": {"role": "user", "content": " \n"},
        "n": {"role": "user", "content": None}, "m": {"role": "user", "content": "x<extra_id_7>y"},
        "S": {"role": "system", "content": "x<extra_id_1>"}, "0": {"role": "system", "content": ""},
-       "t": {"role": "tool", "content": "4"}, "o": {"role": "user", "content": "<extra_id_>1> <extra_id_a>"}}  # fmt: skip
+       "t": {"role": "tool", "content": "4"}, "o": {"role": "user", "content": "<extra_id_>1> <extra_id_a> <extra_id_1"},
+       "p": {"role": "user", "content": ["parts"]}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "turns", ["u", "ua", "su", "sua", "0u", "o", "s", "a", "au", "uu", "usa", "uas", "e", "n", "m", "Su", "t", "uat", "Sua", "0ua", "oa"]
+    "turns", ["u", "ua", "su", "sua", "0u", "o", "s", "a", "au", "uu", "usa", "uas", "e", "n", "p", "m", "Su", "t", "uat", "Sua", "0ua", "oa"]
 )  # fmt: skip
 def test_the_templates_refuse_what_ours_refuse(tmp_path, turns):
     model = resolve("package:examples/tiny/tokenizer.model").read_bytes()
@@ -174,6 +176,30 @@ def test_special_tokens_and_decoding(pair):
     assert theirs.decode(ours.encode(marked)) == ours.decode(ours.encode(marked)) == marked
     batch = theirs(["hello", "hello the theatre"], padding=True)
     assert batch["input_ids"][0][0] == ours.turn_id and batch["attention_mask"][0][0] == 0
+
+
+def test_the_tokenizer_json_alone_gives_the_same(tmp_path):
+    """For those who read it without transformers."""
+    model = train(tmp_path, **KINDS["bpe"])
+    exported(tmp_path / "hf", model)
+    alone, ours = tokenizers.Tokenizer.from_file(str(tmp_path / "hf/tokenizer.json")), Tokenizer(model)
+    prompt = instruct_prompt([SAY["u"]])
+    assert alone.encode(prompt).ids == ours.encode(prompt)
+    assert alone.decode(ours.encode("the theatre<extra_id_1>")) == "the theatre"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_control_pieces_are_letters_even_where_pieces_lead_to_them(tmp_path, kind):
+    """With `<s` and `>` the library would make `<s>` in BPE; in a unigram model no cut keeps it apart."""
+    data = _message_class().FromString(train(tmp_path, **KINDS[kind]))
+    longer = [piece for piece in data.pieces if piece.type == NORMAL and len(piece.piece) > 1]
+    for piece, text in zip(longer, ("<s", "s>")):
+        piece.piece = text
+    model = data.SerializeToString()
+    ours, fast = Tokenizer(model), fast_tokenizer(read_pieces(model))
+    assert len(ours.encode("<s")) == len(ours.encode("s>")) == 1
+    for text in ("<s>", "a<s>b", "<s><s> <s", "</s>", "<pad>"):
+        assert fast.encode(text).ids == ours.encode(text)
 
 
 def test_a_difference_is_an_error_that_names_the_text(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def read(files: Files) -> Contents:
         if name not in known and not _UNREAD.fullmatch(name):
             raise CheckpointError(
                 f"the checkpoint holds a tensor that {REWARD if reward else CAUSAL} does not have", where=slot.file,
-                found=name[:120], way_out=f"check that {CONFIG} belongs to it",
+                found=name[:120], expected="its tensors only", way_out=f"check that {CONFIG} belongs to it",
             )  # fmt: skip
     tensors = {key: _stored(files, shape, key, found) for key, found in parts.items()}
     return Contents("hf", files, shape, tensors, tokenizer_name(files, {}))

@@ -28,7 +28,7 @@ def parse_object(content: bytes, where: object, what: str) -> dict[str, Any]:
         data = json.loads(content.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{what} is not plain JSON", where=where, found=str(error)[:160], way_out=WAY_OUT
+            f"{what} is not plain JSON", where=where, found=str(error)[:160], expected="a JSON object", way_out=WAY_OUT
         ) from error
     if not isinstance(data, dict):
         raise CheckpointError(

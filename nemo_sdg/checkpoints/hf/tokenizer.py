@@ -121,17 +121,13 @@ def _unigram(pieces: Pieces) -> tuple[list[tuple[str, float]], str]:
     SentencePiece never finds control and byte pieces in a text, but the library would. So they are cut in two where
     no ordinary piece could reach over the cut; where there is no such place, their letters one by one score better.
     """
-    ordinary = dict(pieces.of_type(NORMAL)).values()
-    pairs = {text[at : at + 2] for text in ordinary for at in range(len(text) - 1)}
-    letters = {text for text in ordinary if len(text) == 1}
+    pairs = {text[at : at + 2] for _, text in pieces.of_type(NORMAL) for at in range(len(text) - 1)}
     worst = min((pieces.scores[index] for index, _ in pieces.of_type(NORMAL)), default=0.0) - 1
     scores = list(pieces.scores)
     cuts: dict[str, list[str]] = {}
     for index, text in pieces.of_type(*_NEVER_FOUND):
         for cut in range(1, len(text)):
-            # Unknown letters on both sides would make two unknown tokens of one.
-            apart = pieces.byte_fallback or not letters.isdisjoint(text[cut - 1 : cut + 1])
-            if apart and text[cut - 1 : cut + 1] not in pairs:
+            if text[cut - 1 : cut + 1] not in pairs:
                 cuts.setdefault(text[:cut], []).append(re.escape(text[cut:]))
                 break
         else:
