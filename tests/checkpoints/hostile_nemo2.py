@@ -117,7 +117,7 @@ def programs(command: str) -> dict[str, bytes]:
         "nothing": b"",
         "only an end": b4 + b".",
         "a memo that was never set": b4 + b"h\x05.",
-        "a memo that is set twice": b4 + b"Nq\x00q\x00.",
+        "a memo that is set twice": b4 + b"Nq\x00Nq\x00\x86.",
         "a state for a class": b4 + named(meta, "Metadata") + b"}b.",
         "a state that is set twice": b4 + named(meta, "Metadata") + b")R}b}b.",
         "a mark where a value should be": b4 + b"(\x85.",

@@ -53,7 +53,7 @@ def read(files: Files) -> Contents:
         if not _IGNORED.fullmatch(name):
             raise CheckpointError(
                 "the checkpoint holds a tensor that this architecture does not have", where=files.path(folder + INDEX),
-                found=name[:120], way_out="check that it is of the Nemotron architecture",
+                found=name[:120], expected="the tensors of the Nemotron architecture", way_out="check that it is of the Nemotron architecture",
             )  # fmt: skip
     parts: dict[str, dict[int | None, IndexedTensor]] = defaultdict(dict)
     for tensor in indexed.values():
@@ -73,7 +73,9 @@ def read(files: Files) -> Contents:
     return Contents("nemo2", files, shape, tensors, tokenizer or find_tokenizer(files), saved_with)
 
 
-def _refuse(files: Files, folder: str, what: str, found: object, expected: object = None) -> None:
+def _refuse(
+    files: Files, folder: str, what: str, found: object, expected: object = "an index as Megatron writes it"
+) -> None:
     raise CheckpointError(what, where=files.path(folder + INDEX), found=found, expected=expected, way_out=_AGAIN)
 
 

@@ -129,6 +129,7 @@ class _Reader:
         self.where = where
 
     def refuse(self, what: str, found: object, expected: object = None) -> None:
+        expected = expected or "an index as Megatron writes it"
         raise CheckpointError(what, where=self.where, found=found, expected=expected, way_out=_AGAIN)
 
     def state(self, value: Any, *names: Name) -> dict[str, Any]:
@@ -200,7 +201,7 @@ class _Reader:
         steps: list[dict[int, int]] = [{} for _ in shape]
         for block in blocks:
             if not len(block.origin) == len(block.shape) == len(shape):
-                self.refuse("a block has other axes than its tensor", key)
+                self.refuse("a block has other axes than its tensor", f"{key} at {block.origin}", f"{len(shape)} axes")
             for axis, (start, size) in enumerate(zip(block.origin, block.shape)):
                 if steps[axis].setdefault(start, size) != size:
                     self.refuse("the blocks of a tensor are no grid", f"{key} at {block.origin}")
@@ -210,7 +211,7 @@ class _Reader:
             while at in axis and axis[at]:
                 at += axis[at]
             if at != length or sum(axis.values()) != length:
-                self.refuse("the blocks do not fill the tensor", f"{key}, up to {at} of {length}")
+                self.refuse("the blocks do not fill the tensor", f"{key}, up to {at}", f"up to {length}")
             count *= len(axis)
         if len({block.origin for block in blocks}) != len(blocks) or len(blocks) != count:
             self.refuse("the blocks do not fill the tensor", f"{key}, {len(blocks)} blocks", f"{count}")

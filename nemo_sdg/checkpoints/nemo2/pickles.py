@@ -19,7 +19,6 @@ MAX_OPCODES = 8_000_000
 """Four times what the index of a 340B checkpoint with its optimizer needs."""
 _MAX_STACK = 8192
 """Picklers hand over list items and dict entries in batches of 1000."""
-_MAX_MARKS = 100
 _MAX_STRING = 1 << 16
 _MAX_INT = 1 << 63
 _PROTOCOLS = (2, 3, 4, 5)
@@ -104,7 +103,6 @@ class _Machine:
     def __init__(self, size: int, names: frozenset[Name], where: object, persistent: bool) -> None:
         self.size, self.names, self.where, self.persistent = size, names, where, persistent
         self.stack: list[Any] = []
-        self.marks = 0
         self.memo: dict[int, Any] = {}
         self.fresh = False
         """Whether the value on top was not remembered yet; picklers remember a value once, as soon as it is there."""
@@ -133,7 +131,6 @@ class _Machine:
             if stack[start] is _MARK:
                 items = stack[start + 1 :]
                 del stack[start:]
-                self.marks -= 1
                 return items
         raise ValueError("a mark is missing")
 
@@ -175,9 +172,6 @@ class _Machine:
         self._push(False)
 
     def mark(self, *_: Any) -> None:
-        self.marks += 1
-        if self.marks > _MAX_MARKS:
-            self.refuse("the pickle nests too deep", f"more than {_MAX_MARKS} open containers")
         self._push(_MARK)
 
     def empty_tuple(self, *_: Any) -> None:

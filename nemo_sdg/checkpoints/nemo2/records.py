@@ -76,12 +76,12 @@ class _Archive:
     def __init__(self, descriptor: int, base: int, length: int, where: object, limit: int) -> None:
         self.descriptor, self.base, self.length, self.where = descriptor, base, length, where
         if length < 100 or base + length > limit:
-            self.refuse("a record does not lie in its file", f"bytes {base} to {base + length} of {limit}")
+            self.refuse("a record does not lie in its file", f"bytes {base} to {base + length}", f"up to {limit}")
         self.head = self._bytes(0, min(_AHEAD, length))
         self.tail_at = max(0, length - _AHEAD)
         self.tail = self.head if length <= _AHEAD else self._bytes(self.tail_at, length - self.tail_at)
 
-    def refuse(self, what: str, found: object, expected: object = None) -> NoReturn:
+    def refuse(self, what: str, found: object, expected: object = "an archive as torch.save writes it") -> NoReturn:
         raise CheckpointError(
             what, where=self.where, found=found, expected=expected, way_out="download the checkpoint again"
         )
@@ -117,7 +117,7 @@ class _Archive:
         try:
             key, items, found_dtype, at, sizes = _described(content["data.pkl"])
         except CheckpointError as error:
-            self.refuse(error.what, error.found, error.expected)
+            self.refuse(error.what, error.found, error.expected or "a dense tensor as torch.save writes it")
         block = shape[1:] if len(sizes) == len(shape) - 1 and shape[:1] == (1,) else shape
         if sizes != block or found_dtype != dtype:
             self.refuse("a record holds another tensor", f"{found_dtype} {sizes}", f"{dtype} {shape}")
