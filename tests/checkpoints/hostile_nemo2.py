@@ -332,6 +332,19 @@ def others(tmp: Path, command: str) -> dict[str, Callable[[Path], None]]:
 
         return change
 
+    def listed_twice(folder: Path) -> None:
+        """One key twice in a dict: no Python dict can hold that, a pickle can."""
+        import torch
+
+        def change(metadata: Any) -> None:
+            keys = [key for key in metadata.storage_data if key.fqn == "module.embedding.word_embeddings.weight"]
+            object.__setattr__(keys[1], "offset", torch.Size((0xEE, 0)))
+
+        _edit(folder, change)
+        content = _index(folder).read_bytes()
+        assert content.count(b"K\xeeK\x00") == 1
+        _index(folder).write_bytes(content.replace(b"K\xeeK\x00", b"K\x00K\x00"))
+
     def stranger(folder: Path) -> None:
         def change(metadata: Any) -> None:
             name = "module.decoder.adapter.weight"
@@ -347,6 +360,7 @@ def others(tmp: Path, command: str) -> dict[str, Callable[[Path], None]]:
         "a link out of the folder": link,
         "a file that is missing": no_file,
         "a tensor that no model has": stranger,
+        "a block that is listed twice": listed_twice,
         "files that are cut": cut,
         "a YAML tag in model_config.yaml": text("model_config.yaml", tag),
         "a YAML tag in context/model.yaml": text("context/model.yaml", tag, "model_config.yaml"),

@@ -93,6 +93,7 @@ REASONS = {
         "index: a compressed record",
     ],
     "the blocks of a tensor are no grid": ["index: a block of another size than its neighbours"],
+    "a block stands twice in the index": ["a block that is listed twice"],
     "a block of a tensor is nowhere": ["index: a block that is nowhere"],
     "records overlap": [
         "index: records that overlap", "index: two blocks in one record",
