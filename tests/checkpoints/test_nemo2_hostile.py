@@ -86,7 +86,7 @@ REASONS = {
     ],
     "a record is no archive": [
         "index: a record that is cut", "archive: a pickle in place of an archive",
-        "archive: the old format of torch", "archive: a comment at the end",
+        "archive: the old format of torch", "archive: a comment at the end", "archive: a comment that is not there",
         "archive: noise",
     ],
     "a block is stored compressed": [
@@ -132,9 +132,8 @@ REASONS = {
     "a record has the wrong size": [
         "archive: too few raw bytes", "archive: too many raw bytes",
     ],
-    "the archive has several roots": [
-        "archive: two roots",
-    ],
+    "a member is too large": ["archive: a pickle of 8 kB"],
+    "the archive has not one root": ["archive: two roots", "archive: a directory that claims no members"],
     "the archive's directory is broken": [
         "archive: a directory that claims more members", "archive: a directory elsewhere",
         "archive: a member with a zip64 size that is not there",

@@ -53,7 +53,8 @@ def read(files: Files) -> Contents:
         if not _IGNORED.fullmatch(name):
             raise CheckpointError(
                 "the checkpoint holds a tensor that this architecture does not have", where=files.path(folder + INDEX),
-                found=name[:120], expected="the tensors of the Nemotron architecture", way_out="check that it is of the Nemotron architecture",
+                found=name[:120], expected="the tensors of the Nemotron architecture",
+                way_out="check that it is the model that you meant",
             )  # fmt: skip
     parts: dict[str, dict[int | None, IndexedTensor]] = defaultdict(dict)
     for tensor in indexed.values():
