@@ -49,8 +49,8 @@ def _values(contents: Contents) -> dict[tuple[str, int | None], torch.Tensor]:
     }
 
 
-def _save(mesh: Any, source: Path, path: Path, dtype: str, prefix: str, per_layer: bool) -> None:
-    """Save a model as Megatron does it, with an optimizer's tensors and a random state beside."""
+def _save(mesh: Any, source: Path, path: Path, dtype: str, prefix: str, per_layer: bool, odd: str = "-") -> None:
+    """Save a model as Megatron does it, with an optimizer's tensors and a random state beside; `odd` in fp32."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
     from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -62,6 +62,8 @@ def _save(mesh: Any, source: Path, path: Path, dtype: str, prefix: str, per_laye
     model, _ = load_model(source, mesh, dtype=dtype, reward=folder.is_reward)
     state = model.sharded_state_dict(prefix=prefix, metadata={"non_homogeneous_layers": per_layer})
     for key, part in [(key, part) for key, part in state.items() if isinstance(part, ShardedTensor)]:
+        if odd in part.key:
+            part = state[key] = dataclasses.replace(part, data=part.data.float(), dtype=torch.float32)
         state[f"exp_avg.{key}"] = dataclasses.replace(part, key=f"optimizer.state.exp_avg.{part.key}")
     state["rng"] = ShardedObject("rng_state", [1], (mesh.world_size,), (mesh.rank,))
     filesystem_async._results_queue = queue.Queue()
@@ -139,6 +141,13 @@ def test_a_layer_that_is_missing_is_named(made: Path, tmp_path: Path):
     del metadata.state_dict_metadata["decoder.layers.2.mlp.linear_fc2.weight"]
     (tmp_path / "saved" / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match="mlp.linear_fc2.weight are not those of the config, found layer 2"):
+        ModelFolder.open(tmp_path / "saved").contents
+
+
+def test_layers_of_two_dtypes_are_refused(made: Path, tmp_path: Path):
+    odd = "decoder.layers.1.mlp.linear_fc2"
+    run_ranks(_save, made / "language", tmp_path / "saved", "bf16", "module.", True, odd)
+    with pytest.raises(CheckpointError, match=r"the layers of model.decoder.layers.mlp.linear_fc2.weight differ"):
         ModelFolder.open(tmp_path / "saved").contents
 
 
