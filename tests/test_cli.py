@@ -116,7 +116,7 @@ def test_a_folder_that_is_no_checkpoint(world, tmp_path, capsys):
     sentence = refused(
         capsys, "generate", "--model", tmp_path, "--prompts", world / "good.jsonl", "--out", tmp_path / "g"
     )
-    assert "the folder is not a checkpoint" in sentence and "no model_config.yaml" in sentence
+    assert "the folder is not a checkpoint" in sentence and "found nothing" in sentence
     assert os.listdir(tmp_path) == []
 
 
@@ -158,7 +158,7 @@ def test_a_shape_that_does_not_fit(world, tmp_path, capsys):
     (folder / "model_config.yaml").write_text(yaml.safe_dump({**config, "ffn_hidden_size": 256}))
     arguments = ["generate", "--model", folder, "--prompts", world / "good.jsonl", "--out", tmp_path / "g.jsonl"]
     sentence = refused(capsys, *arguments)
-    assert "does not fit the model config" in sentence and "(4, 128, 64), expected (4, 256, 64)" in sentence
+    assert "does not fit the model's config" in sentence and "(4, 128, 64), expected (4, 256, 64)" in sentence
 
 
 def test_tp_of_a_file_verb(world, tmp_path, capsys):

@@ -257,7 +257,7 @@ BREAKS = {
     "spaces first": (raw(b" {}"), "not plain JSON"),
     "twice": (raw(b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{}}'), "'a' stands there twice"),
     "metadata": (header(lambda e: e | {"__metadata__": {"a": 1}}), "__metadata__"),
-    "pickles": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickles and are never opened"),
+    "pickles": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "only pickles, which are never opened"),
     "no weights": (lambda f: shutil.copy(f / "model.safetensors", f / "a.safetensors") and (f / "model.safetensors").rename(f / "b.safetensors"), "2 .*safetensors"),
     "two sets": (lambda f: shutil.copy(f.parent / "sharded-index", f / INDEX), "two sets of weights"),
 }  # fmt: skip

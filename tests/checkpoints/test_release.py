@@ -75,7 +75,7 @@ def test_bytes_and_files_of_each_rank(root, tmp_path):
     assert sorted(files) == sorted(sharded), "a chunk was opened by two ranks or by none"
 
 
-@pytest.mark.parametrize("dtype", ["<f4", "<f2", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["<f4", "bfloat16"])
 @pytest.mark.parametrize("grid", [(1, 10, 7), (3, 64, 5), (4, 128, 64)])
 def test_any_chunk_grid_and_dtype(root, tmp_path, dtype, grid):
     folder = tmp_path / "regridded"
@@ -92,7 +92,7 @@ def test_any_chunk_grid_and_dtype(root, tmp_path, dtype, grid):
         chunk = torch.zeros(grid)
         part = truth[tuple(slice(i * g, (i + 1) * g) for i, g in zip(index, grid))]
         chunk[tuple(slice(0, n) for n in part.shape)] = torch.from_numpy(part)
-        raw = chunk.to({"<f4": torch.float32, "<f2": torch.float16, "bfloat16": torch.bfloat16}[dtype])
+        raw = chunk.to({"<f4": torch.float32, "bfloat16": torch.bfloat16}[dtype])
         (array / ".".join(map(str, index))).write_bytes(raw.view(torch.uint8).numpy().tobytes())
 
     def fc2(mesh):
@@ -101,7 +101,7 @@ def test_any_chunk_grid_and_dtype(root, tmp_path, dtype, grid):
 
     ranks = run_ranks(fc2, tp=2)
     joined = np.stack([np.concatenate(parts, axis=1) for parts in zip(*ranks)])
-    np.testing.assert_allclose(joined, truth, rtol=2e-3 if dtype == "<f2" else 0, atol=1e-6 if dtype == "<f2" else 0)
+    np.testing.assert_array_equal(joined, truth)
 
 
 def _fc2(folder):
