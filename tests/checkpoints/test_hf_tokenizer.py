@@ -160,6 +160,15 @@ def test_the_templates_refuse_what_ours_refuse(tmp_path, turns):
     assert any(good) == (turns in ("u", "ua", "su", "sua", "0u", "o", "0ua", "oa"))
 
 
+@pytest.mark.parametrize(
+    ("turn", "message"), [("n", "turn 0 has no text"), ("p", "turn 0 has no text"), ("m", "turn 0 holds a marker")]
+)
+def test_a_refusal_says_why(tmp_path, turn, message):
+    theirs = exported(tmp_path / "hf", resolve("package:examples/tiny/tokenizer.model").read_bytes())
+    with pytest.raises(TemplateError, match=message):
+        theirs.apply_chat_template([SAY[turn]], add_generation_prompt=True)
+
+
 def test_tools_are_refused(tmp_path):
     model = resolve("package:examples/tiny/tokenizer.model").read_bytes()
     with pytest.raises(TemplateError, match="no tools"):
