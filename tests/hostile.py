@@ -17,18 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from audit import Seen, watched
 from checkpoints import hostile_nemo2
-from random_checkpoints import TOKENIZER, little_shape, random_bits, write_release
+from random_checkpoints import TOKENIZER, little_shape, random_bits, read_bits, write_release
 from tars import END, TRICKS, add_members, pack, raw_member
 
+from nemo_sdg import resources
 from nemo_sdg.checkpoints.convert import convert
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.survey import survey
+from nemo_sdg.checkpoints.verify import verify
 from nemo_sdg.console import Console
+from nemo_sdg.errors import CheckpointError
+from nemo_sdg.models.tokenizer import Tokenizer
 
 W = "model_weights"
 EMBEDDING = f"{W}/model.embedding.word_embeddings.weight"
 QKV = f"{W}/model.decoder.layers.self_attention.linear_qkv.weight"
 FC1 = f"{W}/model.decoder.layers.mlp.linear_fc1.weight"
 SAFE = "model.safetensors"
+
+LIMIT_S = 2.0
+"""Of CPU time, for a refusal."""
 
 Change = Callable[[Path], object]
 
@@ -364,3 +374,41 @@ def _whole_tars(good: dict[str, Path], tmp: Path, command: str) -> list[Case]:
     huge.write_bytes(good["nemo"].read_bytes())
     os.truncate(huge, 1 << 42)
     return [*made, Case("nemo: 4 TB of nothing", huge, "a-hole")]
+
+
+def opened(path: Path) -> str:
+    """All that this package does with a checkpoint before and while it reads it; what was refused, else "good"."""
+    refused = []
+
+    def step(fn) -> object:  # noqa: ANN001
+        try:
+            return fn()
+        except CheckpointError as error:
+            refused.append(str(error))
+            return None
+
+    folder = step(lambda: ModelFolder.open(path))
+    if folder is not None and step(lambda: folder.contents) is not None:
+        step(lambda: survey(folder))
+        step(lambda: Tokenizer(folder.tokenizer, folder.contents.files.path(folder.contents.tokenizer)))
+        step(lambda: folder.digest)
+        step(lambda: read_bits(path))
+    refused += step(lambda: verify(str(path), Console(io.StringIO()), threads=1)) or []
+    return "good" if not refused else "refused: " + " | ".join(refused)
+
+
+def look(path: Path) -> Seen:
+    return watched(lambda: opened(path), [path, resources.root()])
+
+
+def wrong_with(case: Case, seen: Seen) -> str | None:
+    if seen.violations:
+        return f"did what it must not: {seen.violations}"
+    if case.names is None:
+        return None if seen.outcome == "good" else f"was to be good, but {seen.outcome}"
+    if not seen.outcome.startswith("refused: "):
+        return f"was to be refused, but {seen.outcome[:300]}"
+    if case.names not in seen.outcome:
+        return f"the refusal does not name {case.names}: {seen.outcome}"
+    # CPU time, for other work on this machine is not the checkpoint's fault; a hang is caught by the wall clock.
+    return None if seen.cpu_s < LIMIT_S else f"took {seen.cpu_s:.1f} s"

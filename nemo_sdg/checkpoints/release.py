@@ -42,6 +42,7 @@ def read(files: Files) -> Contents:
     config = read_config(files)
     headers = {EMBEDDING: read_header(files, EMBEDDING)}
     shape = NemotronShape.from_model_config(config, files.path(CONFIG), headers[EMBEDDING]["shape"][0])
+    _check_rows(files, config, shape.vocab_size)
     known = architecture(shape)
     for name, is_folder in files.entries(WEIGHTS).items():
         if is_folder and not name.endswith("_extra_state"):
@@ -49,7 +50,7 @@ def read(files: Files) -> Contents:
                 raise CheckpointError(
                     "the checkpoint holds a tensor that this architecture does not have",
                     where=files.path(f"{WEIGHTS}/{name}"), found=name,
-                    way_out="check that it is of the Nemotron architecture",
+                    expected="the tensors of the Nemotron architecture", way_out="check that it is of the Nemotron architecture",
                 )  # fmt: skip
             headers[name] = read_header(files, name)
     count = sum(map(count_chunks, headers.values()))
@@ -64,6 +65,16 @@ def read(files: Files) -> Contents:
         if isinstance(config.get(key), int)
     }
     return Contents("release", files, shape, tensors, tokenizer_name(files, config), saved_with)
+
+
+def _check_rows(files: Files, config: dict[str, Any], rows: int) -> None:
+    """The embedding may have more rows than the config's vocabulary, for padding, but not fewer."""
+    said = config.get("vocab_size")
+    if isinstance(said, int) and rows < said:
+        raise CheckpointError(
+            f"{EMBEDDING} has fewer rows than the vocabulary", where=files.path(f"{WEIGHTS}/{EMBEDDING}"), found=rows,
+            expected=f"at least {said}", way_out=_AGAIN,
+        )  # fmt: skip
 
 
 def read_header(files: Files, key: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from nemo_sdg.checkpoints.files import Files
-from nemo_sdg.checkpoints.names import HEAD, HEAD_BIAS, OUTPUT_LAYER, TensorPlace, tensor_places
+from nemo_sdg.checkpoints.names import HEAD, HEAD_BIAS, OUTPUT_LAYER, TensorPlace, architecture, tensor_places
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
 
@@ -91,7 +91,9 @@ class Contents:
         Raises:
             CheckpointError: naming the tensor, what was expected and what was found.
         """
-        places = self.places(reward=self.is_reward)
+        places = self.places(reward=self.is_reward or self.head_bias)
+        if self.head_bias:
+            places[HEAD] = architecture(self.shape)[HEAD]  # a bias tells that its weight is what is missing
         known = {*places, OUTPUT_LAYER}
         for key, place in places.items():
             if key not in self.tensors:
@@ -104,10 +106,20 @@ class Contents:
             if key not in known:
                 raise CheckpointError(
                     "the checkpoint holds a tensor that this architecture does not have", where=tensor.where, found=key,
-                    way_out="check that it is of the Nemotron architecture",
+                    expected="the tensors of the Nemotron architecture", way_out="check that it is of the Nemotron architecture",
                 )  # fmt: skip
             if tensor.shape != every[key].shape:
                 raise CheckpointError(
                     f"the shape of {key} does not fit the model's config", where=tensor.where, found=tensor.shape,
                     expected=every[key].shape, way_out="check that the files belong together",
                 )  # fmt: skip
+        halves = {"bf16": [], "fp16": []}
+        for tensor in self.tensors.values():
+            halves.get(tensor.dtype, []).append(tensor)
+        usual, rare = sorted(halves, key=lambda dtype: -len(halves[dtype]))
+        if halves[rare]:  # of one size: a wrong name of a dtype would turn values into others in silence
+            odd = halves[rare][0]
+            raise CheckpointError(
+                f"{odd.key} is in {rare}", where=odd.where, found=f"{rare} beside {usual}", expected="one half precision",
+                way_out="download the checkpoint again",
+            )  # fmt: skip

@@ -340,13 +340,13 @@ def others(tmp: Path, command: str) -> dict[str, Callable[[Path], None]]:
         import torch
 
         def change(metadata: Any) -> None:
-            keys = [key for key in metadata.storage_data if key.fqn == "module.embedding.word_embeddings.weight"]
-            object.__setattr__(keys[1], "offset", torch.Size((0xEE, 0)))
+            keys = [key for key in metadata.storage_data if key.fqn == "module.decoder.layers.mlp.linear_fc1.weight"]
+            object.__setattr__(keys[1], "offset", torch.Size((0xEE, 0, 0)))
 
         _edit(folder, change)
         content = _index(folder).read_bytes()
-        assert content.count(b"K\xeeK\x00") == 1
-        _index(folder).write_bytes(content.replace(b"K\xeeK\x00", b"K\x00K\x00"))
+        assert content.count(b"K\xeeK\x00K\x00") == 1
+        _index(folder).write_bytes(content.replace(b"K\xeeK\x00K\x00", b"K\x00K\x00K\x00"))
 
     def stranger(folder: Path) -> None:
         def change(metadata: Any) -> None:

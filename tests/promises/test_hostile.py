@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import io
 import os
 import pickle
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import hostile
 import pytest
-from audit import Seen, watched
+from audit import watched
 from random_checkpoints import assert_same, read_bits
-
-from nemo_sdg import resources
-from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.checkpoints.survey import survey
-from nemo_sdg.checkpoints.verify import verify
-from nemo_sdg.console import Console
-from nemo_sdg.errors import CheckpointError
-from nemo_sdg.models.tokenizer import Tokenizer
-
-LIMIT_S = 2.0
-
-
-def opened(path: Path) -> str:
-    """All that this package does with a checkpoint before and while it reads it; what was refused, else "good"."""
-    refused = []
-
-    def step(fn) -> object:  # noqa: ANN001
-        try:
-            return fn()
-        except CheckpointError as error:
-            refused.append(str(error))
-            return None
-
-    folder = step(lambda: ModelFolder.open(path))
-    if folder is not None and step(lambda: folder.contents) is not None:
-        step(lambda: survey(folder))
-        step(lambda: Tokenizer(folder.tokenizer, folder.contents.files.path(folder.contents.tokenizer)))
-        step(lambda: folder.digest)
-        step(lambda: read_bits(path))
-    refused += step(lambda: verify(str(path), Console(io.StringIO()), threads=1)) or []
-    return "good" if not refused else "refused: " + " | ".join(refused)
 
 
 @pytest.fixture(scope="module")
@@ -53,31 +20,14 @@ def world(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("hostile")
     good = hostile.good_ones(tmp)
     for path in good.values():
-        assert opened(path) == "good"  # also imports all that reading imports
+        assert hostile.opened(path) == "good"  # also imports all that reading imports
     return tmp, good, hostile.all_cases(good, tmp)
-
-
-def look(path: Path) -> Seen:
-    return watched(lambda: opened(path), [path, resources.root()])
 
 
 def test_good_ones_pass_the_net(world):
     for path in world[1].values():
-        seen = look(path)
+        seen = hostile.look(path)
         assert (seen.outcome, seen.violations) == ("good", ()), seen
-
-
-def wrong_with(case: hostile.Case, seen: Seen) -> str | None:
-    if seen.violations:
-        return f"did what it must not: {seen.violations}"
-    if case.names is None:
-        return None if seen.outcome == "good" else f"was to be good, but {seen.outcome}"
-    if not seen.outcome.startswith("refused: "):
-        return f"was to be refused, but {seen.outcome[:300]}"
-    if case.names not in seen.outcome:
-        return f"the refusal does not name {case.names}: {seen.outcome}"
-    # CPU time, for other work on this machine is not the checkpoint's fault; a hang is caught by the wall clock.
-    return None if seen.cpu_s < LIMIT_S else f"took {seen.cpu_s:.1f} s"
 
 
 def test_every_hostile_checkpoint(world):
@@ -85,8 +35,8 @@ def test_every_hostile_checkpoint(world):
     assert len(cases) >= 40 and len({case.name for case in cases}) == len(cases)
     failures, slowest, harmless = [], 0.0, 0
     for case in cases:
-        seen = look(case.path)
-        wrong = wrong_with(case, seen)
+        seen = hostile.look(case.path)
+        wrong = hostile.wrong_with(case, seen)
         slowest, harmless = max(slowest, seen.cpu_s), harmless + (case.names is None)
         verdict = "WRONG " if wrong else "good  " if case.names is None else "refused"
         print(f"{verdict:8}{seen.cpu_s:6.3f} s  {case.name}")
