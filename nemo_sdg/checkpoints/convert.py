@@ -58,8 +58,8 @@ def convert(
         pieces = _tokenizer(folder, tokenizer)
         writer = _writer(to)
         units = writer.units(contents, tp=tp, pp=pp)
-    identity = {"source": folder.weights_digest, "tokenizer": hashlib.sha256(pieces).hexdigest()[:16], "to": to, "tp": tp,
-                "pp": pp, "version": VERSION}  # fmt: skip
+    digest = hashlib.sha256(pieces).hexdigest()[:16]
+    identity = {"source": folder.weights_digest, "tokenizer": digest, "to": to, "tp": tp, "pp": pp, "version": VERSION}
     with Making(target, identity) as making:
         if making.afresh:
             console.say(f"an earlier attempt cannot be continued ({making.afresh}): starting afresh")

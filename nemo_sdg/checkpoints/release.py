@@ -50,7 +50,8 @@ def read(files: Files) -> Contents:
                 raise CheckpointError(
                     "the checkpoint holds a tensor that this architecture does not have",
                     where=files.path(f"{WEIGHTS}/{name}"), found=name,
-                    expected="the tensors of the Nemotron architecture", way_out="check that it is of the Nemotron architecture",
+                    expected="the tensors of the Nemotron architecture",
+                    way_out="check that it is of the Nemotron architecture",
                 )  # fmt: skip
             headers[name] = read_header(files, name)
     count = sum(map(count_chunks, headers.values()))

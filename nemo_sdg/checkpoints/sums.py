@@ -29,7 +29,8 @@ def read_sums(files: Files) -> dict[str, str] | None:
         match = _LINE.fullmatch(line)
         if match is None or match[2] in found:
             raise CheckpointError(
-                f"line {number} is not valid", where=where, found=repr(line)[:100], expected="the SHA-256, and a name once"
+                f"line {number} is not valid", where=where, found=repr(line)[:100],
+                expected="the SHA-256, and a name once",
             )  # fmt: skip
         found[match[2]] = match[1]
     return found

@@ -27,7 +27,8 @@ _KINDS = {
     b"S": "a sparse file", b"M": "the rest of a file of another volume",
 }  # fmt: skip
 _COMPRESSED = {
-    b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd", b"PK\x03\x04": "unzip",
+    b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd",
+    b"PK\x03\x04": "unzip",
 }  # fmt: skip
 _HARMLESS = ("mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment")
 _WAY_OUT = "unpack it with a program that you trust, look at it, and pack it again with `tar --format=ustar -cf`"
@@ -179,8 +180,8 @@ class _Reader:
         rest = os.pread(self.descriptor, _MOST_AFTER, at)
         if len(rest) < 2 * BLOCK or self.end - at > _MOST_AFTER or any(rest):
             raise CheckpointError(
-                "the archive does not end where its end is marked", where=self.where, found=f"{self.end - at} bytes there",
-                expected=f"{2 * BLOCK} to {_MOST_AFTER} zeros", way_out=_WAY_OUT,
+                "the archive does not end where its end is marked", where=self.where,
+                found=f"{self.end - at} bytes there", expected=f"{2 * BLOCK} to {_MOST_AFTER} zeros", way_out=_WAY_OUT,
             )  # fmt: skip
 
 

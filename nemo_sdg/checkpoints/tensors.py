@@ -106,7 +106,8 @@ class Contents:
             if key not in known:
                 raise CheckpointError(
                     "the checkpoint holds a tensor that this architecture does not have", where=tensor.where, found=key,
-                    expected="the tensors of the Nemotron architecture", way_out="check that it is of the Nemotron architecture",
+                    expected="the tensors of the Nemotron architecture",
+                    way_out="check that it is of the Nemotron architecture",
                 )  # fmt: skip
             if tensor.shape != every[key].shape:
                 raise CheckpointError(
@@ -120,6 +121,6 @@ class Contents:
         if halves[rare]:  # of one size: a wrong name of a dtype would turn values into others in silence
             odd = halves[rare][0]
             raise CheckpointError(
-                f"{odd.key} is in {rare}", where=odd.where, found=f"{rare} beside {usual}", expected="one half precision",
-                way_out="download the checkpoint again",
+                f"{odd.key} is in {rare}", where=odd.where, found=f"{rare} beside {usual}",
+                expected="one half precision", way_out="download the checkpoint again",
             )  # fmt: skip
