@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from nemo_sdg.checkpoints import reading
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.names import architecture, region
 from nemo_sdg.checkpoints.reading import RAW, Box, Reading, boxes, read_array, read_boxes, runs
+from nemo_sdg.checkpoints.survey import extents
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Piece, StoredTensor
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import sizes
@@ -146,6 +148,13 @@ def test_runs_are_as_few_as_can_be():
     layer = (slice(3, 4), slice(0, 6), slice(0, 4))
     assert one((5, 6, 4), (5, 6, 4), layer, 3) == (100 + 3 * 48, 48, 48, 1, 0, 48), "one layer of several in a piece"
     assert one((4, 6, 8), (2, 6, 8), (slice(0, 2), slice(0, 6), slice(4, 6))) == (108, 4, 16, 12, 0, 4), "axes join"
+
+
+def test_axes_that_go_on_in_the_file_but_not_in_the_box():
+    piece = Piece(Path("f"), 0, (0, 0, 0), (4, 3, 8))
+    tensor = StoredTensor("k", (4, 6, 8), "bf16", "f", {None: (piece,)})
+    found = list(runs(tensor, (slice(0, 4), slice(0, 6), slice(4, 6)), None))
+    assert [tuple(run[1:]) for run in found] == [(8 + 48 * i, 4, 16, 3, 24 * i, 4) for i in range(4)]
 
 
 SHAPE = replace(
@@ -316,6 +325,38 @@ def test_the_first_of_many_errors_is_told(tmp_path):
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 
+def test_after_an_error_nothing_more_is_read(wide):
+    truth, tensor = wide
+    bad = truth.copy()
+    bad[0, 0] = 0x7F80
+    store(tensor.where, bad, (8, 32), "bf16", stacked=False)
+    seen = Reading(ranges=[])
+    with pytest.raises(CheckpointError, match="not finite"):
+        read_boxes(Files(tensor.where), [whole(tensor, np.zeros_like(truth))], seen, threads=1, block_bytes=64)
+    assert seen.ranges == [] and seen.files == {tensor.where / "0.0"}
+
+
+def test_where_no_more_threads_can_be_started_the_others_end(wide, monkeypatch):
+    truth, tensor = wide
+    start, calls, before = threading.Thread.start, [], threading.active_count()
+
+    def refusing(thread):
+        calls.append(thread)
+        if len(calls) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def put(raw, first, step):
+        time.sleep(0.02)
+
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    seen = Reading()
+    with pytest.raises(RuntimeError, match="start new thread"):
+        box = Box(tensor, (slice(0, 40), slice(0, 64)), None, put)
+        read_boxes(Files(tensor.where), [box], seen, threads=3, block_bytes=64)
+    assert threading.active_count() == before and seen.num_bytes < truth.nbytes
+
+
 def test_an_interrupt_ends_all_threads(wide):
     _, tensor = wide
 
@@ -386,6 +427,29 @@ def test_a_disk_that_fails(wide, monkeypatch):
     monkeypatch.setattr(os, "preadv", failing)
     with pytest.raises(CheckpointError, match="0.0: the file cannot be read, found Input/output error"):
         read_boxes(Files(tensor.where), [whole(tensor, np.zeros_like(truth))], threads=2)
+
+
+def test_a_file_that_may_not_be_opened(wide, monkeypatch):
+    truth, tensor = wide
+    real = os.open
+
+    def locked(path, *rest, **named):
+        if Path(path).name == "3.0":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", locked)
+    with pytest.raises(CheckpointError, match="3.0: the file cannot be read, found Permission denied"):
+        read_boxes(Files(tensor.where), [whole(tensor, np.zeros_like(truth))], threads=2)
+
+
+def test_the_size_that_files_must_have():
+    def piece(file, offset, shape, size=None):
+        return Piece(Path(file), offset, (0,) * len(shape), shape, size), "fp32"
+
+    rows = [piece("a", 40, (3, 5)), piece("a", 0, (10,)), piece("b", 0, (4,), 16), piece("a", 100, (1,))]
+    assert extents(rows) == {Path("a"): (None, 104), Path("b"): (16, 16)}
+    assert extents(rows[::-1]) == extents(rows)
 
 
 def test_pieces_with_a_gap_are_refused(wide):
