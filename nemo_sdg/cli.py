@@ -6,6 +6,7 @@ error and exit status 2; anything else is ours, leaves its traceback in a file a
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -201,6 +202,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         _say(str(error))
         return error.exit_status
+    except OSError as error:
+        if error.filename is None or error.errno not in _ENVIRONMENT:
+            return _defect(error)
+        _say(f"{error.filename}: cannot be used, found {error.strerror}; check its rights and its disk")
+        return 2
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as error:
@@ -209,8 +215,17 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         if type(error).__name__ == "Abort":  # and older ones
             return _interrupted()
-        _say(f"{type(error).__name__}: a defect of ours; the traceback is in {_keep_traceback()}")
-        return 1
+        return _defect(error)
+
+
+_ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTDIR)
+_ENVIRONMENT += (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What files and disks refuse, whoever asks."""
+
+
+def _defect(error: Exception) -> int:
+    _say(f"{type(error).__name__}: a defect of ours; the traceback is in {_keep_traceback()}")
+    return 1
 
 
 def _interrupted() -> int:
@@ -224,9 +239,13 @@ def _say(sentence: str) -> None:
 
 
 def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="nemo-sdg-", suffix=".log", delete=False) as file:
-        file.write(traceback.format_exc())
-    return file.name
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="nemo-sdg-", suffix=".log", delete=False) as file:
+            file.write(traceback.format_exc())
+        return file.name
+    except OSError:  # no room for it anywhere
+        traceback.print_exc()
+        return "the lines above"
 
 
 def _run_folder(recipe: str, out: Path | None) -> Path:

@@ -201,6 +201,14 @@ def _bars(console: Any) -> Any:
     )
 
 
+def size_text(count: int) -> str:
+    """For example 682.4 GB."""
+    for power, name in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {name}"
+    return f"{count} bytes"
+
+
 def format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in plain characters: title, header, a rule, and aligned rows."""
     cells = [[_cell(value) for value in row] for row in rows]

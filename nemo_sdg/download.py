@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 import shutil
 import time
 from pathlib import Path
 
-from nemo_sdg.console import Console
+from nemo_sdg.console import Console, size_text
 from nemo_sdg.errors import HubError, StoreError
 from nemo_sdg.hub.address import Address
 from nemo_sdg.store import commit_file, commit_folder
@@ -40,8 +42,11 @@ def download(name: str, folder: Path, revision: str | None, include: list[str], 
     if address.inside:
         way_out = f"name the repository, with --include '{address.inside}*'"
         raise HubError("a path inside a repository cannot be downloaded alone", where=name, way_out=way_out)
+    folder = Path(os.path.abspath(folder.expanduser()))
+    if not folder.name:
+        raise StoreError("this cannot be the name of a new folder", where="DIR", found=str(folder))
     asked = {"repo": address.repo, "kind": address.kind, "revision": address.revision, "include": sorted(include)}
-    work = folder.absolute().with_name(f".{folder.absolute().name}.downloading")
+    work = folder.with_name(f".{folder.name}.downloading")
     if _is_there(folder, asked, console):
         return 0
     with quiet(), one_at_a_time(work / "lock", console, address.label) as tell:
@@ -57,13 +62,15 @@ def download(name: str, folder: Path, revision: str | None, include: list[str], 
 
 
 def _fill(folder: Path, work: Path, asked: dict, address: Address, console: Console, tell) -> None:  # noqa: ANN001
-    from nemo_sdg.hub.fetching import fetch, size_text
+    from nemo_sdg.hub.fetching import fetch
     from nemo_sdg.hub.listing import look_up
     from nemo_sdg.hub.places import Folder
     from nemo_sdg.hub.refusals import refusal
 
     begun = _begun(work, asked, folder)
-    if begun is not None:  # the branch may have moved since
+    if begun is None:
+        shutil.rmtree(work / "files", ignore_errors=True)  # nobody can say what it is
+    else:  # the branch may have moved since
         address = Address(address.repo, begun["found"], begun["commit"])
         console.say(f"continuing {asked['repo']} at commit {begun['commit']}")
     with console.progress(f"asking the hub for {address.label}"):
@@ -84,6 +91,9 @@ def _fill(folder: Path, work: Path, asked: dict, address: Address, console: Cons
     }  # fmt: skip
     try:
         shutil.rmtree(place.root / ".cache", ignore_errors=True)
+        for file in [path for path in place.root.rglob("*") if path.is_file() or path.is_symlink()]:
+            if file.relative_to(place.root).as_posix() not in (*sums, RECORD, SUMS):
+                file.unlink()  # the hub does not list it, so nobody has verified it
         commit_file(place.root / RECORD, _json(record))
         if SUMS not in sums:
             sums[RECORD] = hashlib.sha256(_json(record)).hexdigest()
@@ -95,12 +105,12 @@ def _fill(folder: Path, work: Path, asked: dict, address: Address, console: Cons
     commit_folder(place.root, folder)
     console.say(f"every byte was verified; {folder} holds {asked['repo']} at commit {listing.commit}")
     if kind == "model":
-        console.say(f"next: nemo-sdg verify {folder}")
+        console.say(f"next: nemo-sdg verify {shlex.quote(str(folder))}")
 
 
 def _is_there(folder: Path, asked: dict, console: Console) -> bool:
     """Whether an earlier call has finished this. Raises StoreError if the folder is something else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return False
     record = _read(folder / RECORD)
     if (
@@ -111,8 +121,10 @@ def _is_there(folder: Path, asked: dict, console: Console) -> bool:
             or asked["kind"] not in (None, record.get("kind"))
         )
     ):
-        found = "something else" if record is None else f"{record.get('repo')}@{record.get('revision')}"
-        raise StoreError("the folder is there already", where=folder, found=found, way_out="choose a new folder")
+        found = "something else" if record is None else _named(record)
+        raise StoreError(
+            "the folder is there already", where=folder, found=found, expected=_named(asked), way_out="choose a new folder"
+        )  # fmt: skip
     for file in record.get("files", []):
         path = folder / file["name"]
         if not path.is_file() or path.stat().st_size != file["size"]:
@@ -141,10 +153,16 @@ def _begun(work: Path, asked: dict, folder: Path) -> dict | None:
     if any(begun.get(key) != value for key, value in asked.items()):
         raise StoreError(
             "the download of something else was begun for this folder", where=folder,
-            found=f"{begun.get('repo')}@{begun.get('revision')}", expected=f"{asked['repo']}@{asked['revision']}",
+            found=_named(begun), expected=_named(asked),
             way_out=f"delete {work}, or choose another folder",
         )  # fmt: skip
     return begun
+
+
+def _named(asked: dict) -> str:
+    """A download in words."""
+    only = f" with --include {' '.join(asked['include'])}" if asked.get("include") else ""
+    return f"{asked.get('repo')}@{asked.get('revision')}{only}"
 
 
 def _read(path: Path) -> dict | None:

@@ -8,7 +8,11 @@ from nemo_sdg.checkpoints.convert import convert as convert_checkpoint
 from nemo_sdg.checkpoints.verify import verify as verify_checkpoint
 from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError
+from nemo_sdg.resources import resolve
 from nemo_sdg.session import rank
+
+_MOST = 20
+"""Problems that are told one by one."""
 
 
 def convert(
@@ -27,10 +31,14 @@ def verify(source: str, *, threads: int | None) -> int:
     if rank() != 0:
         return 0
     console = Console()
+    if not resolve(source).exists():
+        raise CheckpointError("there is no such checkpoint", where=source, way_out="check the name")
     try:
         problems = verify_checkpoint(source, console, threads=threads)
     except CheckpointError as error:
         problems = [str(error)]
-    for problem in problems:
+    for problem in problems[:_MOST]:
         console.fail(f"nemo-sdg: {problem}")
+    if len(problems) > _MOST:
+        console.fail(f"nemo-sdg: and {len(problems) - _MOST} more")
     return 1 if problems else 0

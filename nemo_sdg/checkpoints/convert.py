@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,9 +14,10 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.making import Making
 from nemo_sdg.checkpoints.meter import Meter
 from nemo_sdg.checkpoints.survey import survey
-from nemo_sdg.checkpoints.writing import Unit
-from nemo_sdg.console import Console
-from nemo_sdg.errors import CheckpointError, ConfigError, StoreError
+from nemo_sdg.checkpoints.tensors import Contents
+from nemo_sdg.checkpoints.writing import STOP, Unit
+from nemo_sdg.console import Console, size_text
+from nemo_sdg.errors import CheckpointError, ConfigError, StoreError, TopologyError
 from nemo_sdg.models.tokenizer import Tokenizer
 
 FORMATS = ("release", "hf", "nemo2")
@@ -52,14 +54,12 @@ def convert(
         folder = ModelFolder.open(source)
         contents = folder.contents
         survey(folder)
-        tp = tp or contents.saved_with.get("tp", 1)
-        pp = pp or contents.saved_with.get("pp", 1)
-        contents.shape.check_topology(tp, pp, where="command line")
-        pieces = _tokenizer(folder, tokenizer)
+        target = _absolute(target, folder)
+        tp, pp = _topology(contents, to, tp, pp)
+        pieces = _tokenizer(folder, tokenizer, to)
         writer = _writer(to)
         units = writer.units(contents, tp=tp, pp=pp)
-    digest = hashlib.sha256(pieces).hexdigest()[:16]
-    identity = {"source": folder.weights_digest, "tokenizer": digest, "to": to, "tp": tp, "pp": pp, "version": VERSION}
+    identity = {"source": _identity(folder), "to": to, "tp": tp, "pp": pp, "version": VERSION}
     with Making(target, identity) as making:
         if making.afresh:
             console.say(f"an earlier attempt cannot be continued ({making.afresh}): starting afresh")
@@ -72,9 +72,47 @@ def convert(
             with making.finishing() as unfinished:
                 writer.finish(contents, unfinished, tokenizer=pieces, tp=tp, pp=pp)
             making.commit()
-    size = sum(unit.num_bytes for unit in units) / 1e9
-    console.say(f"{target} holds the model in the {to} format, {size:.3g} GB in {len(units)} files of weights")
-    console.say(f"next: nemo-sdg verify {target}")
+    size, files = (
+        size_text(sum(unit.num_bytes for unit in units)),
+        "1 file" if len(units) == 1 else f"{len(units)} files",
+    )
+    console.say(f"{target} holds the model in the {to} format, {size} in {files} of weights")
+    console.say(f"next: nemo-sdg verify {shlex.quote(str(target))}")
+
+
+def _absolute(target: Path, folder: ModelFolder) -> Path:
+    """The target by its full name. Raises ConfigError where it has none, or would lie inside the source."""
+    full = Path(os.path.abspath(target))
+    if not full.name:
+        raise ConfigError("this cannot be the name of a new folder", where="DST", found=str(target))
+    source, real = Path(os.path.realpath(folder.path)), Path(os.path.realpath(full))
+    if source == real or source in real.parents:
+        raise ConfigError(
+            "the new checkpoint would lie inside the source", where="DST", found=str(target),
+            way_out="choose a folder elsewhere",
+        )  # fmt: skip
+    return full
+
+
+def _topology(contents: Contents, to: str, tp: int | None, pp: int | None) -> tuple[int, int]:
+    """TP and PP whose shards the pieces are; what was not asked for is the source's own where that fits."""
+    if to == "hf":
+        return 1, 1  # whole tensors
+    asked = (tp or 1, pp or 1)
+    contents.shape.check_topology(*asked, where="command line")
+    try:
+        own = (tp or contents.saved_with.get("tp", 1), pp or contents.saved_with.get("pp", 1))
+        contents.shape.check_topology(*own)
+    except TopologyError:  # uneven stages, for one: the cut of the pieces is free
+        return asked
+    return own
+
+
+def _identity(folder: ModelFolder) -> str:
+    """Names the source: its weights by both ends of each file, and by when each file was written."""
+    pieces = {piece.file for t in folder.contents.tensors.values() for of in t.by_layer.values() for piece in of}
+    times = [(str(file.relative_to(folder.path.parent)), os.stat(file).st_mtime_ns) for file in sorted(pieces)]
+    return hashlib.sha256(f"{folder.weights_digest} {times}".encode()).hexdigest()[:16]
 
 
 def _writer(to: str) -> ModuleType:
@@ -88,18 +126,30 @@ def _writer(to: str) -> ModuleType:
     return writer
 
 
-def _tokenizer(folder: ModelFolder, file: Path | None) -> bytes:
-    """The SentencePiece model that the result gets."""
+def _tokenizer(folder: ModelFolder, file: Path | None, to: str) -> bytes:
+    """The SentencePiece model that the result gets; whether it fits is asked before any weight is written."""
     if file is None:
         try:
-            return folder.tokenizer
+            pieces = folder.tokenizer
         except CheckpointError as error:
             raise CheckpointError(
                 error.what, where=error.where, found=error.found, expected=error.expected,
                 way_out="name a SentencePiece file with --tokenizer",
             ) from error  # fmt: skip
-    Tokenizer(file)
-    return file.read_bytes()
+    else:
+        Tokenizer(file)
+        pieces = file.read_bytes()
+    opened = Tokenizer(pieces, file or folder.path)
+    if opened.vocab_size > folder.shape.vocab_size:
+        raise CheckpointError(
+            "the tokenizer has more pieces than the model has rows", where=file or folder.path, found=opened.vocab_size,
+            expected=f"at most {folder.shape.vocab_size}", way_out="name the model's own tokenizer with --tokenizer",
+        )  # fmt: skip
+    if to == "hf":
+        from nemo_sdg.checkpoints.hf.tokenizer import check_export
+
+        check_export(pieces)
+    return pieces
 
 
 def _check_room(target: Path, needed: int) -> None:
@@ -116,8 +166,9 @@ def _write(making: Making, units: list[Unit], threads: int, console: Console) ->
     """All units, several at a time; the first error stops the others."""
     total = sum(unit.num_bytes for unit in units)
     with console.progress("converting, MB", round(total / 1e6)) as progress:
-        meter, written = Meter(progress), 0
+        meter, written, futures = Meter(progress), 0, {}
         pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
+        STOP.clear()
         try:
             futures = {pool.submit(making.write, unit): unit for unit in units}
             while futures:
@@ -126,4 +177,6 @@ def _write(making: Making, units: list[Unit], threads: int, console: Console) ->
                     written += futures.pop(future).num_bytes
                 meter.reach(min(total, written + making.unfinished_bytes()))
         finally:
+            if futures:
+                STOP.set()
             pool.shutdown(wait=True, cancel_futures=True)

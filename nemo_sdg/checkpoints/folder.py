@@ -108,6 +108,8 @@ class ModelFolder:
 
     def _digest(self, tokenizer: bytes) -> str:
         whole = hashlib.sha256(repr(self.shape).encode() + tokenizer)
+        for key, tensor in sorted(self.contents.tensors.items()):
+            whole.update(f"{key} {tensor.dtype} {tensor.shape}\0".encode())
         pieces = {piece for t in self.contents.tensors.values() for of in t.by_layer.values() for piece in of}
         members = {self.files.holding(*place) for place in {(piece.file, piece.offset) for piece in pieces}}
         for member in sorted(members, key=lambda member: Path(member.name)):

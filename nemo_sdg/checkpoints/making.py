@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,11 +23,11 @@ from typing import Any
 from nemo_sdg.checkpoints.writing import Unit
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import commit_file, commit_folder
-from nemo_sdg.store.files import make_folder
+from nemo_sdg.store.files import make_folder, sync
 from nemo_sdg.store.lock import release, take
 
 SUMS = "SHA256SUMS"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Making:
@@ -52,10 +53,11 @@ class Making:
         self._adding = threading.Lock()
         self._refuse_existing()
         try:
+            self._refuse_what_is_not_ours()
             make_folder(self._work)
+            self._lock = take(self._work / "lock", f"what makes {target}", "wait for it or stop it")
         except OSError as error:
-            raise self._refused(target, error) from error
-        self._lock = take(self._work / "lock", f"what makes {target}", "wait for it or stop it")
+            raise self._refused(self._work, error) from error
         try:
             self._refuse_existing()  # it may have appeared while we came to the lock
             self._take_up(identity)
@@ -83,12 +85,12 @@ class Making:
             for name in unit.files:
                 file = part / name
                 entries.append({"name": name, "size": file.stat().st_size, "sha256": sums.get(name) or _sha256(file)})
-                _sync(file)
+                sync(file)
             for name in unit.files:
                 final = self._folder / name
                 make_folder(final.parent)
                 os.replace(part / name, final)
-                _sync(final.parent)
+                sync(final.parent)
             self._add(entries)
         except OSError as error:
             raise self._refused(self.target / unit.files[0], error) from error
@@ -134,6 +136,18 @@ class Making:
                 way_out="delete it to make it again, or choose another name",
             )  # fmt: skip
 
+    def _refuse_what_is_not_ours(self) -> None:
+        """A working folder is emptied where it cannot be continued, so it must be one that we have made."""
+        if not os.path.lexists(self._work):
+            return
+        places = [self._work, self._folder, self._parts]
+        real = all(stat.S_ISDIR(os.lstat(place).st_mode) for place in places if os.path.lexists(place))
+        if not real or (any(self._work.iterdir()) and not (self._work / "lock").is_file()):
+            raise StoreError(
+                "something else stands where the checkpoint would be made", where=self._work,
+                way_out="move it away, or choose another name",
+            )  # fmt: skip
+
     def _take_up(self, identity: Mapping[str, Any]) -> None:
         """What an earlier attempt has left is used if it is of the same checkpoint, else deleted."""
         shutil.rmtree(self._parts, ignore_errors=True)
@@ -153,6 +167,10 @@ class Making:
             for file in [path for path in self._folder.rglob("*") if not path.is_dir() or path.is_symlink()]:
                 if str(file.relative_to(self._folder)) not in self.done:
                     file.unlink()
+            # An empty folder of another format would make the result look like that one.
+            for folder, _, _ in os.walk(self._folder, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
         entries = [{"name": name, "size": size, "sha256": sha} for name, (size, sha) in self.done.items()]
         # Written anew: a torn last line would swallow the next one.
         commit_file(self._ledger, "".join(json.dumps(line) + "\n" for line in [{"identity": now}, *entries]).encode())
@@ -171,7 +189,8 @@ class Making:
         full = error.errno in _FULL
         return StoreError(
             "cannot be written" if full else "cannot be made", where=where, found=error.strerror or str(error),
-            way_out=("make room" if full else "put that right") + " and give the same command again, which continues",
+            way_out=f"make room and give the same command again, which goes on with {self._work}" if full
+            else "put that right, or choose another folder, and give the command again",
         )  # fmt: skip
 
 
@@ -195,11 +214,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             whole.update(block)
     return whole.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

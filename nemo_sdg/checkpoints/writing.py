@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,14 @@ class Unit:
     folders are there. May return the SHA-256 of files by name (`Output`), which are then not read again for it."""
 
 
+STOP = threading.Event()
+"""Set when a conversion ends early: threads in the middle of a large file give up at their next block."""
+
+
+class Stopped(Exception):
+    """The file is not wanted any more."""
+
+
 class Output:
     """A file that is written from front to back, and its SHA-256 taken on the way."""
 
@@ -31,6 +40,8 @@ class Output:
         self._hash = hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
+        if STOP.is_set():
+            raise Stopped
         self._hash.update(data)
         self._file.write(data)
 

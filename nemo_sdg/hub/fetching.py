@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from nemo_sdg.console import Activity, Console
+from nemo_sdg.console import Activity, Console, size_text
 from nemo_sdg.errors import HubError
 from nemo_sdg.hub.listing import RemoteFile
 from nemo_sdg.hub.places import Place
@@ -68,14 +68,6 @@ def check_room(place: Place) -> None:
             expected=f"{size_text(needed)} for {place.listing.address.label}",
             way_out="make room, or choose another folder or HF_HOME",
         )  # fmt: skip
-
-
-def size_text(count: int) -> str:
-    """For example 682.4 GB."""
-    for power, name in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
-        if count >= 10**power:
-            return f"{count / 10**power:.1f} {name}"
-    return f"{count} bytes"
 
 
 @contextlib.contextmanager

@@ -15,11 +15,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from nemo_sdg.console import Console
+from nemo_sdg.console import Console, size_text
 from nemo_sdg.errors import HubError
 from nemo_sdg.hub.address import Address
 from nemo_sdg.hub.cache import RECORDS, console_of_this_rank, find, folder_of, lock_of
-from nemo_sdg.hub.fetching import fetch, quiet, size_text
+from nemo_sdg.hub.fetching import fetch, quiet
 from nemo_sdg.hub.listing import Listing, RemoteFile, look_up
 from nemo_sdg.hub.places import Folder
 from nemo_sdg.hub.refusals import refusal

@@ -32,7 +32,7 @@ class Tokenizer:
         except Exception as error:  # sentencepiece raises RuntimeError, OSError or TypeError by what is broken
             raise CheckpointError(
                 "the tokenizer cannot be read", where=path, found=str(error)[:120], expected="a SentencePiece model",
-                way_out="download the checkpoint again",
+                way_out="give the tokenizer.model of the released checkpoint",
             ) from error  # fmt: skip
         for marker in (SYSTEM, TURN, LABEL):
             if self._pieces.piece_to_id(marker) == self._pieces.unk_id():

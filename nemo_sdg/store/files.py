@@ -29,7 +29,7 @@ def commit_file(path: Path, data: bytes) -> None:
         finally:
             os.close(file)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -51,11 +51,11 @@ def commit_folder(temporary: Path, final: Path) -> None:
     try:
         for folder, _, files in os.walk(temporary, topdown=False):
             for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         make_folder(final.parent)
         os.rename(temporary, final)
-        _sync(final.parent)
+        sync(final.parent)
     except OSError as error:
         raise _refused(final, error) from error
 
@@ -69,7 +69,7 @@ def make_folder(path: Path) -> None:
         os.mkdir(path)
     except FileExistsError:  # another rank was faster
         pass
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def digest(path: Path) -> str | None:
@@ -92,7 +92,8 @@ def dump(row: Any) -> bytes:
     return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What a file or a folder holds is on the disk when this returns."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -44,8 +45,9 @@ def take(path: Path, what: str, way_out: str) -> int:
             way_out="choose a folder on a file system with flock",
         ) from None
     _held.add(lock)
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # a note for people, on a disk that may be full
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     return lock
 
 

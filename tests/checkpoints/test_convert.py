@@ -24,6 +24,7 @@ from nemo_sdg import cli
 from nemo_sdg.checkpoints import release_writer
 from nemo_sdg.checkpoints.convert import convert
 from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.writing import STOP, Stopped, create
 from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError, ConfigError, StoreError, TopologyError
 from nemo_sdg.models.shapes import NemotronShape
@@ -200,7 +201,8 @@ def test_a_torn_line_of_the_ledger_costs_one_file(source, tmp_path, monkeypatch)
     assert ledger_lines(tmp_path / "b") == 13
     with open(ledger, "rb+") as file:
         file.truncate(ledger.stat().st_size - 20)
-    assert "11 of 42 files were there already" in said(source, tmp_path / "b", tp=2)
+    half_done(source, tmp_path / "b", monkeypatch)  # the next line must not be glued to the torn one
+    assert "23 of 42 files were there already" in said(source, tmp_path / "b", tp=2)
     said(source, tmp_path / "c", tp=2)
     assert files_of(tmp_path / "b") == files_of(tmp_path / "c")
 
@@ -213,12 +215,13 @@ def test_a_file_that_is_cut_short_or_unknown_is_not_trusted(source, tmp_path, mo
     (weights / "model.decoder.layers.mlp.linear_fc1.weight").mkdir(exist_ok=True)
     (weights / "model.decoder.layers.mlp.linear_fc1.weight/0.0.0").write_bytes(b"half")
     (working(tmp_path / "b") / "checkpoint/SHA256SUMS").write_text("stale")
+    (weights / "stray").write_text("of nobody")
     assert "10 of 42 files were there already" in said(source, tmp_path / "b", tp=2)
     said(source, tmp_path / "c", tp=2)
     assert files_of(tmp_path / "b") == files_of(tmp_path / "c")
 
 
-@pytest.mark.parametrize("change", ["tp", "weights", "tokenizer", "version"])
+@pytest.mark.parametrize("change", ["tp", "weights", "middle", "dtype", "version"])
 def test_another_source_or_setting_starts_afresh_and_says_so(source, tmp_path, monkeypatch, change):
     copy = Path(shutil.copytree(source, tmp_path / "a"))
     half_done(copy, tmp_path / "b", monkeypatch)
@@ -228,8 +231,13 @@ def test_another_source_or_setting_starts_afresh_and_says_so(source, tmp_path, m
     elif change == "weights":
         chunk = copy / "model_weights" / EMBEDDING / "0.0"
         chunk.write_bytes(bytes(2) + chunk.read_bytes()[2:])
-    elif change == "tokenizer":  # an unused byte at the end: an unknown field of the protocol buffer
-        (copy / "tokenizer.model").write_bytes(TOKENIZER.read_bytes() + b"\xf8\x07\x00")
+    elif change == "middle":  # farther from both ends than the digest of a file looks
+        monkeypatch.setattr("nemo_sdg.checkpoints.folder._DIGEST_ENDS", 2)
+        chunk = copy / "model_weights" / EMBEDDING / "0.0"
+        chunk.write_bytes(chunk.read_bytes()[:100] + bytes(2) + chunk.read_bytes()[102:])
+    elif change == "dtype":
+        for header in copy.rglob(".zarray"):
+            header.write_text(header.read_text().replace("bfloat16", "<f2"))
     else:
         monkeypatch.setattr("nemo_sdg.checkpoints.convert.VERSION", 2)
     text = said(copy, tmp_path / "b", tp=tp)
@@ -237,6 +245,86 @@ def test_another_source_or_setting_starts_afresh_and_says_so(source, tmp_path, m
     assert_same(read_bits(tmp_path / "b"), read_bits(copy))
     said(copy, tmp_path / "c", tp=tp)
     assert files_of(tmp_path / "b") == files_of(tmp_path / "c")
+
+
+def test_another_tokenizer_costs_no_weights(source, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(source, tmp_path / "a"))
+    half_done(copy, tmp_path / "b", monkeypatch)
+    # An unused byte at the end: an unknown field of the protocol buffer.
+    (copy / "tokenizer.model").write_bytes(TOKENIZER.read_bytes() + b"\xf8\x07\x00")
+    assert "files were there already" in said(copy, tmp_path / "b", tp=2)
+    said(copy, tmp_path / "c", tp=2)
+    assert files_of(tmp_path / "b") == files_of(tmp_path / "c")
+
+
+@pytest.mark.parametrize("to", ["hf", "nemo2"])
+def test_an_attempt_at_another_format_leaves_nothing_behind(source, tmp_path, monkeypatch, to):
+    half_done(source, tmp_path / "b", monkeypatch)
+    assert "starting afresh" in said(source, tmp_path / "b", to)
+    assert ModelFolder.open(tmp_path / "b").contents.format == to
+    assert not (tmp_path / "b/model_weights").exists()
+    assert cli.main(["verify", str(tmp_path / "b")]) == 0
+
+
+def test_a_working_folder_that_is_not_ours_is_left_alone(source, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thing").write_text("dear")
+    for make in (
+        lambda: working(tmp_path / "b").symlink_to(mine),
+        lambda: working(tmp_path / "b").mkdir() or (working(tmp_path / "b") / "checkpoint").symlink_to(mine),
+        lambda: working(tmp_path / "b").mkdir() or (working(tmp_path / "b") / "notes").write_text("dear"),
+        lambda: working(tmp_path / "b").write_text("dear"),
+    ):
+        make()
+        with pytest.raises(StoreError, match="something else stands where"):
+            said(source, tmp_path / "b")
+        assert (mine / "thing").read_text() == "dear"
+        subprocess.run(["rm", "-r", working(tmp_path / "b")], check=True)
+
+
+def test_names_that_cannot_be_a_new_folder(source, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(source, tmp_path / "a"))
+    before = files_of(copy)
+    for target in (copy / "new", copy / "model_weights/new", copy):
+        with pytest.raises(ConfigError, match="would lie inside the source"):
+            said(copy, target)
+    with pytest.raises(ConfigError, match="cannot be the name of a new folder"):
+        said(copy, Path("/"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(StoreError, match="something under this name already"):
+        said(copy, Path("."))
+    assert files_of(copy) == before and sorted(os.listdir(tmp_path)) == ["a", "here"]
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_before_any_weight(tmp_path):
+    shape = little_shape(vocab_size=100)  # fewer rows than the tokenizer has pieces
+    write_release(tmp_path / "a", shape, random_bits(shape))
+    for to in ("release", "hf", "nemo2"):
+        with pytest.raises(CheckpointError, match="more pieces than the model has rows"):
+            said(tmp_path / "a", tmp_path / "b", to)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_thread_in_the_middle_of_a_file_gives_up(tmp_path):
+    with pytest.raises(Stopped), create(tmp_path / "f") as out:
+        out.write(b"a")
+        STOP.set()
+        try:
+            out.write(b"b")
+        finally:
+            STOP.clear()
+
+
+def test_a_topology_of_the_source_that_no_grid_has_is_not_the_users_mistake(source, tmp_path):
+    copy = Path(shutil.copytree(source, tmp_path / "a"))
+    config = (copy / "model_config.yaml").read_text()
+    (copy / "model_config.yaml").write_text(
+        re.sub("pipeline_model_parallel_size: .*", "pipeline_model_parallel_size: 3", config)
+    )
+    said(copy, tmp_path / "b")
+    said(copy, tmp_path / "c", "hf", tp=5)  # whole tensors have no grid
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
@@ -287,7 +375,7 @@ def test_a_file_that_the_system_refuses_to_grow(source, tmp_path):
     done = forked(limited)
     assert "cannot be written, found File too large; make room and give the same command again" in done.stdout, done
     assert not (tmp_path / "b").exists()
-    assert "already" in said(source, tmp_path / "b", tp=1)
+    said(source, tmp_path / "b", tp=1)  # with what was whole when the disk refused, if anything was
     assert_same(read_bits(tmp_path / "b"), read_bits(source))
 
 

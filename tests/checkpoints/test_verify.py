@@ -200,6 +200,7 @@ def test_it_needs_no_torch_and_little_memory(tmp_path):
 
 
 def test_a_folder_that_is_none(tmp_path, capsys):
-    assert "no such model folder" in complaint(capsys, tmp_path / "absent")
+    status, _, told = verified(capsys, tmp_path / "absent")
+    assert status == 2 and "there is no such checkpoint" in told, "a word that was mistyped is no damage"
     (tmp_path / "config.json").write_text(json.dumps({}))
     assert "not a checkpoint" in complaint(capsys, tmp_path)

@@ -56,6 +56,12 @@ def write_tokenizer(making: Path, model: bytes, *, reward: bool, seq_length: int
     (making / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def check_export(model: bytes) -> None:
+    """Raises CheckpointError if a fast tokenizer cannot give the ids of this SentencePiece model."""
+    pieces = read_pieces(model)
+    check_same_ids(fast_tokenizer(pieces), Tokenizer(model), pieces)
+
+
 def fast_tokenizer(pieces: Pieces) -> tokenizers.Tokenizer:
     """The tokenizer of the `tokenizers` library that does what a SentencePiece model does."""
     import tokenizers
