@@ -35,7 +35,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = ("cli", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
 LIGHT += ("download", "hub", "hub.cache")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
-LIGHT += ("checkpoints.nemo2",)
+LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs")
 STAGES = ("prompts", "generate", "score", "select", "revise", "assemble", "train", "evaluate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")
 
