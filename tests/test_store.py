@@ -369,6 +369,19 @@ def test_a_changed_input_is_refused_by_name(tmp_path: Path):
         Run.open(tmp_path / "run", config, writer=True)
 
 
+def test_a_model_in_one_file_is_known_by_its_name_and_size(tmp_path: Path, monkeypatch):
+    """As a folder is: reading 682 GB at each start would take hours."""
+    model = tmp_path / "base.nemo"
+    model.write_bytes(b"x" * 100)
+    config = settings(f"models.base={model}")
+    monkeypatch.setattr("nemo_sdg.store.run.digest", lambda path: f"read {path}" if path == model else None)
+    Run.open(tmp_path / "run", config, writer=True).close()
+    assert "read" not in (tmp_path / "run/run.yaml").read_text().split("inputs:")[1].split("config:")[0]
+    model.write_bytes(b"x" * 101)
+    with pytest.raises(StoreError, match="models.base is not what this run began with"):
+        Run.open(tmp_path / "run", config, writer=True)
+
+
 def test_a_full_folder_that_is_no_run_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(StoreError, match="full and is no run, found thesis.tex"):

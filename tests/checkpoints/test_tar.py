@@ -173,3 +173,17 @@ def test_chunks_that_are_missing_or_of_another_size(folder, tmp_path):
                 tar.addfile(member(file, data)[0], io.BytesIO(data))
         with pytest.raises(CheckpointError, match=f"{EMBEDDING}/0.0: a chunk.*{why}"):
             ModelFolder.open(tmp_path / name).contents
+
+
+def test_long_names_of_ustar_and_what_gnu_keeps_in_their_place(folder, tmp_path):
+    long = f"{'d' * 90}/{'f' * 60}"
+    pack(folder, tmp_path / "x.nemo", kind=tarfile.USTAR_FORMAT)
+    add_members(tmp_path / "x.nemo", member(long, b"hello"))
+    assert TarFiles(tmp_path / "x.nemo").find(long).read(10) == b"hello"
+    times = bytearray(raw_member(b"notes.txt", b"hello"))
+    times[257:265] = b"ustar  \0"
+    times[345:357] = b"15000000000\0"  # GNU's own format: the time of the last access
+    times[148:156] = b"%06o\0 " % (sum(times[:148]) + 256 + sum(times[156:512]))
+    pack(folder, tmp_path / "y.nemo", kind=tarfile.USTAR_FORMAT)
+    add_members(tmp_path / "y.nemo", bytes(times))
+    assert TarFiles(tmp_path / "y.nemo").find("notes.txt").read(10) == b"hello"
