@@ -5,4 +5,10 @@ A child that uses such a pool waits for threads which the fork did not copy. Rea
 
 import os
 
+from hypothesis import settings
+
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# How long one example takes says nothing on a machine that runs other things too.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")

@@ -102,6 +102,8 @@ def tokenizer_name(files: Files, config: dict[str, Any]) -> str | None:
     found = [name for name, is_folder in files.entries().items() if name.endswith(".model") and not is_folder]
     # The released folders hold the same file under two names.
     members = [member for member in map(files.find, found) if member is not None]
+    if len(members) > 4 or len({member.size for member in members}) != 1:
+        return None
     if len({member.read(_TOKENIZER_BYTES) for member in members}) != 1:
         return None
     return members[0].name

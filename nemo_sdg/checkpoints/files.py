@@ -104,7 +104,7 @@ class Files:
         self._check_inside(path)
         try:
             with os.scandir(path) as found:
-                return {entry.name: entry.is_dir() for entry in sorted(found, key=lambda entry: entry.name)}
+                return {entry.name: _is_folder(entry) for entry in sorted(found, key=lambda entry: entry.name)}
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
@@ -138,3 +138,10 @@ class Files:
                 "a link leads out of the checkpoint", where=path, found=real, expected=f"a path below {self.where}",
                 way_out="copy what it leads to into the folder",
             )  # fmt: skip
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

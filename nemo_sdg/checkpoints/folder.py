@@ -108,11 +108,16 @@ class ModelFolder:
 
     def _digest(self, tokenizer: bytes) -> str:
         whole = hashlib.sha256(repr(self.shape).encode() + tokenizer)
+        members = {}
         for key, tensor in sorted(self.contents.tensors.items()):
-            whole.update(f"{key} {tensor.dtype} {tensor.shape}\0".encode())
-        pieces = {piece for t in self.contents.tensors.values() for of in t.by_layer.values() for piece in of}
-        members = {self.files.holding(*place) for place in {(piece.file, piece.offset) for piece in pieces}}
-        for member in sorted(members, key=lambda member: Path(member.name)):
+            grid = []
+            for piece in (piece for pieces in tensor.by_layer.values() for piece in pieces):
+                place = piece.file, piece.offset
+                if place not in members:
+                    members[place] = self.files.holding(*place)
+                grid.append((piece.offset - members[place].offset, piece.origin, piece.shape))
+            whole.update(f"{key} {tensor.dtype} {tensor.shape} {grid}\0".encode())
+        for member in sorted(set(members.values()), key=lambda member: Path(member.name)):
             whole.update(f"{Path(member.name).name}\0{member.size}\0".encode())
             with open(self.files.open(member.file), "rb") as data:
                 for start in (0, max(0, member.size - _DIGEST_ENDS)):

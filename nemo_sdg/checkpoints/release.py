@@ -124,6 +124,8 @@ def read_header(files: Files, key: str) -> dict[str, Any]:
             and all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 40 for n in sizes)
         ):
             refuse(field, sizes, "positive integers")
+    if len(header["shape"]) > 8:  # before any product: it would have thousands of digits
+        refuse("shape", f"{len(header['shape'])} axes", "8 at most")
     if len(header["shape"]) != len(header["chunks"]):
         refuse("chunks", header["chunks"], f"{len(header['shape'])} numbers, as the shape has")
     if _stacked(key) and header["shape"][0] > _MOST_LAYERS:

@@ -7,6 +7,7 @@ saw. Format: POSIX.1-2017, `pax` (ustar interchange format), and the GNU tar man
 
 from __future__ import annotations
 
+import bisect
 import os
 import stat
 import unicodedata
@@ -46,6 +47,7 @@ class TarFiles(Files):
         self._members: dict[str, Member] = {}
         self._folders: dict[str, dict[str, bool]] = {"": {}}
         self._at: dict[int, Member] = {}
+        self._starts: list[int] | None = None
         self._spelled: dict[str, str] = {}
         descriptor = self.open(path)
         try:
@@ -74,7 +76,9 @@ class TarFiles(Files):
         return self.where, member.offset, None
 
     def holding(self, file: Path, offset: int) -> Member:
-        return self._at[offset]
+        if self._starts is None:
+            self._starts = sorted(self._at)
+        return self._at[self._starts[bisect.bisect_right(self._starts, offset) - 1]]
 
     def open(self, file: Path) -> int:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -104,6 +108,8 @@ class TarFiles(Files):
             self._members[name] = self._at[offset] = Member(name, self.where, offset, size)
 
     def _add_folders(self, folder: str, name: str) -> None:
+        if folder.count("/") > 8:
+            _refuse(self.where, name, "it lies too deep", found=f"{folder.count('/') + 1} folders")
         if folder in self._members:
             _refuse(self.where, name, "it lies in a member that is a file", found=folder)
         if folder not in self._folders:

@@ -15,12 +15,12 @@ from nemo_sdg.parallel.mesh import Mesh
 
 
 def resolve_dtype(name: str | None, folder: ModelFolder) -> torch.dtype:
-    """The dtype that a model runs in: as asked; else the checkpoint's own on a GPU, fp32 on a CPU."""
+    """The dtype that a model runs in: as asked; else the checkpoint's own on a GPU (fp16 runs in fp32), fp32 on a CPU."""
     if name is not None:
         return DTYPES[name]
     if not device.has_cuda():
         return torch.float32
-    return DTYPES[folder.dtype]
+    return DTYPES.get(folder.dtype, torch.float32)
 
 
 def load_model(

@@ -23,6 +23,9 @@ _LARGEST = 1 << 40
 """What no size of a model reaches."""
 
 
+_MOST_LAYERS = 10_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class NemotronShape:
     """Sizes of one model; the names are those of NeMo's `model_config.yaml`."""
@@ -142,9 +145,13 @@ class NemotronShape:
                 )
             return default
 
-        heads, hidden = number("num_attention_heads"), number("hidden_size")
+        heads, hidden, layers = number("num_attention_heads"), number("hidden_size"), number("num_layers")
+        if layers > _MOST_LAYERS:  # readers count them one by one
+            raise CheckpointError(
+                "num_layers is too large", where=where, found=layers, expected=f"{_MOST_LAYERS} at most"
+            )
         return cls(
-            num_layers=number("num_layers"),
+            num_layers=layers,
             hidden_size=hidden,
             ffn_hidden_size=number("ffn_hidden_size"),
             num_attention_heads=heads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 import time
 from pathlib import Path
@@ -187,3 +188,12 @@ def test_long_names_of_ustar_and_what_gnu_keeps_in_their_place(folder, tmp_path)
     pack(folder, tmp_path / "y.nemo", kind=tarfile.USTAR_FORMAT)
     add_members(tmp_path / "y.nemo", bytes(times))
     assert TarFiles(tmp_path / "y.nemo").find("notes.txt").read(10) == b"hello"
+
+
+def test_nothing_but_the_tar_itself_is_opened(folder, tmp_path):
+    files = TarFiles(pack(folder, tmp_path / "x.nemo"))
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        files.open(folder / "model_config.yaml")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        TarFiles(tmp_path / "pipe")

@@ -42,17 +42,19 @@ class Reference:
     name: str
 
 
-def write_context(making: Path, shape: NemotronShape, *, dtype: str, reward: bool, tokenizer: bytes) -> None:
+def write_context(
+    making: Path, shape: NemotronShape, *, dtype: str, reward: bool, head_bias: bool, tokenizer: bytes
+) -> None:
     """Write `context/` into a checkpoint that is being made; what is there already is written again."""
     folder = making / FOLDER
     folder.mkdir(exist_ok=True)
-    model = model_object(shape, dtype=dtype, reward=reward)
+    model = model_object(shape, dtype=dtype, reward=reward, head_bias=head_bias)
     (folder / TOKENIZER).write_bytes(tokenizer)
     (folder / "io.json").write_text(json.dumps(graph(trainer_context(model))), encoding="utf-8")
     (folder / "model.yaml").write_text(yaml.safe_dump(_plain(model), sort_keys=True), encoding="utf-8")
 
 
-def model_object(shape: NemotronShape, *, dtype: str, reward: bool) -> Object:
+def model_object(shape: NemotronShape, *, dtype: str, reward: bool, head_bias: bool = False) -> Object:
     """The Lightning module: its config and its tokenizer, a file beside `io.json`."""
     config: dict[str, Any] = {
         "num_layers": shape.num_layers,
@@ -82,7 +84,11 @@ def model_object(shape: NemotronShape, *, dtype: str, reward: bool) -> Object:
     }
     if reward:
         config.update(
-            reward=True, masked_softmax_fusion=False, persist_layer_norm=False, cross_entropy_loss_fusion=False
+            reward=True,
+            head_bias=head_bias,
+            masked_softmax_fusion=False,
+            persist_layer_norm=False,
+            cross_entropy_loss_fusion=False,
         )
     spec = Object(_OURS if reward else _NEMOTRON, "NemotronConfig", config)
     spm = Object(

@@ -164,7 +164,9 @@ class _Reader:
             index = self.state(key, _KEY)
             if index.get("offset") is None:
                 continue  # a byte blob
-            place = (str(index.get("fqn")), self.sizes(index["offset"]))
+            if type(index.get("fqn")) is not str:
+                self.refuse("the index has another form", type(index.get("fqn")).__name__, "the name of a tensor")
+            place = (index["fqn"], self.sizes(index["offset"]))
             if place in found:
                 self.refuse("a block stands twice in the index", f"{place[0]} at {place[1]}")
             info = self.state(info, _STORED)
@@ -172,7 +174,8 @@ class _Reader:
                 self.refuse("a block is stored compressed", place[0], "plain records")
             file = info.get("relative_path")
             if type(file) is not str or not _FILE.fullmatch(file):
-                self.refuse("a block lies in a file with an odd name", str(file)[:120], "*.distcp beside the index")
+                found = file[:120] if type(file) is str else type(file).__name__
+                self.refuse("a block lies in a file with an odd name", found, "*.distcp beside the index")
             found[place] = Record(file, self.number(info.get("offset")), self.number(info.get("length")))
         return found
 

@@ -20,6 +20,8 @@ MAX_OPCODES = 8_000_000
 _MAX_STACK = 8192
 """Picklers hand over list items and dict entries in batches of 1000."""
 _MAX_STRING = 1 << 16
+_MAX_TUPLE = 64
+"""Sizes, offsets and arguments of calls have a few entries."""
 _MAX_INT = 1 << 63
 _PROTOCOLS = (2, 3, 4, 5)
 
@@ -198,6 +200,8 @@ class _Machine:
         self._tuple([self._pop(), second, third])
 
     def _tuple(self, items: list[Any]) -> None:
+        if len(items) > _MAX_TUPLE:
+            self.refuse("a tuple of the pickle is too long", f"{len(items)} entries")
         for item in items:
             if type(item) is tuple and any(type(inner) is tuple for inner in item):
                 self.refuse("the pickle nests too deep", "a tuple in a tuple in a tuple")
