@@ -219,7 +219,7 @@ def released(tmp: Path, command: str) -> dict[str, tuple[Change, str | None]]:
         "a day that is none": (append(config, "when: 2001-99-99"), config),
         "no heads": (append(config, "num_attention_heads: 0"), config),
         "half a layer": (append(config, "num_layers: 2.5"), config),
-        "10^12 layers": (append(config, "num_layers: 1000000000000"), W),
+        "10^12 layers": (append(config, "num_layers: 1000000000000"), config),
         "infinitely wide": (append(config, "hidden_size: .inf"), config),
         "a config that is a pickle": (write(config, trap), config),
         "a tokenizer elsewhere": (append(config, "tokenizer: {model: 'nemo:../../../../../etc/passwd'}"), None),
