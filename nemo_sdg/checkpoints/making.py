@@ -198,9 +198,7 @@ def _whole_lines(ledger: Path) -> list[dict]:
     """The lines of a ledger; one that was torn by a kill, and what follows it, does not count."""
     lines = []
     with contextlib.suppress(OSError, ValueError):
-        for line in ledger.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
+        for line in ledger.read_bytes().splitlines():
             entry = json.loads(line)
             if not isinstance(entry, dict):
                 break

@@ -130,10 +130,7 @@ def _tasks(folder: ModelFolder, sums: dict[str, str] | None) -> tuple[list[_Task
 
 def _missing(source: str) -> list[str]:
     """Files that are listed but not there, in a folder that could not be opened."""
-    path = resolve(source)
-    if not path.is_dir():
-        return []
-    files = Files(path)
+    files = Files(resolve(source))
     return [f"{files.path(name)}: {_NOT_THERE}" for name in read_sums(files) or () if not _find(files, name)]
 
 

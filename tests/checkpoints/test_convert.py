@@ -207,6 +207,14 @@ def test_a_torn_line_of_the_ledger_costs_one_file(source, tmp_path, monkeypatch)
     assert files_of(tmp_path / "b") == files_of(tmp_path / "c")
 
 
+@pytest.mark.parametrize("content", [b"", b"5\n", b"[]\n{}\n", b'{"identity": 7}\n', b"\xff\n", b'{"identity": '])
+def test_a_ledger_of_nonsense_is_no_ledger(source, tmp_path, monkeypatch, content):
+    half_done(source, tmp_path / "b", monkeypatch)
+    (working(tmp_path / "b") / "progress.jsonl").write_bytes(content)
+    assert "already" not in said(source, tmp_path / "b", tp=2)
+    assert_same(read_bits(tmp_path / "b"), read_bits(source))
+
+
 def test_a_file_that_is_cut_short_or_unknown_is_not_trusted(source, tmp_path, monkeypatch):
     half_done(source, tmp_path / "b", monkeypatch)
     weights = working(tmp_path / "b") / "checkpoint/model_weights"

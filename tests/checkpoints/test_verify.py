@@ -17,8 +17,11 @@ from random_checkpoints import TOKENIZER, little_shape, random_bits, write_relea
 
 from nemo_sdg import cli
 from nemo_sdg.checkpoints.convert import convert
+from nemo_sdg.checkpoints.files import Member
 from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.verify import _exactly
 from nemo_sdg.console import Console
+from nemo_sdg.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDING = "model_weights/model.embedding.word_embeddings.weight"
@@ -204,3 +207,23 @@ def test_a_folder_that_is_none(tmp_path, capsys):
     assert status == 2 and "there is no such checkpoint" in told, "a word that was mistyped is no damage"
     (tmp_path / "config.json").write_text(json.dumps({}))
     assert "not a checkpoint" in complaint(capsys, tmp_path)
+
+
+def test_files_that_are_neither_listed_nor_weights_are_told_of(good, tmp_path, capsys):
+    folder = Path(shutil.copytree(good / "release", tmp_path / "copy"))
+    (folder / "README.md").write_text("hello")
+    status, said, _ = verified(capsys, folder)
+    assert status == 0 and "not listed in SHA256SUMS: README.md" in said
+
+
+def test_a_hugging_face_folder_without_a_sentencepiece_model(good, tmp_path, capsys):
+    folder = Path(shutil.copytree(good / "hf", tmp_path / "copy"))
+    (folder / "tokenizer.model").unlink()
+    (folder / "SHA256SUMS").unlink()
+    status, said, _ = verified(capsys, folder)
+    assert status == 0 and "converting it needs --tokenizer" in said and "no tokenizer" in said.splitlines()[-1]
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    with pytest.raises(CheckpointError, match="cut short"):
+        _exactly(io.BytesIO(b"ab"), 3, Member("x", tmp_path / "x", 0, 3))
