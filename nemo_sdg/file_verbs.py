@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
@@ -36,30 +36,19 @@ def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
     """Writes `generate.samples` responses for each prompt of a file; returns the exit status."""
 
     def make(mesh: Mesh, console: Console, rows: list[Prompt]) -> Made:
-        from nemo_sdg.engine.load import load_model
-        from nemo_sdg.engine.rows import respond
-        from nemo_sdg.engine.sampling import Sampling
+        from nemo_sdg.engine.backends.choosing import Role, sampling
 
+        role, samples = Role("policy", config, model, given=False), config.generate.samples
         with console.progress("loading the model"):
-            loaded, tokenizer = load_model(model, mesh, dtype=config.models.dtype, spec=config.models.spec)
-        settings = config.generate
-        sampling = Sampling(
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            seed=config.run.seed,
-        )
-        provenance = {"policy": ModelFolder.open(model).digest, "template": "instruct", "seed": config.run.seed}
-        with console.progress("generating responses", len(rows) * settings.samples) as progress:
-            responses, faulty = respond(
-                loaded, tokenizer, mesh, rows, sampling,
-                samples=settings.samples, slots=settings.slots, provenance=provenance, on_finished=progress.advance,
-            )  # fmt: skip
+            generator = role.open(mesh)
+        provenance = {**role.identity(), "template": "instruct", "seed": config.run.seed}
+        with console.progress("generating responses", len(rows) * samples) as progress:
+            made = generator.generate(rows, sampling(config), samples)
+            responses, faulty = _gather(config, prompts, Prompt, made, mesh, progress.advance, provenance)
         # A prompt without any response is one faulty row of the file.
-        answered = {row.prompt_id for row in responses}
-        reasons = {name.rpartition("#")[0]: str(why) for name, why in faulty.items()}
-        return [row.to_row() for row in responses], {name: why for name, why in reasons.items() if name not in answered}
+        answered = {row["prompt_id"] for row in responses}
+        reasons = {name.rpartition("#")[0]: why for name, why in faulty.items()}
+        return responses, {name: why for name, why in reasons.items() if name not in answered}
 
     return _convert(config, model, prompts, Prompt, out, make, reward=False, what="responses")
 
@@ -67,21 +56,43 @@ def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
 def score(config: RunConfig, model: str, rows: Path, out: Path) -> int:
     """Writes each conversation of a file with its five attributes; returns the exit status."""
 
-    def make(mesh: Mesh, console: Console, rows: list[Response]) -> Made:
-        from nemo_sdg.engine.load import load_model
-        from nemo_sdg.engine.rows import rate
+    def make(mesh: Mesh, console: Console, responses: list[Response]) -> Made:
+        from nemo_sdg.engine.backends.choosing import Role
 
+        role = Role("reward", config, model, given=False)
         with console.progress("loading the model"):
-            loaded, tokenizer = load_model(model, mesh, dtype=config.models.dtype, reward=True, spec=config.models.spec)
-        provenance = {"reward": ModelFolder.open(model).digest}
-        with console.progress("scoring", len(rows)) as progress:
-            scored, faulty = rate(
-                loaded, tokenizer, mesh, rows,
-                slots=config.score.slots, provenance=provenance, on_finished=progress.advance,
-            )  # fmt: skip
-        return [row.to_row() for row in scored], {name: str(why) for name, why in faulty.items()}
+            scorer = role.open(mesh)
+        with console.progress("scoring", len(responses)) as progress:
+            made = scorer.score(responses)
+            return _gather(config, rows, Response, made, mesh, progress.advance, role.identity())
 
     return _convert(config, model, rows, Response, out, make, reward=True, what="scored rows")
+
+
+def _gather(
+    config: RunConfig, source: Path, kind: type, made: Iterable[Any], mesh: Mesh, advance: Any, provenance: dict
+) -> Made:
+    """The rows of a backend as they are written, and why others are none.
+
+    Raises:
+        RowError: one was set aside, and the run is strict.
+    """
+    from nemo_sdg.engine.backends import Refusal
+
+    rows, faulty = [], {}
+    for row in made:
+        advance()
+        mesh.alive()
+        if not isinstance(row, Refusal):
+            rows.append({**row.to_row(), "provenance": {**row.provenance, **provenance}})
+            continue
+        faulty[row.id] = str(row.error)
+        if config.run.strict:
+            name, error = row.id.rpartition("#")[0] if kind is Prompt else row.id, row.error
+            (fault,) = _faults(source, kind, {name: ""})
+            where = f"{source}:{fault.line}, row {row.id}"
+            raise RowError(error.what, where=where, found=error.found, expected=error.expected, way_out=error.way_out)
+    return rows, faulty
 
 
 def _convert(
@@ -94,6 +105,9 @@ def _convert(
     survey(folder)
     data_parallel_size(config.topology, world_size(config.topology))
     rows, faults = read_rows(source, kind)
+    if faults and config.run.strict:
+        where, way_out = f"{source}:{faults[0].line}", "correct it, or leave out --strict"
+        raise RowError(faults[0].reason, where=where, way_out=way_out)
     if not rows:
         raise _no_row(source, faults)
     if out.is_dir() or not out.absolute().parent.is_dir():
@@ -109,7 +123,7 @@ def _convert(
         topology=config.topology,
         log_dir=logs,
         loading="loading Megatron",
-        modules=("nemo_sdg.engine.rows", "nemo_sdg.engine.load"),
+        modules=("nemo_sdg.engine.backends.choosing", "nemo_sdg.engine.backends.local"),
     )
 
     def work(mesh: Mesh, console: Console) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_sdg import plan as planning
-from nemo_sdg.config import RunConfig, load
+from nemo_sdg.config import RunConfig, Topology, load
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
@@ -44,8 +44,9 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         _summary(out, console)
         return 0
     trains = stage in (None, "train")
+    job = plan.grids.train
     session = Session(
-        topology=config.topology,
+        topology=Topology(tp=job.tp, pp=job.pp, dp=job.dp, **job.uneven_stages),
         log_dir=out / "logs",
         timeout_s=config.run.timeout_s,
         threads=config.run.threads,

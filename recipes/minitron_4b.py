@@ -1,6 +1,6 @@
 """Minitron 4B: the smallest published model of this architecture, on two GPUs."""
 
-from nemo_sdg.config import Data, Generate, Models, Run, RunConfig, Score, Select, Topology, Training
+from nemo_sdg.config import Data, Generate, Models, Run, RunConfig, Select, Topology, Training
 
 
 def minitron_4b() -> RunConfig:
@@ -19,7 +19,6 @@ def minitron_4b() -> RunConfig:
         ),
         topology=Topology(tp=2, pp=1),
         generate=Generate(samples=4, max_tokens=1024, temperature=1.0, slots=128, group_size=256),
-        score=Score(slots=128, group_size=1024),
         select=Select(minimum={"helpfulness": 3.0}, per_prompt=1),
         data=Data(prompts="prompts.jsonl", helpsteer2="HelpSteer2/train.jsonl.gz"),
         sft=Training(steps=1000, **training),

@@ -1,6 +1,6 @@
 """Nemotron-4 15B: one node generates, scores and trains its own policy and reward model."""
 
-from nemo_sdg.config import Data, Generate, Models, Run, RunConfig, Score, Select, Topology, Training
+from nemo_sdg.config import Data, Generate, Models, Run, RunConfig, Select, Topology, Training
 
 
 def nemotron4_15b() -> RunConfig:
@@ -18,7 +18,6 @@ def nemotron4_15b() -> RunConfig:
         ),
         topology=Topology(tp=8, pp=1, sequence_parallel=True),
         generate=Generate(samples=4, max_tokens=1024, temperature=1.0, slots=128, group_size=256),
-        score=Score(slots=128, group_size=1024),
         select=Select(minimum={"helpfulness": 3.0}, per_prompt=1),
         data=Data(prompts="prompts.jsonl", helpsteer2="HelpSteer2/train.jsonl.gz"),
         sft=Training(steps=1000, **training),

@@ -1,6 +1,6 @@
 """Nemotron-4 340B: generate with Instruct, score with Reward, train from Base, as its technical report describes."""
 
-from nemo_sdg.config import ATTRIBUTES, Data, Generate, Models, Run, RunConfig, Score, Select, Topology, Training
+from nemo_sdg.config import ATTRIBUTES, Data, Generate, Models, Run, RunConfig, Select, Topology, Training
 
 
 def nemotron4_340b() -> RunConfig:
@@ -22,7 +22,6 @@ def nemotron4_340b() -> RunConfig:
         topology=Topology(tp=8, pp=12, sequence_parallel=True),
         # Temperature and top-p of NVIDIA's own demonstration of this model.
         generate=Generate(samples=2, max_tokens=1024, temperature=0.2, top_p=0.7, slots=64, group_size=256),
-        score=Score(slots=64, group_size=1024),
         # The model card's weights; helpfulness of 3 from the same demonstration, for the report printed none.
         select=Select(
             minimum={"helpfulness": 3.0},

@@ -1,6 +1,6 @@
 """Two rounds of the tiny world on one or two CPU cores, in a few minutes; what `make demo` runs."""
 
-from nemo_sdg.config import Data, Evaluate, Generate, Models, Run, RunConfig, Score, Select, Training
+from nemo_sdg.config import Data, Evaluate, Generate, Models, Run, RunConfig, Select, Training
 
 
 def tiny() -> RunConfig:
@@ -9,7 +9,6 @@ def tiny() -> RunConfig:
     return RunConfig(
         models=Models(base=world + "base", instruct=world + "instruct", reward=world + "reward"),
         generate=Generate(samples=4, max_tokens=48, temperature=1.0, slots=64, group_size=64),
-        score=Score(slots=64, group_size=256),
         # Every sample that passes counts: what comes up more often is more often right, which the reward model alone
         # cannot tell between answers that differ in one letter.
         select=Select(minimum={"helpfulness": 2.8}, unique=False),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from folders import make_folder, make_tokenizer, small_shape
 
-from nemo_sdg.config import Data, Evaluate, Generate, Models, Run, RunConfig, Score, Select, Training, to_yaml
+from nemo_sdg.config import Data, Evaluate, Generate, Models, Run, RunConfig, Select, Training, to_yaml
 
 
 def make_inputs(root: Path) -> Path:
@@ -39,7 +39,6 @@ def small_config(root: Path, **run: object) -> RunConfig:
     return RunConfig(
         models=Models(base=f"{root}/base", instruct=f"{root}/instruct", reward=f"{root}/reward"),
         generate=Generate(samples=3, max_tokens=10, slots=8, group_size=4),
-        score=Score(slots=8, group_size=10),
         select=Select(minimum={"helpfulness": 0.0}),
         data=Data(prompts=f"{root}/prompts.jsonl", prompts_per_round=12, helpsteer2=f"{root}/ratings.jsonl"),
         sft=Training(**training, learning_rate=1e-3),

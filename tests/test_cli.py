@@ -15,7 +15,7 @@ from folders import make_folder, make_tokenizer, small_shape
 from processes import Done, cpu_seconds, forked
 
 from nemo_sdg import cli
-from nemo_sdg.config import ATTRIBUTES, load
+from nemo_sdg.config import ATTRIBUTES, Generate, load
 from nemo_sdg.session import Session
 from nemo_sdg.store import Run, StageStore, commit_file, commit_rows, digest
 
@@ -320,3 +320,44 @@ def test_a_prompt_longer_than_the_context(world, tmp_path):
     done = shell("generate", "--model", world / "policy", *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "the prompt is longer than the context" in done.stderr and os.listdir(tmp_path) == []
+
+
+def test_sampling_options_reach_the_settings(monkeypatch):
+    from nemo_sdg import file_verbs
+
+    seen = []
+    monkeypatch.setattr(file_verbs, "generate", lambda config, *rest: seen.append(config) or 0)
+    words = "generate --model m --prompts p --out o --samples 2 --max-tokens 30 --min-tokens 20 --temperature 0.5"
+    words += " --top-p 0.9 --top-k 7 --min-p 0.1 --repetition-penalty 1.3 --stop a --stop bc --logprobs"
+    words += " --seed 5 --strict"
+    assert cli.main(words.split()) == 0
+    assert seen[0].generate == Generate(
+        samples=2, max_tokens=30, min_tokens=20, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, repetition_penalty=1.3,
+        stop=["a", "bc"], logprobs=True,
+    )  # fmt: skip
+    assert (seen[0].run.seed, seen[0].run.strict) == (5, True)
+
+
+def test_sampling_options_reach_the_rows(world, tmp_path):
+    """A repetition penalty that makes every token new, greedily, with a log-probability for each."""
+    out, words = tmp_path / "g.jsonl", ["--max-tokens", 30, "--min-tokens", 20, "--temperature", 0, "--logprobs"]
+    arguments = ["generate", "--model", world / "policy", "--prompts", world / "good.jsonl", "--out", out, *words]
+    done = shell(*arguments, "--repetition-penalty", 1000)
+    assert done.returncode == 0, done.stderr
+    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+    tokens = row["response_token_ids"]
+    assert len(tokens) >= 20 and len(set(tokens)) == len(tokens) == len(row["response_logprobs"])
+
+
+def test_strict_names_the_line_and_writes_nothing(world, tmp_path, capsys):
+    arguments = ["--model", world / "policy", "--out", tmp_path / "g.jsonl", "--strict"]
+    assert f"{world}/prompts.jsonl:2: " in refused(capsys, "generate", "--prompts", world / "prompts.jsonl", *arguments)
+    (tmp_path / "two.jsonl").write_text((world / "good.jsonl").read_text() + "\n" + (world / "long.jsonl").read_text())
+    done = shell("generate", "--prompts", tmp_path / "two.jsonl", *arguments, "--tp", 2)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{tmp_path}/two.jsonl:3, row d#0: the prompt is longer than the context" in done.stderr
+    rows = [{"id": "s", "prompt": "a", "response": "b"}, {"id": "l", "prompt": "a", "response": "b " * 200}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = shell("score", "--model", world / "reward", "--input", tmp_path / "rows.jsonl", *arguments[2:])
+    assert done.returncode == 2 and f"{tmp_path}/rows.jsonl:2, row l: the conversation is longer" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["rows.jsonl", "two.jsonl"]

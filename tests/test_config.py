@@ -116,9 +116,9 @@ def test_every_numeric_setting_has_a_rule():
     numeric = [
         key
         for key, value in config.flatten(RunConfig()).items()
-        if key not in RULES and not key.startswith(free) and isinstance(value, (int, float)) and value is not True
+        if key not in RULES and not key.startswith(free) and type(value) in (int, float)
     ]
-    assert numeric == ["topology.sequence_parallel"], numeric
+    assert not numeric
     assert set(RULES) <= set(config.flatten(RunConfig()))
 
 
@@ -171,7 +171,7 @@ def test_the_fingerprint_follows_what_decides_rows_and_not_where_they_are_made()
 
     assert name() == name(
         "topology.tp=2", "topology.pp=2", "topology.first_stage_layers=1", "run.timeout_s=9", "run.threads=1",
-        "run.rounds=5", "score.slots=3",
+        "run.rounds=5", "score.pack_tokens=300",
     )  # fmt: skip
     others = [name(word) for word in ("run.seed=1", "models.dtype=fp64", "models.spec=local", "select.minimum={}")]
     assert len({name(), *others}) == 5
@@ -193,3 +193,26 @@ def test_every_setting_is_read_by_code_outside_the_config_folder():
 def test_settings_load_without_torch():
     code = "import sys; from nemo_sdg.config import load; load('tiny'); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+SERVED = ("generate.backend=endpoint", "generate.endpoint.url=http://127.0.0.1:1/v1")
+JUDGED = ("score.backend=hf",)
+
+
+def test_what_is_not_local_leaves_nothing_to_go_on_training_from():
+    assert load("tiny", [*SERVED, *JUDGED, "reward.start_from=base"]).score.backend == "hf"
+    assert "sft.start_from: there is no local model to go on from" in refusal(*SERVED, "sft.start_from=latest")
+    assert "reward.start_from: there is no local model" in refusal(*JUDGED, "reward.start_from=latest")
+    assert load("tiny", [*JUDGED, "reward.start_from=latest", "reward.enabled=false"])
+
+
+def test_transformers_is_not_cut():
+    assert "score.topology.tp: transformers holds the whole model" in refusal(
+        *JUDGED, "reward.start_from=base", "score.topology.tp=2"
+    )
+
+
+def test_where_a_run_happens_is_not_what_it_is():
+    same = ("models.placement=split", "generate.topology.tp=2", "score.topology.dp=3", "run.strict=true")
+    assert config.identity(load("tiny", list(same))) == config.identity(load("tiny"))
+    assert config.identity(load("tiny", ["generate.min_p=0.1"])) != config.identity(load("tiny"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from ranks import run_ranks
 from small_run import make_inputs, row_files, small_config
 
 import nemo_sdg.loop
+from nemo_sdg.config import Topology
 from nemo_sdg.console import Console
 from nemo_sdg.store import Run, StageStore
 
@@ -25,6 +27,7 @@ def inputs(tmp_path_factory):
 
 
 def whole(mesh, config, out):
+    config = dataclasses.replace(config, topology=Topology(tp=mesh.tp, pp=mesh.pp, dp=mesh.dp))
     with Run.open(out, config, writer=mesh.writer) as opened:
         nemo_sdg.loop.run(config, opened, mesh, Console(speaks=False))
         mesh.barrier()

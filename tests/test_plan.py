@@ -6,7 +6,7 @@ import gzip
 import io
 
 import pytest
-from folders import small_shape
+from folders import make_folder, make_tokenizer, small_shape
 from processes import cpu_seconds
 from ranks import run_ranks
 
@@ -52,27 +52,102 @@ def test_counts_are_those_of_the_model_that_is_built(tp, pp, reward):
         assert counted == rank_parameters(small_shape(), tp, 4 // pp, **ends, reward=reward)
 
 
-def shown(*words: str, files: bool = False) -> str:
+def shown(*words: str, files: bool = False, world: int | None = None) -> str:
     stream = io.StringIO()
-    plan.make(load(words[0], list(words[1:])), files=files).show(Console(stream))
+    plan.make(load(words[0], list(words[1:])), files=files, world=world).show(Console(stream))
     return stream.getvalue()
 
 
 def test_memory_of_a_340b_rank():
     text = shown("nemotron4_340b")
     assert "96 = tp 8 x pp 12 x dp 1, bf16" in text and "341,029,195,776" in text
-    lines = [line.split() for line in text.splitlines() if line.startswith(("  0 ", "  1 to 10 ", "  11 "))]
-    assert len(lines) == 3
+    lines = [line.split() for line in text.splitlines() if line.startswith("  train sft  ") and "GiB" in line]
+    assert [line[2] for line in lines] == ["0", "1", "11"] and lines[1][3:5] == ["to", "10"]
     # 2 bytes of weight; 4 of gradient, 4 of master weight and 8 of moments
     first = rank_parameters(sizes()["nemotron4_340b"], 8, 8, first=True, last=False)
-    assert f"{first:,}" in text and bytes_text(2 * first) in text and bytes_text(16 * first) in text
+    assert f"{first:,}" in lines[0]
+    assert f"{bytes_text(2 * first)}  {bytes_text(16 * first)}" in text
+    assert f"{bytes_text(18 * first)} to train" in text
 
 
 def test_replicas_share_the_optimizer_on_gpus():
-    alone = plan.make(load("nemotron4_340b"), world=96, files=False).stages[0]
+    alone = phases(plan.make(load("nemotron4_340b"), world=96, files=False))["train sft"].stages[0]
     shared = plan.make(load("nemotron4_340b"), world=384, files=False)
-    assert shared.dp == 4
-    assert shared.stages[0].training == alone.parameters * 4 + alone.parameters * 12 // 4
+    assert shared.grids.train.dp == 4
+    assert phases(shared)["train sft"].stages[0].training == alone.parameters * 4 + alone.parameters * 12 // 4
+
+
+def phases(made: plan.Plan) -> dict:
+    return {model.role: model for model in made.models}
+
+
+NARROW = ["generate.topology.tp=4", "generate.topology.pp=4", "score.topology.tp=8", "score.topology.pp=2"]
+
+
+def test_each_phase_has_its_own_topology():
+    """15B on 16 ranks: training TP8 x DP2, generation TP4 x PP4, scoring TP8 x PP2."""
+    words = [*NARROW, "topology.tp=8", "topology.pp=1"]
+    made = plan.make(load("nemotron4_15b", words), world=16, files=False)
+    shape, stages = sizes()["nemotron4_15b"], {role: model.stages for role, model in phases(made).items()}
+    assert {role: len(found) for role, found in stages.items()} == {
+        "generate": 4, "score": 2, "train sft": 1, "train rm": 1
+    }  # fmt: skip
+    first = rank_parameters(shape, 4, shape.num_layers // 4, first=True, last=False)
+    assert stages["generate"][0].parameters == first and stages["generate"][0].training == 0
+    last = rank_parameters(shape, 8, shape.num_layers // 2, first=False, last=True, reward=True)
+    assert stages["score"][1].parameters == last and stages["score"][1].kv_cache == 0
+    assert sum(read.num_bytes for read in phases(made)["generate"].loading.ranks) > 2 * shape.num_parameters
+    text = shown("nemotron4_15b", *words, world=16)
+    assert "generate  16 = tp 4 x pp 4 x dp 1, ranks 0 to 15" in text and "score     16 = tp 8 x pp 2 x dp 1" in text
+    with pytest.raises(TopologyError, match="score.topology: the ranks .* 16 ranks for tp 8 x pp 3"):
+        plan.make(load("nemotron4_15b", [*words, "score.topology.pp=3"]), world=16, files=False)
+    wide = ["generate.topology.tp=16", "generate.topology.pp=1"]
+    with pytest.raises(TopologyError, match="generate.topology: tp does not divide the model's KV groups"):
+        plan.make(load("nemotron4_15b", [*words, *wide]), world=16, files=False)
+
+
+@pytest.mark.parametrize("placement", ["in_turn", "together", "split"])
+def test_placement_decides_what_is_in_memory_at_once(placement):
+    words = ["topology.tp=8", f"models.placement={placement}", "sft.enabled=false", "reward.enabled=false"]
+    made = plan.make(load("nemotron4_15b", words), world=16, files=False)
+    (generate,), (score,) = (phases(made)[role].stages for role in ("generate", "score"))
+    each = [generate.weights + generate.kv_cache, score.weights]
+    assert made.peak.working == (sum(each) if placement == "together" else max(each)) and made.peak.training == 0
+    ranks = {role: list(model.grid.ranks) for role, model in phases(made).items()}
+    half = [list(range(8)), list(range(8, 16))]
+    assert list(ranks.values()) == (half if placement == "split" else [list(range(16))] * 2)
+    with pytest.raises(TopologyError, match="too few to generate and score apart.*expected 16 ranks at least"):
+        plan.make(load("nemotron4_15b", [*words, "models.placement=split"]), world=8, files=False)
+
+
+def test_keys_and_values_are_those_of_the_engine(tmp_path):
+    """What the plan says and what an engine of the same settings holds, byte for byte, also within a given budget."""
+    from nemo_sdg.engine.backends.choosing import Role
+
+    make_folder(tmp_path / "policy", small_shape(), make_tokenizer(tmp_path / "t.model"))
+    for extra in ([], ["generate.kv_cache_bytes=3000000"]):
+        words = [f"models.instruct={tmp_path}/policy", "generate.slots=6", "topology.tp=2", "topology.pp=2", *extra]
+        config = load("tiny", [*words, "sft.enabled=false", "reward.enabled=false"])
+        (said,) = {stage.kv_cache for stage in phases(plan.make(config))["generate"].stages}
+
+        def held(mesh: Mesh) -> int:
+            return Role("policy", config, config.models.instruct, given=False).open(mesh).engine.kv_bytes
+
+        assert run_ranks(held, tp=2, pp=2) == [said] * 4
+        assert not extra or 2_500_000 < said <= 3_000_000
+
+
+def test_a_servers_model_takes_nothing_here():
+    words = ["generate.backend=endpoint", "generate.endpoint.url=http://127.0.0.1:1/v1", "models.instruct=nowhere"]
+    made = plan.make(load("tiny", words))
+    assert list(phases(made)) == ["score", "train sft", "train rm"]
+    text = shown("tiny", *words)
+    assert "generate asks the server at http://127.0.0.1:1/v1: no model of that role is loaded here" in text
+    words += ["score.backend=endpoint", "score.endpoint.url=http://127.0.0.1:1/v1", "models.reward=nowhere"]
+    words += ["topology.tp=8", "topology.pp=12", "sft.enabled=false", "reward.enabled=false"]
+    made = plan.make(load("tiny", words))
+    assert made.ranks == 1 and made.models == [] and made.peak.working == 0
+    assert "tp 1 x pp 1 x dp 1" in shown("tiny", *words)
 
 
 def test_what_does_not_divide_is_refused():

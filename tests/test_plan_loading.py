@@ -131,7 +131,7 @@ def test_uneven_stages_are_planned_as_they_are_cut():
         load("nemotron4_340b", ["topology.first_stage_layers=7", "topology.last_stage_layers=9"]), files=False
     )
     layer = 3_454_083_072 - 4 * 18432  # what TP cuts
-    first, second, last = (made.stages[i].parameters for i in (0, 1, 11))
+    first, second, last = (made.models[0].stages[i].parameters for i in (0, 1, 11))
     assert second == 8 * (layer // 8 + 4 * 18432)
     assert first == 7 * (layer // 8 + 4 * 18432) + 256_000 * 18432 // 8
     assert last == 9 * (layer // 8 + 4 * 18432) + 256_000 * 18432 // 8 + 2 * 18432

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_sdg.config import ATTRIBUTES, Select
+from nemo_sdg.config import ATTRIBUTES, MISSING, Select
 from nemo_sdg.quality.rules import complete, scalarise, thresholds, usable
 from nemo_sdg.quality.selection import decide
 from nemo_sdg.records import Scored
@@ -38,6 +38,19 @@ def test_a_score_that_is_not_finite_never_passes_any_rule(bad: float, name: str)
     assert math.isnan(scalarise(scores, {"helpfulness": 1.0}))
     for settings in (Select(minimum={}), Select(minimum={}, maximum={name: 9.0}), Select(minimum={name: -9.0})):
         assert thresholds(scores, settings) == "score not finite"
+
+
+def test_what_was_not_scored_has_no_weight_and_passes_no_limit():
+    """A reward model with one output: the others are MISSING, which is no number to weigh or compare."""
+    scores = {**dict.fromkeys(ATTRIBUTES, MISSING), "helpfulness": 4.0}
+    assert scalarise(scores, CARD) == pytest.approx(1.2, abs=1e-15)
+    assert thresholds(scores, Select(minimum={"helpfulness": 3.5}, minimum_scalar=1.1)) is None
+    assert thresholds(scores, Select(minimum={"helpfulness": 4.5})) == "helpfulness below 4.5"
+    assert thresholds(scores, Select(minimum={"correctness": -200.0})) == "correctness was not scored"
+    assert thresholds(scores, Select(minimum={}, maximum={"verbosity": 2.0})) == "verbosity was not scored"
+    assert math.isnan(scalarise(scores, {"verbosity": 1.0}))
+    assert thresholds(scores, Select(minimum={}, weights={"verbosity": 1.0})) == "nothing that has a weight was scored"
+    assert thresholds({**scores, "helpfulness": math.nan}, Select(minimum={})) == "score not finite"
 
 
 def test_a_limit_itself_passes_and_the_reason_names_the_limit():

@@ -26,6 +26,7 @@ FLOORS = (
     ("evaluation",),
     ("stages",),
     ("session",),
+    ("serve",),
     ("loop", "plan"),
     ("verbs", "file_verbs", "folder_verbs", "download"),
     ("cli",),
@@ -34,7 +35,9 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = ("cli", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
 LIGHT += ("download", "hub", "hub.cache")
+LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
+LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")
 LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs")
 STAGES = ("prompts", "generate", "score", "select", "revise", "assemble", "train", "evaluate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")

@@ -218,7 +218,7 @@ def quality(mesh) -> dict[str, float]:
     rated, _ = read_rows(HERE / "data" / "helpsteer2_validation.jsonl", Labelled)
     responses = [Response(str(i), str(i), 0, row.messages, row.response) for i, row in enumerate(rated)]
     model, pieces = load_model(HERE / "reward", mesh, reward=True)
-    scored, _ = rate(model, pieces, mesh, responses, slots=64, provenance={})
+    scored, _ = rate(model, pieces, mesh, responses, provenance={})
     pairs = [(row.scores["helpfulness"], truth.labels["helpfulness"]) for row, truth in zip(scored, rated)]
     return {**found, "reward": spearman(*zip(*pairs))}
 

@@ -200,7 +200,7 @@ def measure(out: Path, kind: str, mesh: object) -> None:
     if kind == "reward":
         rows, _ = read_rows(out / "data" / "helpsteer2_validation.jsonl", Labelled)
         asked = [Response(str(i), str(i), 0, row.messages, row.response) for i, row in enumerate(rows)]
-        scored, _ = rate(model, tokenizer, mesh, asked, slots=64, provenance={})
+        scored, _ = rate(model, tokenizer, mesh, asked, provenance={})
         print(agreement([row.scores for row in scored], [row.labels for row in rows]), flush=True)
         return
     prompts, _ = read_rows(out / "data" / "heldout.jsonl", Prompt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable
 
+from nemo_sdg.config.endpoints import check_endpoint
 from nemo_sdg.config.settings import ATTRIBUTES, RunConfig
 from nemo_sdg.config.values import flatten, nearest
 from nemo_sdg.errors import ConfigError
@@ -35,23 +36,41 @@ _TRAINING: dict[str, Rule] = {
     "restart_every": _AT_LEAST_1,
 }
 
+_PHASE: dict[str, Rule] = {
+    "topology.tp": _AT_LEAST_1,
+    "topology.pp": _AT_LEAST_1,
+    "topology.dp": _AT_LEAST_1,
+    "endpoint.concurrency": _AT_LEAST_1,
+    "endpoint.timeout_s": ("a number above 0", lambda x: x > 0),
+    "endpoint.retries": _AT_LEAST_0,
+}
+
 RULES: dict[str, Rule] = {
     "models.dtype": _one_of("fp64", "fp32", "bf16"),
     "models.spec": _one_of("auto", "local", "te"),
+    "models.placement": _one_of("in_turn", "together", "split"),
     "topology.tp": _AT_LEAST_1,
     "topology.pp": _AT_LEAST_1,
     "topology.dp": _AT_LEAST_1,
     "topology.first_stage_layers": _AT_LEAST_1,
     "topology.last_stage_layers": _AT_LEAST_1,
+    "generate.backend": _one_of("local", "endpoint"),
     "generate.samples": _AT_LEAST_1,
     "generate.max_tokens": _AT_LEAST_1,
+    "generate.min_tokens": _AT_LEAST_0,
     "generate.temperature": _AT_LEAST_0,
     "generate.top_p": ("a number above 0 and up to 1", lambda x: 0 < x <= 1),
     "generate.top_k": _AT_LEAST_0,
+    "generate.min_p": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
+    "generate.repetition_penalty": ("a number above 0", lambda x: x > 0),
+    "generate.stop": ("texts that are not empty", lambda x: all(isinstance(text, str) and text for text in x)),
     "generate.slots": _AT_LEAST_1,
+    "generate.prefill_tokens": ("a multiple of 64, 64 at least", lambda x: x >= 64 and x % 64 == 0),
+    "generate.kv_cache_bytes": _AT_LEAST_1,
     "generate.group_size": _AT_LEAST_1,
-    "score.slots": _AT_LEAST_1,
-    "score.group_size": _AT_LEAST_1,
+    "score.backend": _one_of("local", "endpoint", "hf"),
+    "score.pack_tokens": _AT_LEAST_1,
+    **{f"{phase}.{key}": rule for phase in ("generate", "score") for key, rule in _PHASE.items()},
     "select.per_prompt": _AT_LEAST_1,
     "data.prompts_per_round": _AT_LEAST_1,
     "evaluate.max_tokens": _AT_LEAST_1,
@@ -75,8 +94,17 @@ def validate(config: RunConfig) -> RunConfig:
     for key, (expected, holds) in RULES.items():
         if values[key] is not None and not holds(values[key]):
             raise ConfigError("the value is not allowed", where=key, found=values[key], expected=expected)
+    if config.generate.min_tokens > config.generate.max_tokens:
+        raise ConfigError(
+            "no response could be long enough", where="generate.min_tokens", found=config.generate.min_tokens,
+            expected=f"at most generate.max_tokens = {config.generate.max_tokens}",
+        )  # fmt: skip
+    for phase in ("generate", "score"):
+        settings = getattr(config, phase)
+        check_endpoint(settings.endpoint, f"{phase}.endpoint", used=settings.backend == "endpoint")
     _select(config)
     _batches(config)
+    _backends(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
             "there is nothing to shard over with one tensor-parallel rank",
@@ -117,6 +145,24 @@ def _select(config: RunConfig) -> None:
             )
     if not select.weights:
         raise ConfigError("without weights there is no scalar", where="select.weights", expected="at least one weight")
+
+
+def _backends(config: RunConfig) -> None:
+    """What a server or transformers does is not cut over our ranks, and leaves no local model to go on training."""
+    for phase, training in (("generate", "sft"), ("score", "reward")):
+        settings, trained = getattr(config, phase), getattr(config, training)
+        if settings.backend != "local" and trained.enabled and trained.start_from == "latest":
+            raise ConfigError(
+                "there is no local model to go on from", where=f"{training}.start_from",
+                found=f"latest with {phase}.backend={settings.backend}", expected="base",
+                way_out=f"set {training}.start_from=base, or {training}.enabled=false",
+            )  # fmt: skip
+    for key in ("tp", "pp"):
+        if config.score.backend == "hf" and getattr(config.score.topology, key) not in (None, 1):
+            raise ConfigError(
+                "transformers holds the whole model on each rank", where=f"score.topology.{key}",
+                found=getattr(config.score.topology, key), expected="1 or null with score.backend=hf",
+            )  # fmt: skip
 
 
 def _batches(config: RunConfig) -> None:

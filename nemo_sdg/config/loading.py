@@ -117,6 +117,8 @@ def _type_of(key: str) -> str:
         kind = hints.get(part, float)  # below a dict there are only numbers
     if getattr(kind, "__origin__", None) is dict:
         return "names with numbers"
+    if getattr(kind, "__origin__", None) is list:
+        return "a list of texts"
     types = get_args(kind) or (kind,)
     return " or ".join(_TYPES[one] for one in types)
 

@@ -7,7 +7,7 @@ fields. An unknown key is an error that names the nearest valid one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """The five HelpSteer attributes in the order of the reward model's outputs 4 to 8."""
@@ -29,6 +29,9 @@ class Models:
     """fp64, fp32 or bf16; null is the checkpoint's own on a GPU and fp32 on a CPU."""
     spec: str = "auto"
     """Layer implementation: local, te (TransformerEngine), or auto (te where it is installed and there is a GPU)."""
+    placement: str = "in_turn"
+    """Where local Instruct and Reward live: in_turn (one after the other on the same ranks), together (both resident,
+    responses are scored row group by row group while others are generated), or split (on disjoint ranks, at the same time)."""
 
 
 @dataclass(kw_only=True)
@@ -48,29 +51,83 @@ class Topology:
 
 
 @dataclass(kw_only=True)
+class PhaseTopology:
+    """The ranks of one phase where they differ from the run's; null takes over what `topology` says."""
+
+    tp: Optional[int] = None
+    """Tensor-parallel ranks; null is topology.tp."""
+    pp: Optional[int] = None
+    """Pipeline stages; null is topology.pp."""
+    dp: Optional[int] = None
+    """Data-parallel replicas; null is what the ranks give."""
+
+
+@dataclass(kw_only=True)
+class Endpoint:
+    """A server that speaks the OpenAI chat-completions API: NVIDIA NIM, trtllm-serve, vLLM, `nemo-sdg serve`."""
+
+    url: Optional[str] = None
+    """Base URL, for example http://127.0.0.1:8000/v1."""
+    model: Optional[str] = None
+    """Name of the model as the server knows it; null asks the server and takes its only one."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is never written anywhere."""
+    concurrency: int = 64
+    """Requests under way at a time at most; fewer while the server says 429 or gets slower."""
+    timeout_s: float = 600.0
+    """Seconds that one request may take."""
+    retries: int = 6
+    """Times that one request is tried again after 408, 409, 429, 5xx, a broken connection, or an answer that is late,
+    cut short or not JSON."""
+
+
+@dataclass(kw_only=True)
 class Generate:
+    backend: str = "local"
+    """Who answers: local (models.instruct on these ranks), or endpoint (a server)."""
+    endpoint: Endpoint = field(default_factory=Endpoint)
+    topology: PhaseTopology = field(default_factory=PhaseTopology)
     samples: int = 4
     """Responses per prompt."""
     max_tokens: int = 512
     """Tokens per response at most."""
+    min_tokens: int = 0
+    """Tokens per response at least: until then the model cannot stop."""
     temperature: float = 1.0
     """Divides the logits; 0 is greedy."""
     top_p: float = 1.0
     """Keeps the smallest set of tokens that holds this probability mass."""
     top_k: int = 0
     """Keeps this many most probable tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keeps the tokens with at least this share of the most probable one's probability."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens that stand in the prompt or the response already."""
+    stop: List[str] = field(default_factory=list)
+    """Texts that end a response, besides the model's own end of turn; what is kept ends before them."""
+    logprobs: bool = False
+    """Keep the log-probability of each generated token under the model."""
     slots: int = 64
     """Rows decoded at once by one model replica."""
+    prefill_tokens: int = 512
+    """Prompt tokens of one forward pass at most; a multiple of 64."""
+    kv_cache_bytes: Optional[int] = None
+    """Bytes of keys and values that a rank may hold; null is enough for every slot to fill the model's context."""
+    fixed_shape: bool = True
+    """Always run all slots, so that a text is bit-equal whatever its neighbours; false runs fewer when few are left."""
     group_size: int = 64
     """Prompts per committed row group."""
 
 
 @dataclass(kw_only=True)
 class Score:
-    slots: int = 64
-    """Conversations scored at once by one model replica."""
-    group_size: int = 256
-    """Responses per committed row group."""
+    backend: str = "local"
+    """Who scores: local (models.reward on these ranks), endpoint (a server with NIM's reward convention), or hf (models.reward
+    is any sequence-classification model that transformers can load)."""
+    endpoint: Endpoint = field(default_factory=Endpoint)
+    topology: PhaseTopology = field(default_factory=PhaseTopology)
+    pack_tokens: int = 4096
+    """Tokens of packed conversations in one forward pass at most; a longer conversation goes alone."""
 
 
 @dataclass(kw_only=True)
@@ -150,6 +207,8 @@ class Run:
     """Seconds that a collective operation waits for a missing rank."""
     threads: Optional[int] = None
     """CPU threads per rank; null shares the cores of the machine among its ranks."""
+    strict: bool = False
+    """A row that cannot be used ends the run with an error that names it; false sets it aside with the reason."""
 
 
 @dataclass(kw_only=True)

@@ -40,7 +40,7 @@ def load_model(
     )
     model = build(
         config, folder.shape, pre_process=mesh.first_stage, post_process=mesh.last_stage, reward=reward,
-        head_bias=folder.contents.head_bias, spec=spec,
+        head_bias=folder.contents.head_bias, spec=spec, groups=mesh.groups,
     )  # fmt: skip
     model.to(device.device())
     fill(model, folder, mesh)

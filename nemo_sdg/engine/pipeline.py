@@ -1,40 +1,88 @@
-"""One forward pass through all pipeline stages without gradients. Axes: S sequence, B rows, E hidden size."""
+"""Packed forward passes through the pipeline stages without gradients, several under way at a time.
+
+Hidden states go from stage to stage without waiting for the next stage to be free. What the last stage has chosen,
+a few numbers per row, goes straight to every other stage. Axes: N tokens, E hidden size.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_sdg.models.attention import KeyValues
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
 
 
-def forward(model: torch.nn.Module, mesh: Mesh, ids_BS: Tensor, **inputs: Any) -> Tensor | None:
-    """What the last stage computes for these tokens, None on the other stages.
+class Pipeline:
+    """This rank's stage of the model, and its messages to the other stages."""
 
-    Every rank of the replica calls it with the same tokens, so shapes need not be sent.
-    """
-    if not mesh.first_stage:
-        num_rows, length = ids_BS.shape
-        hidden_SBE = torch.empty(
-            (length, num_rows, model.config.hidden_size), dtype=model.config.params_dtype, device=device.device()
+    def __init__(self, model: torch.nn.Module, mesh: Mesh) -> None:
+        self.model, self.mesh = model, mesh
+        self._results = _result_group(mesh)
+        self._sent: deque[tuple[Any, Tensor]] = deque()
+
+    def forward(self, token_ids: list[int], size: int, context: KeyValues) -> Tensor | None:
+        """What the last stage computes for a packed sequence, None on the other stages.
+
+        Every rank of the replica calls it with the same tokens, so shapes need not be sent.
+
+        Args:
+            size: tokens of the pass; behind the given ones it is padded.
+        """
+        mesh, at = self.mesh, device.device()
+        ids_1N = torch.zeros((1, size), dtype=torch.long)
+        ids_1N[0, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.long)
+        if not mesh.first_stage:
+            config = self.model.config
+            hidden_N1E = torch.empty((size, 1, config.hidden_size), dtype=config.params_dtype, device=at)
+            dist.recv(hidden_N1E, dist.get_global_rank(mesh.pp_group, mesh.pp_rank - 1), group=mesh.pp_group)
+            self.model.set_input_tensor(hidden_N1E)
+        output = self.model(ids_1N.to(at), None, None, inference_context=context)
+        if mesh.last_stage:
+            return output
+        self._send(output.contiguous(), mesh.pp_rank + 1, mesh.pp_group)
+        return None
+
+    def tell(self, result: Tensor) -> None:
+        """The last stage sends what it has chosen, on the CPU, to the others."""
+        for stage in range(self.mesh.pp - 1):
+            self._send(result, stage, self._results)
+
+    def hear(self, result: Tensor) -> Tensor:
+        """The other stages fill `result`, on the CPU, with the oldest that they have not heard yet."""
+        dist.recv(result, dist.get_global_rank(self.mesh.pp_group, self.mesh.pp - 1), group=self._results)
+        return result
+
+    def drain(self) -> None:
+        """Wait until the other stages have taken everything."""
+        while self._sent:
+            self._sent.popleft()[0].wait()
+
+    def _send(self, tensor: Tensor, stage: int, group: Any) -> None:
+        while self._sent and self._sent[0][0].is_completed():
+            self._sent.popleft()
+        to = dist.get_global_rank(self.mesh.pp_group, stage)
+        # The tensor is kept until it has gone.
+        self._sent.append((dist.isend(tensor, to, group=group), tensor))
+
+
+_result_groups: dict[tuple[int, ...], Any] = {}
+
+
+def _result_group(mesh: Mesh) -> Any:
+    """The group that results travel in. On GPUs it is one of gloo's: they are wanted on the host, and between two ranks NCCL
+    carries out its messages in one order, in which theirs and those of hidden states would wait for each other."""
+    if mesh.pp == 1 or not device.has_cuda():
+        return mesh.pp_group
+    ranks = tuple(dist.get_process_group_ranks(mesh.pp_group))
+    if ranks not in _result_groups:
+        _result_groups[ranks] = dist.new_group(
+            list(ranks), timedelta(seconds=mesh.timeout_s), backend="gloo", use_local_synchronization=True
         )
-        dist.recv(hidden_SBE, dist.get_global_rank(mesh.pp_group, mesh.pp_rank - 1), group=mesh.pp_group)
-        model.set_input_tensor(hidden_SBE)
-    output = model(ids_BS, None, None, **inputs)
-    if mesh.last_stage:
-        return output
-    dist.send(output.contiguous(), dist.get_global_rank(mesh.pp_group, mesh.pp_rank + 1), group=mesh.pp_group)
-    return None
-
-
-def gather_vocabulary(logits_BV_local: Tensor, mesh: Mesh, vocab_size: int) -> Tensor:
-    """Logits over the whole vocabulary [B, V] from the tensor-parallel shards, without their padding."""
-    if mesh.tp == 1:
-        return logits_BV_local
-    shards = [torch.empty_like(logits_BV_local) for _ in range(mesh.tp)]
-    dist.all_gather(shards, logits_BV_local.contiguous(), group=mesh.tp_group)
-    return torch.cat(shards, dim=-1)[..., :vocab_size]
+    return _result_groups[ranks]

@@ -1,17 +1,18 @@
 """Rows through a model: prompts become responses, responses become scored rows, and what cannot is told why.
 
-The stages, the verbs `generate` and `score`, and the evaluations all use these two functions.
+The backends, and through them the stages, the verbs and the evaluations, all use these functions.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from nemo_sdg.engine.generate import Request, check_fits, generate
-from nemo_sdg.engine.sampling import Sampling
+from nemo_sdg.engine.backends import Refusal
+from nemo_sdg.engine.generate import Engine, Generation, Request
+from nemo_sdg.engine.requests import Sampling
 from nemo_sdg.engine.score import encode, named, score
 from nemo_sdg.errors import RowError
 from nemo_sdg.models.templates import instruct_prompt
@@ -22,6 +23,62 @@ from nemo_sdg.records import Prompt, Response, Scored
 Faulty = dict[str, RowError]
 """Why, by the id of a row that was set aside."""
 OnFinished = Callable[[int], None]
+
+
+def answer(
+    engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, samples: int
+) -> Iterator[Response | Refusal]:
+    """`samples` responses per prompt as they finish, in any order, the same on every rank of the replica.
+
+    Prompts are taken as slots come free, so that a long file is never held. Set aside: prompts that the template
+    or the context cannot hold, and responses whose logits were not finite.
+    """
+    source, more = iter(prompts), True
+    asked: dict[int, tuple[Prompt, int]] = {}
+    while more or not engine.idle:
+        while more and engine.room:
+            prompt = next(source, None)
+            if prompt is None:
+                more = False
+                break
+            try:
+                ids = tokenized(engine.tokenizer, prompt)
+                requests = [Request(prompt.id, sample, ids, sampling, samples) for sample in range(samples)]
+                for request in requests:
+                    engine.check(request)
+            except RowError as error:
+                yield from (Refusal(f"{prompt.id}#{sample}", error) for sample in range(samples))
+                continue
+            for request in requests:
+                asked[engine.submit(request)] = prompt, request.sample
+        for event in engine.step():
+            if event.generation is not None:
+                yield _answered(*asked.pop(event.ticket), event.generation)
+
+
+def tokenized(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """What Instruct continues. Raises RowError where the template cannot express the prompt."""
+    return tokenizer.encode(instruct_prompt(prompt.messages))
+
+
+def _answered(prompt: Prompt, sample: int, made: Generation) -> Response | Refusal:
+    name = f"{prompt.id}#{sample}"
+    if made.finish_reason == "not_finite":
+        return Refusal(name, RowError("the model's logits are not finite"))
+    extra = dict(prompt.extra)
+    if made.logprobs is not None:
+        extra["response_logprobs"] = list(made.logprobs)
+    return Response(
+        id=name,
+        prompt_id=prompt.id,
+        sample=sample,
+        messages=prompt.messages,
+        # The template closes each turn with a newline of its own.
+        response=made.text.removesuffix("\n"),
+        response_token_ids=made.token_ids,
+        finish_reason=made.finish_reason,
+        extra=extra,
+    )
 
 
 def respond(
@@ -36,45 +93,20 @@ def respond(
     provenance: Mapping[str, Any],
     on_finished: OnFinished | None = None,
 ) -> tuple[list[Response], Faulty]:
-    """`samples` responses per prompt, in the order of the prompts, on every rank of the replica.
-
-    Set aside, by response id: prompts that the template or the context cannot hold, and responses whose logits
-    were not finite.
-    """
+    """`answer` for a list of prompts: responses in the order of the prompts, and what was set aside by response id."""
+    engine = Engine(model, tokenizer, mesh, slots=slots)
+    told = _told(mesh, on_finished)
+    made: dict[str, Response] = {}
     faulty: Faulty = {}
-    owners, requests = [], []
-    for prompt in prompts:
-        try:
-            ids = tokenizer.encode(instruct_prompt(prompt.messages))
-            check_fits(ids, model.max_sequence_length)
-        except RowError as error:
-            faulty.update({f"{prompt.id}#{sample}": error for sample in range(samples)})
-            continue
-        owners += [prompt] * samples
-        requests += [Request(prompt.id, sample, ids) for sample in range(samples)]
-    _count(on_finished, faulty)
-    responses = []
-    generations = generate(model, tokenizer, mesh, requests, sampling, slots, _told(mesh, on_finished))
-    for prompt, request, made in zip(owners, requests, generations):
-        name = f"{prompt.id}#{request.sample}"
-        if made.finish_reason == "not_finite":
-            faulty[name] = RowError("the model's logits are not finite")
-            continue
-        responses.append(
-            Response(
-                id=name,
-                prompt_id=prompt.id,
-                sample=request.sample,
-                messages=prompt.messages,
-                # The template closes each turn with a newline of its own.
-                response=tokenizer.decode(made.token_ids).removesuffix("\n"),
-                response_token_ids=made.token_ids,
-                finish_reason=made.finish_reason,
-                provenance=dict(provenance),
-                extra=prompt.extra,
-            )
-        )
-    return responses, faulty
+    for row in answer(engine, prompts, sampling, samples):
+        if isinstance(row, Refusal):
+            faulty[row.id] = row.error
+        else:
+            made[row.id] = row
+            row.provenance.update(provenance)
+        told(1)
+    names = [f"{prompt.id}#{sample}" for prompt in prompts for sample in range(samples)]
+    return [made[name] for name in names if name in made], {name: faulty[name] for name in names if name in faulty}
 
 
 def rate(
@@ -83,8 +115,8 @@ def rate(
     mesh: Mesh,
     responses: Sequence[Response],
     *,
-    slots: int,
     provenance: Mapping[str, Any],
+    pack_tokens: int = 4096,
     on_finished: OnFinished | None = None,
 ) -> tuple[list[Scored], Faulty]:
     """The responses with their five attributes, in order, on every rank of the replica.
@@ -100,9 +132,11 @@ def rate(
             owners.append(row)
         except RowError as error:
             faulty[row.id] = error
-    _count(on_finished, faulty)
+    told = _told(mesh, on_finished)
+    if faulty:  # a row that never reaches the model is finished too
+        told(len(faulty))
     scored = []
-    for row, rewards_A in zip(owners, score(model, tokenizer, mesh, conversations, slots, _told(mesh, on_finished))):
+    for row, rewards_A in zip(owners, score(model, tokenizer, mesh, conversations, pack_tokens, told)):
         if not np.isfinite(rewards_A).all():
             faulty[row.id] = RowError("the scores are not finite")
             continue
@@ -120,9 +154,3 @@ def _told(mesh: Mesh, on_finished: OnFinished | None) -> OnFinished:
             on_finished(rows)
 
     return told
-
-
-def _count(on_finished: OnFinished | None, faulty: Faulty) -> None:
-    """A row that never reaches the model is finished too."""
-    if on_finished and faulty:
-        on_finished(len(faulty))

@@ -41,7 +41,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
 def agreement(
     predicted: Sequence[Mapping[str, float]], true: Sequence[Mapping[str, float]]
 ) -> dict[str, dict[str, float | int | None]]:
-    """Agreement per attribute over rows in the same order; a true value of -100 or none is left out.
+    """Agreement per attribute over rows in the same order; a value of -100 on either side, or no true one, is left out.
 
     Returns:
         {attribute: {"pearson", "spearman", "mae", "n"}} for the five HelpSteer attributes.
@@ -50,7 +50,8 @@ def agreement(
         raise ValueError(f"as many predictions as rows are needed, found {len(predicted)} and {len(true)}")
     result: dict[str, dict[str, float | int | None]] = {}
     for name in ATTRIBUTES:
-        pairs = [(p[name], t[name]) for p, t in zip(predicted, true) if t.get(name, MISSING) != MISSING]
+        both = [(p[name], t.get(name, MISSING)) for p, t in zip(predicted, true)]
+        pairs = [pair for pair in both if MISSING not in pair]
         x, y = [p for p, _ in pairs], [t for _, t in pairs]
         mae = float(np.mean(np.abs(np.subtract(x, y)))) if pairs else None
         result[name] = {"pearson": pearson(x, y), "spearman": spearman(x, y), "mae": mae, "n": len(pairs)}

@@ -15,7 +15,6 @@ import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.models.attention import NemotronSelfAttention
+from nemo_sdg.models.linear import ColumnParallel, RowParallel
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel import device
 
@@ -202,7 +202,7 @@ def layer_spec(spec: str = "auto") -> TransformerBlockSubmodules | ModuleSpec:
 
         column, row, norm = TELayerNormColumnParallelLinear, TERowParallelLinear, IdentityOp
     else:
-        column, row, norm = ColumnParallelLinear, RowParallelLinear, LayerNorm1P
+        column, row, norm = ColumnParallel, RowParallel, LayerNorm1P
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -227,7 +227,7 @@ def layer_spec(spec: str = "auto") -> TransformerBlockSubmodules | ModuleSpec:
 
 
 def block_spec(
-    config: TransformerConfig, spec: str = "auto", vp_stage: int | None = None
+    config: TransformerConfig, spec: str = "auto", vp_stage: int | None = None, pp_rank: int | None = None
 ) -> TransformerBlockSubmodules:
     """The layers of this stage and the final norm.
 
@@ -239,7 +239,7 @@ def block_spec(
         from megatron.core.extensions.transformer_engine import TENorm
 
         final_norm = TENorm
-    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    count = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank)
     return TransformerBlockSubmodules(layer_specs=[layer_spec(spec)] * count, layer_norm=final_norm)
 
 
@@ -253,17 +253,22 @@ def build(
     head_bias: bool = False,
     spec: str = "auto",
     vp_stage: int | None = None,
+    groups: ProcessGroupCollection | None = None,
 ) -> NemotronModel:
     """This rank's part of a language model, or of a reward model.
 
-    Called as `model(input_ids_BS, position_ids_BS, attention_mask)`. Megatron's parallel groups must be up.
+    Called as `model(input_ids_BS, position_ids_BS, attention_mask)`.
+
+    Args:
+        groups: the ranks that it talks to (`Mesh.groups`); None is what megatron's `parallel_state` has.
     """
     from nemo_sdg.models.reward import RewardModel
 
+    groups = groups or ProcessGroupCollection.use_mpu_process_groups()
     kind = partial(RewardModel, head_bias=head_bias) if reward else NemotronModel
     return kind(
         config=config,
-        transformer_layer_spec=block_spec(config, spec, vp_stage),
+        transformer_layer_spec=block_spec(config, spec, vp_stage, get_pg_rank(groups.pp)),
         vocab_size=shape.vocab_size,
         max_sequence_length=shape.seq_length,
         pre_process=pre_process,
@@ -273,6 +278,6 @@ def build(
         position_embedding_type="rope",
         rotary_percent=shape.rotary_percent,
         rotary_base=shape.rotary_base,
-        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+        pg_collection=groups,
         vp_stage=vp_stage,
     )

@@ -42,27 +42,38 @@ class RewardModel(NemotronModel):
                 bias=head_bias,
                 input_is_parallel=False,
                 skip_bias_add=False,
+                tp_group=self.pg_collection.tp,
             )
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        lengths: Tensor | None = None,
+        inference_context: Any = None,
     ) -> Tensor:
         """Rewards [B, A] on the last stage, hidden states [S, B, E] on the others.
 
         Args:
             input_ids: tokens [B, S], padded on the right.
             lengths: tokens of each row [B]; the reward is read at position lengths - 1.
+            inference_context: a packed pass (`models.attention.KeyValues`) in place of lengths; rewards are [1, rows, A]
+                at the tokens that it selects.
         """
         self._lengths_B = lengths
-        return super().forward(input_ids, position_ids, attention_mask)
+        return super().forward(input_ids, position_ids, attention_mask, inference_context=inference_context)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         # Past GPTModel's own, which looks for the output layer that is not here.
         return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
 
-    def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
+    def _postprocess(self, hidden_states: Tensor, *, inference_context: Any = None, **_: Any) -> Tensor:
         if not self.post_process:
             return hidden_states
+        if inference_context is not None:
+            rewards_RBA, _ = self.rm_head(inference_context.select(hidden_states))
+            return rewards_RBA.transpose(0, 1)
         if self.config.sequence_parallel:
             # Every TP rank then computes the same head, so the gradient is split, not summed.
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)

@@ -57,4 +57,12 @@ class Tokenizer:
         return [piece.id for piece in proto.pieces], [character_at[piece.begin] for piece in proto.pieces]
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
-        return self._pieces.decode(list(ids))
+        """The text; an id beyond the pieces, which the embedding of a padded vocabulary may have, says nothing."""
+        return self._pieces.decode([token for token in ids if token < self.vocab_size])
+
+    def piece_bytes(self, token: int) -> bytes:
+        """What one token stands for by itself; a byte piece may be a part of a character only."""
+        piece = self._pieces.id_to_piece(token)
+        if self._pieces.is_byte(token):  # written <0xE2>
+            return bytes([int(piece[3:-1], 16)])
+        return piece.replace("\u2581", " ").encode()

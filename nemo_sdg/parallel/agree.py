@@ -16,15 +16,24 @@ def on_writer(mesh: Mesh, work: Callable[[], Any]) -> Any:
     A user's mistake found there is raised on every rank, or the others would wait for rank 0 in vain. What a
     shared file system shows may differ between nodes for a while, so what it shows to one rank decides.
     """
+    return _told(mesh.writer, mesh.broadcast_object, work)
+
+
+def on_lead(mesh: Mesh, work: Callable[[], Any]) -> Any:
+    """The same for the lead rank of this replica and the others of the replica."""
+    return _told(mesh.replica_lead, mesh.broadcast_in_replica, work)
+
+
+def _told(mine: bool, tell: Callable[[Any], Any], work: Callable[[], Any]) -> Any:
     answer, raised = None, None
-    if mesh.writer:
+    if mine:
         try:
             answer = {"done": work()}
         except errors.UserError as error:
             raised = error
             told = [error.what, *map(_text, (error.where, error.found, error.expected)), error.way_out]
             answer = {"mistake": [type(error).__name__, told]}
-    answer = mesh.broadcast_object(answer)
+    answer = tell(answer)
     if raised is not None:
         raise raised
     if "mistake" in answer:

@@ -1,4 +1,5 @@
-"""The one rank grid: tensor x data x pipeline, over megatron's `parallel_state`.
+"""Rank grids: tensor x data x pipeline. The job's own lies over megatron's `parallel_state`, which training uses;
+others, for phases that want another TP x PP or only some of the ranks, have groups of their own beside it.
 
 Megatron orders ranks tp-dp-pp: neighbours share a tensor-parallel group, then come the data-parallel
 replicas, and the pipeline stages are farthest apart (megatron/core/parallel_state.py: order "tp-cp-ep-dp-pp").
@@ -7,10 +8,10 @@ replicas, and the pipeline stages are farthest apart (megatron/core/parallel_sta
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,15 @@ import torch.distributed as dist
 
 from nemo_sdg.config import Topology
 from nemo_sdg.parallel import device
-from nemo_sdg.parallel.topology import data_parallel_size
+from nemo_sdg.parallel.topology import Grid, data_parallel_size
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place in the grid, and the groups it talks to."""
+    """This rank's place in a grid, and the groups it talks to.
+
+    Ranks are numbered within the grid, from 0; `first` says which rank of the job that is.
+    """
 
     tp: int
     pp: int
@@ -39,6 +43,13 @@ class Mesh:
     timeout_s: float
     first_stage_layers: int | None = None
     last_stage_layers: int | None = None
+    first: int = 0
+    whole_group: Any = None
+    """All ranks of the grid; None is all ranks of the job."""
+    replica_group: Any = None
+    """The tp x pp ranks that hold one copy of the model."""
+    groups: Any = None
+    """Megatron's ProcessGroupCollection for the models of this grid; None is what `parallel_state` has."""
 
     @property
     def uneven_stages(self) -> dict[str, int | None]:
@@ -69,7 +80,7 @@ class Mesh:
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.whole_group)
 
     def alive(self) -> None:
         """Tell the ranks that wait in `meet` that work goes on; cheap enough for every finished row."""
@@ -85,7 +96,9 @@ class Mesh:
         """
         if self.world_size == 1:
             return
-        key, last, since = f"nemo_sdg/meet/{next(_meetings)}", -1, time.monotonic()
+        here = f"{self.first}+{self.world_size}"
+        key, last, since = f"nemo_sdg/meet/{here}/{_meetings[here]}", -1, time.monotonic()
+        _meetings[here] += 1
         arrived = _store().add(key, 1)
         while arrived < self.world_size and time.monotonic() - since < self.timeout_s:
             time.sleep(0.02 if time.monotonic() - since < 1 else 0.5)
@@ -98,14 +111,14 @@ class Mesh:
         """The JSON value that rank `src` holds, on every rank. Ranks never unpickle what another one sends."""
         if self.world_size == 1:
             return obj
-        payload = json.dumps(obj).encode() if self.rank == src else b""
-        size = torch.tensor([len(payload)], device=device.device())
-        dist.broadcast(size, src)
-        data = torch.empty(int(size.item()), dtype=torch.uint8, device=device.device())
-        if self.rank == src:
-            data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-        dist.broadcast(data, src)
-        return json.loads(data.cpu().numpy().tobytes())
+        return _broadcast_json(obj, self.first + src, self.whole_group)
+
+    def broadcast_in_replica(self, obj: Any) -> Any:
+        """The JSON value that the lead rank of this replica holds, on every rank of the replica."""
+        if self.tp * self.pp == 1:
+            return obj
+        lead = dist.get_global_rank(self.replica_group, self.tp * (self.pp - 1))
+        return _broadcast_json(obj, lead, self.replica_group)
 
     def broadcast_from_first_shard(self, tensor: torch.Tensor) -> torch.Tensor:
         """Fill `tensor` on every tensor-parallel rank of this stage with the first one's content."""
@@ -121,7 +134,20 @@ class Mesh:
 
 
 _said_alive = 0.0
-_meetings = itertools.count()
+_meetings: Counter[str] = Counter()
+
+
+def _broadcast_json(obj: Any, src: int, group: Any) -> Any:
+    """What rank `src` of the job holds, on every rank of the group."""
+    mine = dist.get_rank() == src
+    payload = json.dumps(obj).encode() if mine else b""
+    size = torch.tensor([len(payload)], device=device.device())
+    dist.broadcast(size, src, group=group)
+    data = torch.empty(int(size.item()), dtype=torch.uint8, device=device.device())
+    if mine:
+        data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+    dist.broadcast(data, src, group=group)
+    return json.loads(data.cpu().numpy().tobytes())
 
 
 def _store() -> Any:
@@ -175,7 +201,34 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         timeout_s=timeout_s,
         first_stage_layers=topology.first_stage_layers,
         last_stage_layers=topology.last_stage_layers,
+        replica_group=parallel_state.get_model_parallel_group(),
     )
+
+
+def lay(grid: Grid, job: Mesh) -> Mesh | None:
+    """A grid beside the job's own, with groups of its own; None on the ranks that it does not cover.
+
+    Every rank of the job calls it, with the same grids in the same order.
+    """
+    from megatron.core.hyper_comm_grid import HyperCommGrid
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    made = HyperCommGrid([grid.tp, grid.dp, grid.pp], ["tp", "dp", "pp"], rank_offset=grid.first)
+    timeout = datetime.timedelta(seconds=job.timeout_s)
+    tp, dp, pp, replica, whole = (
+        made.create_pg(dims, timeout=timeout) for dims in (["tp"], ["dp"], ["pp"], ["tp", "pp"], ["tp", "dp", "pp"])
+    )
+    if job.rank not in grid.ranks:
+        return None
+    rank = job.rank - grid.first
+    # Of what training needs besides (context and expert parallelism, tied embeddings) these models use nothing.
+    groups = ProcessGroupCollection(tp=tp, pp=pp, mp=replica, dp=dp, dp_cp=dp, cp=None, embd=None, pos_embd=None)
+    return Mesh(
+        tp=grid.tp, pp=grid.pp, dp=grid.dp, rank=rank, first=grid.first, timeout_s=job.timeout_s,
+        tp_rank=rank % grid.tp, dp_rank=rank // grid.tp % grid.dp, pp_rank=rank // (grid.tp * grid.dp),
+        tp_group=tp, dp_group=dp, pp_group=pp, replica_group=replica, whole_group=whole, groups=groups,
+        **grid.uneven_stages,
+    )  # fmt: skip
 
 
 def leave() -> None:

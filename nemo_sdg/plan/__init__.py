@@ -11,21 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.checkpoints.release_writer import planned
-from nemo_sdg.checkpoints.survey import any_weights, survey
-from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.console import Console
-from nemo_sdg.errors import CheckpointError, ConfigError
-from nemo_sdg.models.shapes import sizes
-from nemo_sdg.parallel.topology import check_global_batch, data_parallel_size
+from nemo_sdg.errors import ConfigError
+from nemo_sdg.parallel.topology import PHASES, Grids, check_global_batch, grids, ranks_wanted, remote
 from nemo_sdg.plan.counting import count_rows
-from nemo_sdg.plan.loading import Loading, loading
-from nemo_sdg.plan.memory import ModelPlan, StagePlan, merged, pipeline_stages, stage_plan
+from nemo_sdg.plan.memory import ModelPlan, Peak, merged, peak
+from nemo_sdg.plan.models import model_plans
 from nemo_sdg.plan.units import bytes_text
 from nemo_sdg.resources import resolve
-from nemo_sdg.session import world_size
+from nemo_sdg.session import under_torchrun
 
 
 @dataclass
@@ -36,9 +31,9 @@ class Plan:
     fingerprint: str
     seed: int
     rounds: int
-    tp: int
-    pp: int
-    dp: int
+    grids: Grids
+    """Of the job as training sees it, and of each phase."""
+    placement: str
     dtype: str
     prompts: int | None
     """Prompts of one round; None where there is no file to count."""
@@ -48,12 +43,12 @@ class Plan:
     response_tokens: int
     training_tokens: dict[str, int]
     models: list[ModelPlan]
-    stages: list[StagePlan]
+    peak: Peak
     notes: list[str] = field(default_factory=list)
 
     @property
     def ranks(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.grids.train.size
 
     def bytes_to_read(self) -> int:
         """Bytes of weights that one replica reads in round 0: each shard once, copies once per rank."""
@@ -69,8 +64,8 @@ class Plan:
 
     def _proof(self) -> str:
         """In words what `plan.loading` has checked; without it there is no plan."""
-        copied = max(model.loading.copied_bytes for model in self.models)
-        copies = f" ({bytes_text(copied)} of norms by each of {self.tp} TP ranks)" if self.tp > 1 else ""
+        copied, tp = max((model.loading.copied_bytes, model.grid.tp) for model in self.models)
+        copies = f" ({bytes_text(copied)} of norms by each of {tp} TP ranks)" if tp > 1 else ""
         return f"every byte of every tensor is read exactly once per replica, by the rank that holds it{copies}"
 
     def ranges(self) -> Iterator[dict[str, Any]]:
@@ -83,39 +78,40 @@ class Plan:
         """Prints the plan: what will be done first, then what each rank must hold."""
         training = ", ".join(f"{kind} {count:,} tokens" for kind, count in self.training_tokens.items()) or "none"
         console.say(f"plan of {self.name}: {self.rounds} rounds, seed {self.seed}, fingerprint {self.fingerprint}")
-        console.say(f"  ranks     {self.ranks} = tp {self.tp} x pp {self.pp} x dp {self.dp}, {self.dtype}")
+        console.say(f"  ranks     {self.grids.train}, {self.dtype}")
+        for phase in PHASES:
+            grid = getattr(self.grids, phase)
+            if any(model.role == phase for model in self.models) and grid != self.grids.train:
+                console.say(f"  {phase:<9} {grid}, ranks {grid.ranks[0]} to {grid.ranks[-1]}")
         console.say(f"  a round   {self._rows()}")
         console.say(f"  training  at most, in a round: {training}")
+        if self.models:
+            self._show_models(console)
+        for note in self.notes:
+            console.say(f"  note: {note}")
+
+    def _show_models(self, console: Console) -> None:
         columns = ("model", "parameters", "bytes to read", "files", "folder")
         rows = [(m.role, f"{m.parameters:,}", *m.loading.totals(), f"{m.where}{m.aside}") for m in self.models]
         console.table(f"  weights: {bytes_text(self.bytes_to_read())} to read per replica in round 0", columns, rows)
         console.say(f"  {self._proof()}")
-        rows = [
-            (label, *s.reads(), f"{s.parameters:,}", *(bytes_text(n) for n in (s.weights, s.training, s.kv_cache)))
-            for label, s in merged(self.stages)
-        ]
-        columns = (
-            "stage",
-            "to read",
-            "files",
-            "byte ranges",
-            "parameters",
-            "weights",
-            "gradients+optimizer",
-            "KV cache",
-        )
-        console.table(
-            "  each rank of a stage: the most that one model or phase takes, without activations", columns, rows
-        )
-        for note in self.notes:
-            console.say(f"  note: {note}")
+        rows = [(m.role, label, *stage.cells()) for m in self.models for label, stage in merged(m.stages)]
+        columns = ("phase", "stage", "to read", "files", "byte ranges", "parameters", "weights")
+        columns += ("gradients+optimizer", "KV cache")
+        console.table("  each rank of a phase's stage, without activations", columns, rows)
+        working = f"{bytes_text(self.peak.working)} to generate and score ({self.placement})"
+        parts = [working] if self.peak.working else []
+        parts += [f"{bytes_text(self.peak.training)} to train"] if self.peak.training else []
+        console.say(f"  memory    at most, on a rank: {', '.join(parts)}")
+        if self.peak.waiting:
+            console.say(f"  waiting   at most {bytes_text(self.peak.waiting)} in host memory, on a rank")
 
 
 def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> Plan:
     """The plan of a config.
 
     Args:
-        world: ranks of the launch; by default WORLD_SIZE, or as many as the topology asks for.
+        world: ranks of the launch; by default WORLD_SIZE, or as many as the topologies ask for.
         files: the model folders and the prompts must be there; without it, a recipe that is named like a
             known size is planned from that.
 
@@ -123,93 +119,55 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         TopologyError: TP or PP does not divide the model, or the ranks do not fill the topology.
         CheckpointError, ConfigError: a folder or file that the run needs is not there or not whole.
     """
-    topology = config.topology
     if world is None:
-        world = world_size(topology)
-    dp = data_parallel_size(topology, world)
+        world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else ranks_wanted(config)
+    laid = grids(config, world)
     for kind, settings in (("sft", config.sft), ("reward", config.reward)):
         if settings.enabled:
-            check_global_batch(settings, dp, kind)
-    models = _models(config, files)
+            check_global_batch(settings, laid.train.dp, kind)
     gpu = os.path.exists("/dev/nvidia0")
     dtype = config.models.dtype or ("bf16" if gpu else "fp32")
+    models = model_plans(config, laid, dtype, gpu, files)
     prompts, exact, notes = _prompts(config, files)
     responses = (prompts or 0) * config.generate.samples
-    kinds = {kind: getattr(config, kind) for kind in ("sft", "reward")}
+    context = {model.role: model.shape.seq_length for model in models}
+    kinds = {"sft": ("train sft", config.sft), "reward": ("train rm", config.reward)}
+    most = config.generate.max_tokens
     return Plan(
         name=config.run.name,
         fingerprint=fingerprint(identity(config)),
         seed=config.run.seed,
         rounds=config.run.rounds,
-        tp=topology.tp,
-        pp=topology.pp,
-        dp=dp,
+        grids=laid,
+        placement=config.models.placement,
         dtype=dtype,
         prompts=prompts,
         exact=exact,
         responses=responses,
-        response_tokens=responses * min(config.generate.max_tokens, models[0].shape.seq_length),
+        response_tokens=responses * min(most, context.get("generate", most)),
         training_tokens={
-            kind: s.steps * s.global_batch_size * min(s.max_length, models[0].shape.seq_length)
-            for kind, s in kinds.items()
+            kind: s.steps * s.global_batch_size * min(s.max_length, context[role])
+            for kind, (role, s) in kinds.items()
             if s.enabled
         },
         models=models,
-        # On GPUs the replicas share Megatron's distributed optimizer; bf16 is not meant for anything else.
-        stages=[
-            stage_plan(config, models, dtype, stage, dp if gpu or dtype == "bf16" else 1)
-            for stage in range(topology.pp)
-        ],
-        notes=notes,
+        peak=peak(models, world, config.models.placement, gpu),
+        notes=notes + _elsewhere(config),
     )
 
 
-def _models(config: RunConfig, files: bool) -> list[ModelPlan]:
-    """The models in the order in which round 0 reads them."""
-    paths = config.models
-    wanted = [("generate", paths.instruct, False), ("score", paths.reward, True)]
-    if config.sft.enabled:
-        wanted.append(("train sft", paths.base if config.sft.start_from == "base" else paths.instruct, False))
-    if config.reward.enabled:
-        wanted.append(("train rm", paths.base if config.reward.start_from == "base" else paths.reward, True))
-    seen: dict[tuple[str, bool], Loading] = {}
-    return [_model(config, role, where, reward, files, seen) for role, where, reward in wanted]
-
-
-def _model(
-    config: RunConfig, role: str, where: str, reward: bool, files: bool, seen: dict[tuple[str, bool], Loading]
-) -> ModelPlan:
-    contents, note = _contents(config, role, where, reward, files)
-    topology, shape = config.topology, contents.shape
-    shape.check_topology(
-        topology.tp,
-        topology.pp,
-        first_stage_layers=topology.first_stage_layers,
-        last_stage_layers=topology.last_stage_layers,
-    )
-    if (where, reward) not in seen:
-        places = contents.places(reward=reward)
-        seen[where, reward] = loading(contents, places, topology.tp, pipeline_stages(shape, topology))
-    return ModelPlan(role, where, shape, reward, seen[where, reward], note)
-
-
-def _contents(config: RunConfig, role: str, where: str, reward: bool, files: bool) -> tuple[Contents, str]:
-    """What a model's folder holds, and a note on what of it is not here."""
-    try:
-        folder = ModelFolder.open(where, metadata_only=not files)
-    except (CheckpointError, ConfigError):
-        if files or config.run.name not in sizes() or resolve(where, metadata_only=True).exists():
-            raise
-        # Not here yet: the released layout of a model of that name.
-        shape = sizes()[config.run.name]
-        head = reward and role != "train rm"
-        return planned(shape, resolve(where), reward=head), "not here; planned from the released layout"
-    if role != "train rm":  # a reward model may start from a language model, with a fresh head
-        folder.require(reward=reward)
-    if not files and not any_weights(folder):
-        return folder.contents, "metadata alone, no weights"
-    survey(folder)
-    return folder.contents, ""
+def _elsewhere(config: RunConfig) -> list[str]:
+    """What others than our ranks hold."""
+    notes = []
+    for phase, trained in (("generate", config.sft), ("score", config.reward)):
+        settings = getattr(config, phase)
+        if remote(config, phase):
+            notes.append(f"{phase} asks the server at {settings.endpoint.url}: no model of that role is loaded here")
+        elif settings.backend == "hf":
+            notes.append(f"{phase} loads {config.models.reward} with transformers, whole on each rank: not counted")
+        if settings.backend != "local" and trained.enabled and config.run.rounds > 1:
+            notes.append(f"{phase} stays with {settings.backend} in every round; what a round trains is evaluated")
+    return notes
 
 
 def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:

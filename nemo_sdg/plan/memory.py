@@ -1,4 +1,4 @@
-"""What one rank holds, in parameters and bytes, from the table of tensors alone."""
+"""What one rank holds in each phase, in parameters and bytes, from the table of tensors alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_sdg.checkpoints.names import tensor_places
-from nemo_sdg.config import RunConfig, Topology
+from nemo_sdg.config import RunConfig
+from nemo_sdg.engine.budget import make_budget
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.models.stages import stage_layers
+from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.plan.loading import Loading
 from nemo_sdg.plan.units import bytes_text
 
@@ -22,7 +24,7 @@ OPTIMIZER_BYTES = {"fp64": 16, "fp32": 8, "bf16": 12}
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Memory of one rank of a pipeline stage, in bytes."""
+    """What one phase takes on a rank of a pipeline stage, in bytes."""
 
     stage: int
     parameters: int
@@ -30,22 +32,31 @@ class StagePlan:
     training: int
     kv_cache: int
     read: tuple[int, int, int]
-    """Bytes, files and byte ranges of the model that takes most of each to load."""
+    """Bytes, files and byte ranges that the rank reads most of to load the model."""
 
-    def reads(self) -> tuple[str, str, str]:
-        return bytes_text(self.read[0]), f"{self.read[1]:,}", f"{self.read[2]:,}"
+    @property
+    def total(self) -> int:
+        return self.weights + self.training + self.kv_cache
+
+    def cells(self) -> tuple[str, ...]:
+        """For the table: to read, files, ranges, parameters, weights, training, KV cache."""
+        reads = bytes_text(self.read[0]), f"{self.read[1]:,}", f"{self.read[2]:,}"
+        return *reads, f"{self.parameters:,}", *map(bytes_text, (self.weights, self.training, self.kv_cache))
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """One model that a run reads."""
+    """One model that a run reads, on the ranks of its phase."""
 
     role: str
+    """generate, score, train sft or train rm."""
     where: str
     shape: NemotronShape
     reward: bool
+    grid: Grid
     loading: Loading
     """What each rank reads of it."""
+    stages: list[StagePlan]
     note: str = ""
     """What of it is not here."""
 
@@ -56,6 +67,12 @@ class ModelPlan:
     @property
     def parameters(self) -> int:
         return rank_parameters(self.shape, 1, self.shape.num_layers, first=True, last=True, reward=self.reward)
+
+    def on(self, rank: int) -> StagePlan | None:
+        """What it takes on a rank of the job; None where it is not."""
+        if rank not in self.grid.ranks:
+            return None
+        return self.stages[(rank - self.grid.first) // (self.grid.tp * self.grid.dp)]
 
 
 def rank_parameters(
@@ -80,31 +97,87 @@ def rank_parameters(
     return total
 
 
-def pipeline_stages(shape: NemotronShape, topology: Topology) -> list[range]:
+def pipeline_stages(shape: NemotronShape, grid: Grid) -> list[range]:
     """The layers of each pipeline stage. Raises TopologyError if they cannot be cut like this."""
-    ends = {"first": topology.first_stage_layers, "last": topology.last_stage_layers}
-    return [chunks[0] for chunks in stage_layers(shape.num_layers, topology.pp, **ends)]
+    ends = {"first": grid.first_stage_layers, "last": grid.last_stage_layers}
+    return [chunks[0] for chunks in stage_layers(shape.num_layers, grid.pp, **ends)]
 
 
-def stage_plan(
-    config: RunConfig, models: Sequence[ModelPlan], dtype: str, stage: int, optimizer_shards: int
-) -> StagePlan:
-    """The largest of the models in each phase: only one is in memory at a time."""
-    topology, item = config.topology, ITEM_BYTES[dtype]
-    ends = {"first": stage == 0, "last": stage == topology.pp - 1}
-    layers = [len(pipeline_stages(m.shape, topology)[stage]) for m in models]
-    held = [rank_parameters(m.shape, topology.tp, n, **ends, reward=m.reward) for n, m in zip(layers, models)]
-    trained = [n for n, m in zip(held, models) if m.role.startswith("train")]
-    policy = models[0].shape
-    per_token = 2 * policy.num_query_groups // topology.tp * policy.kv_channels * layers[0]
-    return StagePlan(
-        stage=stage,
-        parameters=max(held),
-        weights=max(held) * item,
-        training=int(max(trained, default=0) * (GRADIENT_BYTES[dtype] + OPTIMIZER_BYTES[dtype] / optimizer_shards)),
-        kv_cache=config.generate.slots * policy.seq_length * per_token * item,
-        read=tuple(map(max, zip(*(m.loading.stage(stage) for m in models)))),
-    )
+def stage_plans(
+    config: RunConfig,
+    role: str,
+    shape: NemotronShape,
+    reward: bool,
+    grid: Grid,
+    loading: Loading,
+    dtype: str,
+    gpu: bool,
+) -> list[StagePlan]:
+    """What a model takes on the ranks of each stage of its grid.
+
+    Raises:
+        ConfigError: generate.kv_cache_bytes does not hold a row.
+    """
+    item, layers = ITEM_BYTES[dtype], [len(stage) for stage in pipeline_stages(shape, grid)]
+    kv_cache = [0] * grid.pp
+    if role == "generate":
+        settings = config.generate
+        budget = make_budget(
+            groups=shape.num_query_groups // grid.tp,
+            channels=shape.kv_channels,
+            context=shape.seq_length,
+            stage_layers=layers,
+            item_bytes=item,
+            slots=settings.slots,
+            prefill_tokens=settings.prefill_tokens,
+            kv_cache_bytes=settings.kv_cache_bytes,
+        )
+        kv_cache = [budget.bytes(stage) for stage in range(grid.pp)]
+    per_parameter = 0.0
+    if role.startswith("train"):
+        # On GPUs the replicas share Megatron's distributed optimizer; bf16 is not meant for anything else.
+        shards = grid.dp if gpu or dtype == "bf16" else 1
+        per_parameter = GRADIENT_BYTES[dtype] + OPTIMIZER_BYTES[dtype] / shards
+    made = []
+    for stage in range(grid.pp):
+        ends = {"first": stage == 0, "last": stage == grid.pp - 1}
+        held = rank_parameters(shape, grid.tp, layers[stage], **ends, reward=reward)
+        made.append(
+            StagePlan(
+                stage=stage,
+                parameters=held,
+                weights=held * item,
+                training=int(held * per_parameter),
+                kv_cache=kv_cache[stage],
+                read=loading.stage(stage),
+            )
+        )
+    return made
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that a rank holds at a time, in bytes."""
+
+    working: int
+    """While it generates and scores."""
+    training: int
+    waiting: int
+    """Of a model that waits in host memory meanwhile; 0 where none does."""
+
+
+def peak(models: Sequence[ModelPlan], ranks: int, placement: str, gpu: bool) -> Peak:
+    """The fullest rank: `in_turn` holds the larger of two models, the others all that a rank has a part in."""
+    working = training = waiting = 0
+    together = sum if placement != "in_turn" else max
+    for rank in range(ranks):
+        here = {model.role: stage for model in models if (stage := model.on(rank)) is not None}
+        engine = [stage for role, stage in here.items() if not role.startswith("train")]
+        working = max(working, together([stage.total for stage in engine] or [0]))
+        training = max(training, *(stage.total for stage in here.values() if stage not in engine), 0)
+        if gpu and placement == "in_turn" and len(engine) == 2:
+            waiting = max(waiting, max(stage.weights for stage in engine))
+    return Peak(working, training, waiting)
 
 
 def merged(stages: Sequence[StagePlan]) -> list[tuple[str, StagePlan]]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from typing import Mapping
 
-from nemo_sdg.config.settings import ATTRIBUTES, Select
+from nemo_sdg.config.settings import ATTRIBUTES, MISSING, Select
 from nemo_sdg.records import CONTROL_PIECE
 
 
 def scalarise(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The weighted sum of the attributes; NaN when any of the five scores is not finite."""
-    if not all(math.isfinite(scores[name]) for name in ATTRIBUTES):
+    """The weighted sum of the attributes that were scored.
+
+    NaN when any of the five is not finite, or nothing that has a weight was scored (a reward model may give one score
+    only; the others are MISSING).
+    """
+    scored = {name: weight for name, weight in weights.items() if scores[name] != MISSING}
+    if not scored or not all(math.isfinite(scores[name]) for name in ATTRIBUTES):
         return math.nan
-    return math.fsum(weight * scores[name] for name, weight in weights.items())
+    return math.fsum(weight * scores[name] for name, weight in scored.items())
 
 
 def usable(response: str) -> str | None:
@@ -31,10 +36,16 @@ def complete(finish_reason: str, settings: Select) -> str | None:
 
 
 def thresholds(scores: Mapping[str, float], settings: Select) -> str | None:
-    """The limits per attribute and on the scalar. A limit itself still passes; what is not finite never does."""
+    """The limits per attribute and on the scalar. A limit itself still passes; what is not finite, or was not scored
+    although there is a limit on it, never does."""
     scalar = scalarise(scores, settings.weights)
+    if all(scores[name] == MISSING for name in settings.weights):
+        return "nothing that has a weight was scored"
     if not math.isfinite(scalar):
         return "score not finite"
+    for name in (*settings.minimum, *settings.maximum):
+        if scores[name] == MISSING:
+            return f"{name} was not scored"
     for name, low in settings.minimum.items():
         if scores[name] < low:
             return f"{name} below {low:g}"

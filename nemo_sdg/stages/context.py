@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import RunConfig, fingerprint
+from nemo_sdg.engine.backends.choosing import KINDS, Role
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.parallel.agree import on_writer
+from nemo_sdg.parallel.phases import Phase, Phases
 from nemo_sdg.store import Run
 
 if TYPE_CHECKING:
     from nemo_sdg.console import Console
+    from nemo_sdg.engine.residents import Residents
     from nemo_sdg.parallel.mesh import Mesh
 
 
@@ -25,18 +28,46 @@ class Context:
     run: Run
     round: int
     mesh: Mesh
+    """All ranks of the job, laid out for training."""
     console: Console
+    phases: Phases | None = None
+    """Who generates and who scores; None is all ranks, as the job is laid out."""
+    residents: Residents | None = None
+    """Local models that are kept from stage to stage."""
 
     @property
     def folder(self) -> Path:
         """The folder of this round."""
         return self.run.round(self.round)
 
+    def phase(self, name: str) -> Phase:
+        """The ranks of `generate` or `score`."""
+        return getattr(self.phases or Phases.everywhere(self.mesh), name)
+
+    def place(self, role: Role) -> Phase:
+        """The ranks that ask or run a role; a model that was trained beside a server's runs where it was trained."""
+        phase = KINDS[role.kind]
+        apart = role.local and getattr(self.config, phase).backend != "local"
+        return Phases.everywhere(self.mesh).generate if apart else self.phase(phase)
+
+    def role(self, kind: str) -> Role:
+        """Who answers (policy) or scores (reward) in this round: a server or a foreign model in every round, else the
+        local model that the round begins with."""
+        if getattr(self.config, KINDS[kind]).backend != "local":
+            return self.given(kind)
+        return self.local(kind, self.model(kind))
+
+    def given(self, kind: str) -> Role:
+        """Who answers or scores before anything is trained."""
+        return Role(kind, self.config, self._start(kind), residents=self.residents)
+
+    def local(self, kind: str, model: Path | str) -> Role:
+        """A model that the run has trained."""
+        return Role(kind, self.config, model, given=False, residents=self.residents)
+
     def model(self, kind: str) -> Path | str:
         """The policy or reward model that this round begins with: the last one trained, or the one it was given."""
-        return self.trained(kind, self.round - 1) or (
-            self.config.models.instruct if kind == "policy" else self.config.models.reward
-        )
+        return self.trained(kind, self.round - 1) or self._start(kind)
 
     def trained(self, kind: str, last: int) -> Path | None:
         """The policy or reward folder of the latest round up to `last` that has trained one."""
@@ -48,13 +79,12 @@ class Context:
         number = self.on_writer(latest)
         return None if number is None else self.run.round(number) / kind
 
-    def model_digest(self, path: Path | str) -> str:
-        """Names the content of a model folder, on every rank."""
-        return self.on_writer(lambda: ModelFolder.open(path).digest)
-
-    def dtype(self, path: Path | str) -> str:
-        """The dtype that a model runs in, as it is settled on this machine."""
-        return str(resolve_dtype(self.config.models.dtype, ModelFolder.open(path)))
+    def dtype(self, role: Role) -> str | None:
+        """The dtype that a model runs in, as it is settled on this machine; None where others decide."""
+        asked = self.config.models.dtype
+        if not role.local:
+            return asked if role.backend == "hf" else None
+        return str(resolve_dtype(asked, ModelFolder.open(role.model)))
 
     def fingerprint(self, stage: str, *, inputs: Any, **settings: Any) -> str:
         """Names what a stage's rows depend on: the stage, its settings and the digests of what it reads."""
@@ -63,3 +93,6 @@ class Context:
     def on_writer(self, work: Callable[[], Any]) -> Any:
         """What rank 0 answers, on every rank; see `parallel.agree`."""
         return on_writer(self.mesh, work)
+
+    def _start(self, kind: str) -> str:
+        return self.config.models.instruct if kind == "policy" else self.config.models.reward

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.evaluation import held_out
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import commit_file
@@ -30,7 +31,7 @@ def run(context: Context) -> dict[str, Any]:
     models = context.config.models
     before = _before(context)
     after = {
-        kind: before[kind] if model is None else _measure(context, kind, model, f"evaluate {kind}")
+        kind: before[kind] if model is None else _measure(context, context.local(kind, model), f"evaluate {kind}")
         for kind, model in [(kind, context.trained(kind, context.round)) for kind in ("policy", "reward")]
     }
     result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
@@ -45,9 +46,8 @@ def _before(context: Context) -> dict[str, Any]:
         first = _read(context, context.run.round(0) / FILE)
         if first is not None:
             return first["before"]
-    models = context.config.models
-    given = {"policy": models.instruct, "reward": models.reward}
-    return {kind: _measure(context, kind, model, f"evaluate {kind} before training") for kind, model in given.items()}
+    given = {kind: context.given(kind) for kind in ("policy", "reward")}
+    return {kind: _measure(context, role, f"evaluate {kind} before training") for kind, role in given.items()}
 
 
 def _read(context: Context, path: Path) -> dict[str, Any] | None:
@@ -55,10 +55,15 @@ def _read(context: Context, path: Path) -> dict[str, Any] | None:
     return context.on_writer(lambda: {"found": json.loads(path.read_bytes()) if path.is_file() else None})["found"]
 
 
-def _measure(context: Context, kind: str, model: Path | str, title: str) -> dict[str, Any] | None:
+def _measure(context: Context, role: Role, title: str) -> dict[str, Any] | None:
+    """What the ranks of a phase find, on every rank of the job."""
     settings = context.config.evaluate
-    rows = settings.exact_match if kind == "policy" else settings.helpsteer2
+    rows = settings.exact_match if role.kind == "policy" else settings.helpsteer2
     if rows is None:
         return None
-    measure = held_out.policy if kind == "policy" else held_out.reward
-    return measure(model, rows, context.config, context.mesh, context.console, title)
+    measure = held_out.policy if role.kind == "policy" else held_out.reward
+    place, found = context.place(role), None
+    if place.mesh is not None:
+        found = measure(role, rows, place.mesh, context.console, title)
+    context.mesh.meet()
+    return context.mesh.broadcast_object(found, src=place.grid.first)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from nemo_sdg.engine.load import load_model
-from nemo_sdg.engine.rows import respond
-from nemo_sdg.engine.sampling import Sampling
+from nemo_sdg.engine.backends.choosing import sampling
 from nemo_sdg.records import Prompt
 from nemo_sdg.stages import groups
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import StageStore
+from nemo_sdg.store import Group, StageStore
 
-VERSION = 1
+VERSION = 2
 """Raised when the code changes what the same settings give."""
+_BY_THE_WAY = ("backend", "endpoint", "topology", "slots", "prefill_tokens", "kv_cache_bytes", "fixed_shape")
+"""Settings that say where and how fast; who answers stands in the backend's identity."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -22,59 +24,78 @@ def run(context: Context) -> dict[str, Any]:
     Returns:
         {"rows_in", "kept", "dropped", "faulty"}, counted in responses, and "tokens", "by_finish_reason".
     """
-    settings, models = context.config.generate, context.config.models
-    source = StageStore.finished(context.folder / "prompts")
-    prompts = [Prompt.from_row(row) for row in source.read()]
-    seed = context.config.run.seed
-    model_path = context.model("policy")
-    provenance = {
-        "policy": context.model_digest(model_path),
-        "template": "instruct",
-        "seed": seed,
-        "round": context.round,
-    }
-    store = StageStore(
-        context.folder / "responses",
-        context.fingerprint(
+    with Stage(context) as stage:
+        for _ in stage.groups():
+            pass
+    return stage.finish()
+
+
+class Stage:
+    """The stage on one rank. Its groups can be made one by one, while somebody scores those that are there."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.settings = context, context.config.generate
+        self.source = StageStore.finished(context.folder / "prompts")
+        self.role, self.phase = context.role("policy"), context.phase("generate")
+        self.identity = context.on_writer(self.role.identity)
+        seed = context.config.run.seed
+        self.provenance = {**self.identity, "template": "instruct", "seed": seed, "round": context.round}
+        fingerprint = context.fingerprint(
             "generate",
             version=VERSION,
-            inputs=[source.digest, provenance],
-            dtype=context.dtype(model_path),
-            spec=models.spec,
-            **groups.relevant(settings, "slots"),
-        ),  # fmt: skip
-        rows=len(prompts),
-        group_size=settings.group_size,
-    )
-    sampling = Sampling(
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        seed=seed,
-        round=context.round,
-    )
+            inputs=[self.source.digest, self.provenance],
+            dtype=context.dtype(self.role),
+            spec=context.config.models.spec if self.role.local else None,
+            **groups.relevant(self.settings, *_BY_THE_WAY),
+        )
+        # The groups of its input, so that a group is read when its turn comes.
+        self.store = StageStore(context.folder / "responses", fingerprint, self.source.rows, self.source.group_size)
+        self.work = groups.Work(context, self.store, "generate", mesh=self.phase.mesh, count=self._count)
 
-    def totals(rows: list[dict], faulty: dict[str, int]) -> dict[str, Any]:
-        reasons = [row["finish_reason"] for row in rows]
+    def __enter__(self) -> Stage:
+        self.work.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.work.__exit__(*error)
+
+    def groups(self) -> Iterator[Group]:
+        """Makes this rank's part of what is missing; yields each group when it is committed."""
+        if not self.work.mine:
+            return
+        generator = self.role.open(self.phase.mesh, self.identity)
+        wanted = sampling(self.context.config, round=self.context.round)
+        try:
+            yield from self.work.run(
+                self.work.mine,
+                self._ask,
+                lambda prompts: generator.generate(prompts, wanted, self.settings.samples),
+                provenance=self.provenance,
+            )
+        finally:
+            generator.close()
+
+    def finish(self) -> dict[str, Any]:
+        return self.work.finish(self._totals)
+
+    def _ask(self, group: Group) -> list[tuple[Prompt, list[str]]]:
+        prompts = map(Prompt.from_row, self.source.rows_of(group))
+        return [(p, [f"{p.id}#{sample}" for sample in range(self.settings.samples)]) for p in prompts]
+
+    def _count(self, group: Group) -> int:
+        return (group.stop - group.start) * self.settings.samples
+
+    def _totals(self, rows: Iterator[dict], faulty: dict[str, int]) -> dict[str, Any]:
+        kept = tokens = 0
+        reasons: Counter[str] = Counter()
+        for row in rows:
+            kept, tokens = kept + 1, tokens + len(row["response_token_ids"])
+            reasons[row["finish_reason"]] += 1
         return {
-            "rows_in": len(prompts) * settings.samples,
-            "kept": len(rows),
+            "rows_in": self.source.rows * self.settings.samples,
+            "kept": kept,
             "dropped": {},
             "faulty": faulty,
-            "tokens": sum(len(row["response_token_ids"]) for row in rows),
-            "by_finish_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+            "tokens": tokens,
+            "by_finish_reason": dict(sorted(reasons.items())),
         }
-
-    with groups.Work(
-        context, store, "generate", count=lambda group: (group.stop - group.start) * settings.samples
-    ) as work:
-        if work.needed:
-            model, tokenizer = load_model(model_path, context.mesh, dtype=models.dtype, spec=models.spec)
-        for group in work.mine:
-            responses, faulty = respond(
-                model, tokenizer, context.mesh, prompts[group.start : group.stop], sampling,
-                samples=settings.samples, slots=settings.slots, provenance=provenance, on_finished=work.advance,
-            )  # fmt: skip
-            work.commit(group, responses, faulty)
-    return work.finish(totals)

@@ -1,6 +1,7 @@
 """The row groups of a stage that runs a model: who does which, what is set aside, and the count at the end.
 
-Groups are shared out over the data-parallel replicas. A replica's lead rank commits; the writer finishes.
+Groups are shared out over the data-parallel replicas of the phase. A replica's lead rank commits; the job's writer
+finishes.
 """
 
 from __future__ import annotations
@@ -8,16 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
+from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.errors import RowError
+from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Response
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Group, StageStore, commit_rows
 
-Totals = Callable[[list[dict], dict[str, int]], dict[str, Any]]
+Totals = Callable[[Iterator[dict], dict[str, int]], dict[str, Any]]
 """(all rows of the stage, rows set aside by reason) -> what SUCCESS.json keeps."""
+Rows = Iterable["Response | Refusal"]
+Asked = Sequence[tuple[Any, Sequence[str]]]
+"""Inputs of a group, each with the ids of its rows."""
 
 
 def relevant(settings: Any, *but: str) -> dict[str, Any]:
@@ -26,33 +33,87 @@ def relevant(settings: Any, *but: str) -> dict[str, Any]:
 
 
 class Work:
-    """A `with` block around the groups that are still to be done."""
+    """A `with` block around the groups that are still to be done.
 
-    def __init__(self, context: Context, store: StageStore, title: str, *, count: Callable[[Group], int]) -> None:
-        self._context, self._store, mesh = context, store, context.mesh
+    Args:
+        mesh: the ranks of the phase; None where this rank takes no part.
+        count: rows that a group will have.
+    """
+
+    def __init__(
+        self, context: Context, store: StageStore, title: str, *, mesh: Mesh | None, count: Callable[[Group], int]
+    ) -> None:
+        self._context, self.store, self.mesh, self.count = context, store, mesh, count
         # One rank looks, for a listing may change while others commit.
-        missing = context.on_writer(lambda: [group.index for group in store.missing()])
-        self.needed = bool(missing)
-        self.mine = [store.groups[index] for index in missing[mesh.dp_rank :: mesh.dp]]
+        self.missing = context.on_writer(lambda: [group.index for group in store.missing()])
+        mine = [] if mesh is None else self.missing[mesh.dp_rank :: mesh.dp]
+        self.mine = [store.groups[index] for index in mine]
         self._bar = context.console.progress(title, sum(map(count, self.mine)))
+        self._advance: Callable[[int], Any] = lambda rows: None
 
-    def __enter__(self) -> "Work":
-        self.advance = self._bar.__enter__().advance
+    def __enter__(self) -> Work:
+        self._advance = self._bar.__enter__().advance
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
 
+    def advance(self, rows: int = 1) -> None:
+        """So many rows are done; ranks that wait for this one learn that it works."""
+        self._advance(rows)
+        self._context.mesh.alive()
+
+    def run(
+        self,
+        groups: Iterable[Group],
+        ask: Callable[[Group], Asked],
+        call: Callable[[Iterator], Rows],
+        provenance: Mapping[str, Any],
+    ) -> Iterator[Group]:
+        """Sends the inputs of the groups through one call of a backend, which so is as busy at the end of a group as in
+        its middle; commits each group as soon as its last row has come, and then yields it.
+
+        Args:
+            ask: a group's inputs, each with the ids of the rows that it becomes.
+            call: the backend; it takes inputs as it has room for them and gives rows in any order.
+            provenance: what the rows say of what made them, besides what they say already.
+        """
+        under_way: dict[str, Assembly] = {}
+        empty: list[Group] = []
+
+        def inputs() -> Iterator[Any]:
+            for group in groups:
+                asked = ask(group)
+                assembly = Assembly(group, [name for _, names in asked for name in names])
+                under_way.update(dict.fromkeys(assembly.ids, assembly))
+                if not assembly.ids:
+                    self.commit(group, [], {})
+                    empty.append(group)
+                yield from (item for item, _ in asked)
+
+        for row in call(inputs()):
+            assembly = under_way.pop(row.id, None)
+            assert assembly is not None, f"nobody asked for the row {row.id}, or it came twice"
+            if isinstance(row, Refusal) and self._context.config.run.strict:
+                raise named(row)
+            self.advance()
+            if assembly.add(row):
+                rows = [_made_by(row, provenance) for row in assembly.rows()]
+                self.commit(assembly.group, rows, assembly.faulty())
+                yield assembly.group
+        assert not under_way, f"{len(under_way)} rows never came, {next(iter(under_way))} is one"
+        yield from empty
+
     def commit(self, group: Group, rows: Sequence[Response], faulty: Mapping[str, RowError]) -> None:
         """Writes a group's rows; what was set aside stands beside them before the group counts as done."""
-        if not self._context.mesh.replica_lead:
+        if not self.mesh.replica_lead:
             return
         if faulty:
             lines = [{"id": name, "reason": why.what, "detail": str(why)} for name, why in faulty.items()]
             commit_rows(self._faulty_file(group), lines)
         else:  # of an attempt that was killed before its rows were committed
             self._faulty_file(group).unlink(missing_ok=True)
-        self._store.commit(group, [row.to_row() for row in rows])
+        self.store.commit(group, [row.to_row() for row in rows])
 
     def finish(self, totals: Totals) -> dict[str, Any]:
         """Declares the stage done once every replica has committed; its totals, on every rank."""
@@ -60,13 +121,44 @@ class Work:
         return self._context.on_writer(lambda: self._count(totals))
 
     def _count(self, totals: Totals) -> dict[str, Any]:
-        store = self._store
+        store = self.store
         if not store.done:
             files = [self._faulty_file(group) for group in store.groups]
             lines = [line for file in files if file.is_file() for line in file.read_bytes().splitlines()]
             faulty = Counter(json.loads(line)["reason"] for line in lines)
-            store.finish(totals(list(store.committed()), dict(faulty.most_common())))
+            store.finish(totals(store.committed(), dict(faulty.most_common())))
         return store.totals
 
     def _faulty_file(self, group: Group) -> Path:
-        return self._store.dir / f"faulty-{group.index:05d}.jsonl"
+        return self.store.dir / f"faulty-{group.index:05d}.jsonl"
+
+
+class Assembly:
+    """One group while its rows come in."""
+
+    def __init__(self, group: Group, ids: list[str]) -> None:
+        self.group, self.ids = group, ids
+        self._found: dict[str, Response | Refusal] = {}
+
+    def add(self, row: Response | Refusal) -> bool:
+        """Whether the group is whole now."""
+        self._found[row.id] = row
+        return len(self._found) == len(self.ids)
+
+    def rows(self) -> list[Response]:
+        """In the order of the ids."""
+        return [row for name in self.ids if isinstance(row := self._found[name], Response)]
+
+    def faulty(self) -> dict[str, RowError]:
+        return {name: row.error for name in self.ids if isinstance(row := self._found[name], Refusal)}
+
+
+def _made_by(row: Response, provenance: Mapping[str, Any]) -> Response:
+    return dataclasses.replace(row, provenance={**row.provenance, **provenance})
+
+
+def named(refusal: Refusal) -> RowError:
+    """Why a row was refused, as an error that names it."""
+    error = refusal.error
+    where = f"row {refusal.id}" if error.where is None else f"row {refusal.id}, {error.where}"
+    return RowError(error.what, where=where, found=error.found, expected=error.expected, way_out=error.way_out)

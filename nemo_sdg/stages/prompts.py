@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Sequence
 
 from nemo_sdg import resources
-from nemo_sdg.errors import UserError
+from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.records import Prompt, read_rows
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, commit_rows, digest
@@ -28,6 +28,9 @@ def _write(context: Context) -> dict:
     if not prompts:
         found = f"{faults[0].reason} in line {faults[0].line}" if faults else "an empty file"
         raise UserError("no prompt can be used", where=file, found=found, expected="rows with 'prompt' or 'messages'")
+    if faults and context.config.run.strict:
+        where, way_out = f"{file}:{faults[0].line}", "correct it, or set run.strict=false"
+        raise RowError(faults[0].reason, where=where, way_out=way_out)
     chosen = turn(prompts, context.round, settings.prompts_per_round)
     store = StageStore(
         context.run.round(context.round) / "prompts",

@@ -1,18 +1,20 @@
-"""Reward gives each response its five attributes: responses/ becomes scored/."""
+"""Reward gives each response its five attributes: responses/ becomes scored/, row group by row group."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from nemo_sdg.config import ATTRIBUTES
-from nemo_sdg.engine.load import load_model
-from nemo_sdg.engine.rows import rate
+from nemo_sdg.config import ATTRIBUTES, MISSING
+from nemo_sdg.errors import StoreError
+from nemo_sdg.parallel.agree import on_lead
 from nemo_sdg.records import Response
 from nemo_sdg.stages import groups
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import StageStore
+from nemo_sdg.store import Group, StageStore
 
-VERSION = 1
+VERSION = 2
 """Raised when the code changes what the same settings give."""
 
 
@@ -20,37 +22,92 @@ def run(context: Context) -> dict[str, Any]:
     """Scores what is not committed yet.
 
     Returns:
-        {"rows_in", "kept", "dropped", "faulty"} in responses, and "mean", the mean of each attribute.
+        {"rows_in", "kept", "dropped", "faulty"} in responses, and "mean", that of each attribute that was scored.
     """
-    settings, models = context.config.score, context.config.models
-    source = StageStore.finished(context.folder / "responses")
-    responses = [Response.from_row(row) for row in source.read()]
-    model_path = context.model("reward")
-    provenance = {"reward": context.model_digest(model_path)}
-    store = StageStore(
-        context.folder / "scored",
-        context.fingerprint(
+    with Stage(context, StageStore.finished(context.folder / "responses")) as stage:
+        for _ in stage.groups(stage.work.mine):
+            pass
+    return stage.finish()
+
+
+class Stage:
+    """The stage on one rank, group by group.
+
+    A group of scored rows is the responses' group of the same index. The fingerprint holds theirs, which is known
+    before they are, so scoring may begin while responses are still generated.
+    """
+
+    def __init__(self, context: Context, source: StageStore) -> None:
+        self.context, self.source = context, source
+        self.role, self.phase = context.role("reward"), context.phase("score")
+        self.identity = context.on_writer(self.role.identity)
+        fingerprint = context.fingerprint(
             "score",
             version=VERSION,
-            inputs=[source.digest, provenance],
-            dtype=context.dtype(model_path),
-            spec=models.spec,
-        ),
-        rows=len(responses),
-        group_size=settings.group_size,
-    )
+            inputs=[source.fingerprint, self.identity],
+            dtype=context.dtype(self.role),
+            spec=context.config.models.spec if self.role.local else None,
+        )
+        self.store = StageStore(context.folder / "scored", fingerprint, source.rows, source.group_size)
+        self.work = groups.Work(context, self.store, "score", mesh=self.phase.mesh, count=self._count)
+        self._scorer: Any = None
 
-    def totals(rows: list[dict], faulty: dict[str, int]) -> dict[str, Any]:
-        means = {name: sum(row["scores"][name] for row in rows) / max(1, len(rows)) for name in ATTRIBUTES}
-        return {"rows_in": len(responses), "kept": len(rows), "dropped": {}, "faulty": faulty, "mean": means}
+    def __enter__(self) -> Stage:
+        self.work.__enter__()
+        return self
 
-    with groups.Work(context, store, "score", count=lambda group: group.stop - group.start) as work:
-        if work.needed:
-            model, tokenizer = load_model(model_path, context.mesh, dtype=models.dtype, reward=True, spec=models.spec)
-        for group in work.mine:
-            scored, faulty = rate(
-                model, tokenizer, context.mesh, responses[group.start : group.stop],
-                slots=settings.slots, provenance=provenance, on_finished=work.advance,
-            )  # fmt: skip
-            work.commit(group, scored, faulty)
-    return work.finish(totals)
+    def __exit__(self, *error: Any) -> None:
+        self.work.__exit__(*error)
+        if self._scorer is not None:
+            self._scorer.close()
+
+    def groups(self, some: Iterable[Group]) -> Iterator[Group]:
+        """Scores groups whose responses are committed; yields each when its scores are too."""
+        some = list(some)
+        if not some:
+            return
+        if self._scorer is None:
+            self._scorer = self.role.open(self.phase.mesh, self.identity)
+        # A server takes them in one stream. Models on ranks of ours get one group a call: what is packed into one
+        # forward pass decides the last digits, so it must not depend on what else there is to do.
+        calls = [some] if self.role.backend == "endpoint" else [[group] for group in some]
+        for call in calls:
+            yield from self.work.run(call, self._ask, lambda rows: self._scorer.score(rows), provenance=self.identity)
+
+    def finish(self) -> dict[str, Any]:
+        return self.work.finish(self._totals)
+
+    def _ask(self, group: Group) -> list[tuple[Response, list[str]]]:
+        # One rank reads for its replica: the file may be so new that the others do not see it yet.
+        rows = [Response.from_row(row) for row in on_lead(self.phase.mesh, lambda: self._read(group))]
+        self.work.advance(self._count(group) - len(rows))  # those that were set aside before
+        return [(row, [row.id]) for row in rows]
+
+    def _read(self, group: Group) -> list[dict]:
+        deadline = time.monotonic() + self.context.config.run.timeout_s
+        while group.index not in self.source.present() and time.monotonic() < deadline:
+            time.sleep(0.1)  # a shared file system shows it to some ranks first
+        return self.source.rows_of(group)
+
+    def _count(self, group: Group) -> int:
+        return (group.stop - group.start) * self.context.config.generate.samples
+
+    def _totals(self, rows: Iterator[dict], faulty: dict[str, int]) -> dict[str, Any]:
+        sums, scored, kept, asked = dict.fromkeys(ATTRIBUTES, 0.0), dict.fromkeys(ATTRIBUTES, 0), 0, 0
+        answers: dict[str, int] = {}
+        for response in self.source.committed():
+            answers[response["id"]] = hash(response["response"])
+            asked += 1
+        for row in rows:
+            if answers.get(row["id"]) != hash(row["response"]):
+                raise StoreError(
+                    "these scores are of another response", where=self.store.dir, found=f"row {row['id']}",
+                    expected=f"the text in {self.source.dir}", way_out="delete this folder to score them again",
+                )  # fmt: skip
+            kept += 1
+            for name in ATTRIBUTES:
+                if row["scores"][name] != MISSING:  # some reward models give one score only
+                    sums[name] += row["scores"][name]
+                    scored[name] += 1
+        means = {name: sums[name] / scored[name] for name in ATTRIBUTES if scored[name]}
+        return {"rows_in": asked, "kept": kept, "dropped": {}, "faulty": faulty, "mean": means}

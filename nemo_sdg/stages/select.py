@@ -24,7 +24,7 @@ def _write(context: Context) -> dict:
         folder / "decisions",
         context.fingerprint("select", inputs=scored.digest, **dataclasses.asdict(settings)),
         len(rows),
-        context.config.score.group_size,
+        context.config.generate.group_size,
     )
     if store.done:
         return store.totals

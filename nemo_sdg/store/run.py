@@ -127,7 +127,9 @@ class Run:
 
 def _inputs(config: RunConfig) -> dict[str, str]:
     values = flatten(config)
-    return {key: values[key] for key in _INPUTS if values[key] is not None}
+    elsewhere = {"models.instruct"} if config.generate.backend == "endpoint" else set()
+    elsewhere |= {"models.reward"} if config.score.backend == "endpoint" else set()
+    return {key: values[key] for key in _INPUTS if values[key] is not None and key not in elsewhere}
 
 
 def _digest(path: str) -> str | None:

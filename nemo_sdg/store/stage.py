@@ -64,6 +64,18 @@ class StageStore:
             _rows(file)
         return [group for group in self.groups if group.index not in parts]
 
+    def present(self) -> set[int]:
+        """Indices of the groups that have a part; what is in the parts is not looked at."""
+        return set(self._parts())
+
+    def rows_of(self, group: Group) -> list[dict]:
+        """The rows of one committed group, finished stage or not. Raises StoreError when its part was altered."""
+        part = self._parts().get(group.index)
+        if part is None:
+            found = f"none for group {group.index}"
+            raise StoreError("a part is missing", where=self.dir, found=found, way_out="run again")
+        return _rows(part)
+
     def commit(self, group: Group, rows: list[dict]) -> None:
         """Writes a group's rows. Doing it twice with the same rows is the same as once."""
         data = b"".join(map(dump, rows))

@@ -10,8 +10,8 @@ import torch
 from ranks import run_ranks
 
 from nemo_sdg.engine.load import load_model
+from nemo_sdg.engine.requests import Sampling
 from nemo_sdg.engine.rows import rate, respond
-from nemo_sdg.engine.sampling import Sampling
 from nemo_sdg.records import Prompt, read_rows
 
 WORLD = "package:examples/tiny/"
@@ -30,7 +30,7 @@ def measure(mesh, slots: int) -> dict[str, float]:
         began = time.perf_counter()
         responses, _ = respond(policy, tokenizer, mesh, prompts, sampling, samples=4, slots=slots, provenance={})
         made = time.perf_counter()
-        rows, _ = rate(reward, tokenizer, mesh, responses, slots=slots, provenance={})
+        rows, _ = rate(reward, tokenizer, mesh, responses, provenance={})
         done = time.perf_counter()
         generated.append(sum(len(row.response_token_ids) for row in responses) / (made - began))
         scored.append(len(rows) / (done - made))
@@ -41,7 +41,6 @@ def test_generation_and_scoring():
     print(f"\none thread of {platform.processor() or platform.machine()}, fp32, torch {torch.__version__}")
     for slots in (16, 64, 128):
         result = run_ranks(measure, slots, timeout_s=300)[0]
-        print(
-            f"  {slots:>3} slots: {result['tokens']:,.0f} useful tokens/s generated, {result['rows']:,.0f} rows/s scored"
-        )
+        generated, scored = result["tokens"], result["rows"]
+        print(f"  {slots:>3} slots: {generated:,.0f} useful tokens/s generated, {scored:,.0f} rows/s scored")
         assert result["tokens"] > 0 and result["rows"] > 0

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from plain_forward import forward, gather_vocabulary
 from ranks import run_ranks
 from safetensors.torch import load_file
 
@@ -16,7 +17,6 @@ from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.console import Console
 from nemo_sdg.engine.generate import Request, generate
 from nemo_sdg.engine.load import load_model
-from nemo_sdg.engine.pipeline import forward, gather_vocabulary
 from nemo_sdg.engine.sampling import Sampling
 from nemo_sdg.engine.score import encode, score
 from nemo_sdg.models.nemotron import build, transformer_config
@@ -118,7 +118,7 @@ def tiny(tmp_path_factory):
 
 def our_rewards(mesh, path, dialogues):
     model, tokenizer = load_model(path, mesh, dtype="fp32", reward=True)
-    return score(model, tokenizer, mesh, [encode(tokenizer, dialogue, 256) for dialogue in dialogues], slots=4)
+    return score(model, tokenizer, mesh, [encode(tokenizer, dialogue, 256) for dialogue in dialogues])
 
 
 def test_transformers_gives_our_rewards(tiny):

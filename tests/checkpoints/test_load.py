@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from folders import make_folder, make_model, make_tokenizer, small_shape
+from plain_forward import forward
 from ranks import TOPOLOGIES, run_ranks
 
 from nemo_sdg.checkpoints import save
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.engine.load import load_model
-from nemo_sdg.engine.pipeline import forward
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.nemotron import build, transformer_config
 

@@ -13,13 +13,13 @@ from folders import make_model, make_tokenizer, small_shape
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lone_ranks import chunks, lone_rank
+from plain_forward import forward, gather_vocabulary
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints import save
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.engine.load import load_model
-from nemo_sdg.engine.pipeline import forward, gather_vocabulary
 from nemo_sdg.errors import TopologyError
 from nemo_sdg.models.stages import stage_layers
 

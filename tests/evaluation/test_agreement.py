@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_sdg.config import ATTRIBUTES
+from nemo_sdg.config import ATTRIBUTES, MISSING
 from nemo_sdg.evaluation.agreement import agreement, pearson, ranks, spearman
 
 
@@ -50,3 +50,11 @@ def test_rows_of_helpsteer2_with_a_missing_attribute():
     }  # fmt: skip
     assert result["verbosity"]["n"] == 3 and result["verbosity"]["mae"] == pytest.approx(0.5)
     assert list(result) == list(ATTRIBUTES)
+
+
+def test_an_attribute_that_the_reward_model_does_not_give_is_left_out():
+    true = [dict.fromkeys(ATTRIBUTES, label) for label in (0, 2, 4)]
+    predicted = [{**dict.fromkeys(ATTRIBUTES, MISSING), "helpfulness": row["helpfulness"] + 1.0} for row in true]
+    result = agreement(predicted, true)
+    assert result["helpfulness"]["n"] == 3 and result["helpfulness"]["mae"] == pytest.approx(1.0)
+    assert result["verbosity"] == {"pearson": None, "spearman": None, "mae": None, "n": 0}

@@ -11,9 +11,8 @@ from ranks import run_ranks
 
 from nemo_sdg.config import ATTRIBUTES, Evaluate, RunConfig
 from nemo_sdg.console import Console
-from nemo_sdg.engine.load import load_model
-from nemo_sdg.engine.rows import rate, respond
-from nemo_sdg.engine.sampling import Sampling
+from nemo_sdg.engine.backends.choosing import Role
+from nemo_sdg.engine.requests import Sampling
 from nemo_sdg.evaluation import held_out
 from nemo_sdg.evaluation.exact_match import last_line
 from nemo_sdg.parallel.mesh import Mesh
@@ -22,6 +21,10 @@ from nemo_sdg.store import commit_rows
 
 CONFIG = RunConfig(evaluate=Evaluate(max_tokens=6))
 CONFIG.models.dtype = "fp64"
+
+
+def local(kind: str, folder: Path) -> Role:
+    return Role(kind, CONFIG, folder / kind, given=False)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +39,9 @@ def folder(tmp_path_factory) -> Path:
     ]
 
     def ask(mesh: Mesh) -> list[str]:
-        model, pieces = load_model(root / "policy", mesh, dtype="fp64")
-        done, _ = respond(
-            model, pieces, mesh, prompts, Sampling(max_tokens=6, temperature=0), samples=1, slots=4, provenance={}
-        )
-        return [last_line(row.response) for row in done]
+        generator = local("policy", root).open(mesh)
+        done = {row.prompt_id: row for row in generator.generate(prompts, Sampling(max_tokens=6, temperature=0), 1)}
+        return [last_line(done[prompt.id].response) for prompt in prompts]
 
     answers = run_ranks(ask)[0]
     rows = [{**p.to_row(), "answer": answers[i] if i % 2 else "something else"} for i, p in enumerate(prompts)]
@@ -55,7 +56,7 @@ def folder(tmp_path_factory) -> Path:
 def test_right_answers_count_on_every_rank(folder, topology):
     def measure(mesh: Mesh) -> dict:
         rows = str(folder / "asked.jsonl")
-        return held_out.policy(folder / "policy", rows, CONFIG, mesh, Console(speaks=False), "t")
+        return held_out.policy(local("policy", folder), rows, mesh, Console(speaks=False), "t")
 
     for result in run_ranks(measure, **topology):
         # Two of five are right: a prompt that does not fit gets no answer. The row without a right answer is set aside.
@@ -65,7 +66,7 @@ def test_right_answers_count_on_every_rank(folder, topology):
 def test_agreement_is_the_same_on_one_rank_and_on_two_replicas(folder):
     def measure(mesh: Mesh) -> dict:
         rows = str(folder / "labelled.jsonl")
-        return held_out.reward(folder / "reward", rows, CONFIG, mesh, Console(speaks=False), "t")
+        return held_out.reward(local("reward", folder), rows, mesh, Console(speaks=False), "t")
 
     (one,), two = run_ranks(measure), run_ranks(measure, dp=2)
     assert two[0] == two[1] and list(one) == list(ATTRIBUTES)
@@ -78,12 +79,12 @@ def test_agreement_compares_each_row_with_its_own_label(folder):
     """Labels made of the model's own scores agree with them completely, whatever order replicas work in."""
 
     def scores(mesh: Mesh) -> list[dict]:
-        model, pieces = load_model(folder / "reward", mesh, dtype="fp64", reward=True)
+        scorer = local("reward", folder).open(mesh)
         rows = [
             Labelled.from_row(json.loads(line)) for line in (folder / "labelled.jsonl").read_text().splitlines()[:3]
         ]
         asked = [Response(str(i), str(i), 0, row.messages, row.response) for i, row in enumerate(rows)]
-        return [row.scores for row in rate(model, pieces, mesh, asked, slots=4, provenance={})[0]]
+        return [row.scores for row in scorer.score(asked)]
 
     found = run_ranks(scores)[0]
     low, high = (f(s[name] for s in found for name in ATTRIBUTES) for f in (min, max))
@@ -94,7 +95,7 @@ def test_agreement_compares_each_row_with_its_own_label(folder):
     commit_rows(folder / "own.jsonl", rows)
 
     def measure(mesh: Mesh) -> dict:
-        return held_out.reward(folder / "reward", str(folder / "own.jsonl"), CONFIG, mesh, Console(speaks=False), "t")
+        return held_out.reward(local("reward", folder), str(folder / "own.jsonl"), mesh, Console(speaks=False), "t")
 
     for name, told in run_ranks(measure, dp=2)[0].items():
         assert told["pearson"] == pytest.approx(1) and told["spearman"] == pytest.approx(1), name

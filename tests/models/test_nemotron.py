@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from folders import make_folder, make_model, make_tokenizer, small_shape
+from plain_forward import forward, gather_vocabulary
 from ranks import TOPOLOGIES, run_ranks
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.checkpoints.names import region, released_key, tensor_places
-from nemo_sdg.engine.pipeline import forward, gather_vocabulary
 from nemo_sdg.models.nemotron import LayerNorm1P, build, squared_relu, transformer_config
 
 IDS = torch.randint(6, 384, (3, 24), generator=torch.Generator().manual_seed(7))

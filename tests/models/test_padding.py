@@ -10,11 +10,11 @@ import torch
 from cuts import cut_of
 from folders import make_folder, make_tokenizer, small_shape
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from plain_forward import forward, gather_vocabulary
 from ranks import run_ranks
 
 from nemo_sdg.engine.generate import Request, generate
 from nemo_sdg.engine.load import load_model
-from nemo_sdg.engine.pipeline import forward, gather_vocabulary
 from nemo_sdg.engine.sampling import Sampling
 from nemo_sdg.models.shapes import sizes
 from nemo_sdg.parallel.device import cuda_calls_on_cpu

@@ -36,6 +36,11 @@ def test_offsets_say_where_each_token_begins(tokenizer):
     assert tokenizer.decode(trained) == "kl\u00e9m\n<extra_id_1>"
 
 
+def test_an_id_beyond_the_pieces_says_nothing(tokenizer):
+    ids = tokenizer.encode("kl")
+    assert tokenizer.decode([*ids, tokenizer.vocab_size, *ids]) == "klkl"
+
+
 def test_a_file_that_is_no_tokenizer(tmp_path):
     broken = tmp_path / "x.model"
     broken.write_bytes(b"not a model")

@@ -6,11 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from nemo_sdg.config import ATTRIBUTES, load
+from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Scored
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Run, StageStore, commit_rows
 
-ALONE = SimpleNamespace(writer=True, broadcast_object=lambda obj, src=0: obj, barrier=lambda: None)
+ALONE = Mesh(
+    tp=1, pp=1, dp=1, tp_rank=0, pp_rank=0, dp_rank=0, rank=0, tp_group=None, pp_group=None, dp_group=None, timeout_s=1
+)
 """The mesh of a single rank, without a process group."""
 SILENT = SimpleNamespace(say=lambda text: None)
 

@@ -11,6 +11,8 @@ import pytest
 from rounds import context
 
 from nemo_sdg.errors import CheckpointError, UserError
+from nemo_sdg.parallel.phases import Phase, Phases
+from nemo_sdg.parallel.topology import Grid
 
 
 def test_all_ranks_get_the_answer_or_the_mistake(tmp_path: Path):
@@ -30,3 +32,13 @@ def test_all_ranks_get_the_answer_or_the_mistake(tmp_path: Path):
         assert type(caught.value) is CheckpointError
         said.append(str(caught.value))
     assert said[0] == said[1] == "/a: no weights, found 3; look elsewhere"
+
+
+def test_a_model_trained_beside_a_server_runs_where_it_was_trained(tmp_path: Path):
+    url = "generate.endpoint.url=http://127.0.0.1:1/v1"
+    served = context(tmp_path, "generate.backend=endpoint", url)
+    asking, scoring = Phase(Grid(), None), Phase(Grid(first=1), None)
+    served = replace(served, phases=Phases(asking, scoring))
+    assert served.place(served.role("policy")) is asking and served.role("policy").backend == "endpoint"
+    assert served.place(served.local("policy", tmp_path)).mesh is served.mesh
+    assert served.place(served.local("reward", tmp_path)) is scoring

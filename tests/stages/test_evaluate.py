@@ -15,8 +15,9 @@ def run(where, monkeypatch) -> list[tuple[str, str, str]]:
     asked = []
 
     def measure(kind: str):
-        def noted(model, rows, config, mesh, console, title):
-            asked.append((kind, str(model).removeprefix(str(where.run.out)), title))
+        def noted(role, rows, mesh, console, title):
+            assert role.kind == kind
+            asked.append((kind, str(role.model).removeprefix(str(where.run.out)), title))
             return {"n": len(asked)}
 
         return noted

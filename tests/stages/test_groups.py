@@ -18,7 +18,7 @@ ROWS = [Response(f"p{i}#0", f"p{i}", 0, ASKED, "b") for i in range(6)]
 
 
 def totals(rows, faulty):
-    return {"rows_in": 6, "kept": len(rows), "dropped": {}, "faulty": faulty}
+    return {"rows_in": 6, "kept": len(list(rows)), "dropped": {}, "faulty": faulty}
 
 
 def do(mesh, out, faulty, only=None):
@@ -26,7 +26,7 @@ def do(mesh, out, faulty, only=None):
     with Run.open(out, RunConfig(), writer=mesh.writer) as run:
         context = Context(RunConfig(), run, 0, mesh, Console(speaks=False))
         store = StageStore(out / "rows", "f" * 16, rows=6, group_size=2)
-        with groups.Work(context, store, "t", count=lambda group: 2) as work:
+        with groups.Work(context, store, "t", mesh=mesh, count=lambda group: 2) as work:
             for group in work.mine[:only]:
                 rows = ROWS[group.start : group.stop]
                 bad = {row.id: RowError("too long", found="9") for row in rows if row.id in faulty}

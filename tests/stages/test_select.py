@@ -15,7 +15,7 @@ from nemo_sdg.store import StageStore
 
 
 def test_every_row_gets_a_decision_and_the_totals_say_why(tmp_path: Path):
-    where = context(tmp_path, "select.minimum={helpfulness: 3}", "select.per_prompt=1", "score.group_size=2")
+    where = context(tmp_path, "select.minimum={helpfulness: 3}", "select.per_prompt=1", "generate.group_size=2")
     rows = [
         scored("a", 0, "5"),
         scored("a", 1, "6", helpfulness=3.0),

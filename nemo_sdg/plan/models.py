@@ -1,0 +1,69 @@
+"""The models that a run reads, each on the ranks of its phase."""
+
+from __future__ import annotations
+
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.checkpoints.release_writer import planned
+from nemo_sdg.checkpoints.survey import any_weights, survey
+from nemo_sdg.checkpoints.tensors import Contents
+from nemo_sdg.config import PhaseTopology, RunConfig
+from nemo_sdg.errors import CheckpointError, ConfigError
+from nemo_sdg.models.shapes import sizes
+from nemo_sdg.parallel.topology import Grid, Grids
+from nemo_sdg.plan.loading import Loading, loading
+from nemo_sdg.plan.memory import ModelPlan, pipeline_stages, stage_plans
+from nemo_sdg.resources import resolve
+
+
+def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: bool) -> list[ModelPlan]:
+    """The models in the order in which round 0 reads them; what a server or transformers holds is none of ours.
+
+    Raises:
+        TopologyError: a phase's TP or PP cannot cut its model.
+        CheckpointError, ConfigError: a folder is not there, not whole, or of the wrong kind.
+    """
+    paths = config.models
+    wanted = []
+    if config.generate.backend == "local":
+        wanted.append(("generate", paths.instruct, False, grids.generate))
+    if config.score.backend == "local":
+        wanted.append(("score", paths.reward, True, grids.score))
+    if config.sft.enabled:
+        start = paths.base if config.sft.start_from == "base" else paths.instruct
+        wanted.append(("train sft", start, False, grids.train))
+    if config.reward.enabled:
+        start = paths.base if config.reward.start_from == "base" else paths.reward
+        wanted.append(("train rm", start, True, grids.train))
+    seen: dict[tuple, Loading] = {}
+    made = []
+    for role, where, reward, grid in wanted:
+        contents, note = _contents(config, role, where, reward, files)
+        own = role in ("generate", "score") and getattr(config, role).topology != PhaseTopology()
+        where_set = f"{role}.topology" if own else "topology"
+        contents.shape.check_topology(grid.tp, grid.pp, **grid.uneven_stages, where=where_set)
+        key = (where, reward, grid.tp, grid.pp, *grid.uneven_stages.values())
+        if key not in seen:
+            places = contents.places(reward=reward)
+            seen[key] = loading(contents, places, grid.tp, pipeline_stages(contents.shape, grid))
+        stages = stage_plans(config, role, contents.shape, reward, grid, seen[key], dtype, gpu)
+        made.append(ModelPlan(role, where, contents.shape, reward, grid, seen[key], stages, note))
+    return made
+
+
+def _contents(config: RunConfig, role: str, where: str, reward: bool, files: bool) -> tuple[Contents, str]:
+    """What a model's folder holds, and a note on what of it is not here."""
+    try:
+        folder = ModelFolder.open(where, metadata_only=not files)
+    except (CheckpointError, ConfigError):
+        if files or config.run.name not in sizes() or resolve(where, metadata_only=True).exists():
+            raise
+        # Not here yet: the released layout of a model of that name.
+        shape = sizes()[config.run.name]
+        head = reward and role != "train rm"
+        return planned(shape, resolve(where), reward=head), "not here; planned from the released layout"
+    if role != "train rm":  # a reward model may start from a language model, with a fresh head
+        folder.require(reward=reward)
+    if not files and not any_weights(folder):
+        return folder.contents, "metadata alone, no weights"
+    survey(folder)
+    return folder.contents, ""
