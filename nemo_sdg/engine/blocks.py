@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 
@@ -69,13 +70,10 @@ class PrefixStore:
 
     def find(self, names: Sequence[bytes]) -> list[int]:
         """The blocks of the longest beginning that is kept."""
-        found = []
-        for name in names:
-            if name not in self._kept:
-                break
+        known = list(takewhile(self._kept.__contains__, names))
+        for name in reversed(known):  # its first block is the last to go: without it the others are of no use
             self._kept.move_to_end(name)
-            found.append(self._kept[name])
-        return found
+        return [self._kept[name] for name in known]
 
     def add(self, name: bytes) -> int | None:
         """The block to copy to; None if it is there already, or nothing can be kept."""

@@ -69,6 +69,7 @@ class Engine:
             kv_cache_bytes: keys and values that this rank may hold; None is enough for `slots` rows as long as the context.
             fixed_shape: always run all slots and all prefill_tokens; otherwise fewer when few are left.
         """
+        assert prefill_tokens >= BLOCK and prefill_tokens % BLOCK == 0, "prompts go in by blocks"
         self.model, self.mesh, self.tokenizer = model, mesh, tokenizer
         self.context = model.max_sequence_length
         self.budget = model_budget(model, mesh, slots, prefill_tokens, kv_cache_bytes)

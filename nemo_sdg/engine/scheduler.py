@@ -133,7 +133,7 @@ class Scheduler:
     def _keep(self, job: Prefill, lane: Lane) -> None:
         """The whole blocks of the prompts that this job completes go into the store, for the jobs that follow."""
         for _, group in job.ends:
-            for name, block in zip(group.names, (*group.shared, *group.rows[0].blocks)):
+            for name, block in reversed(list(zip(group.names, (*group.shared, *group.rows[0].blocks)))):
                 kept = lane.store.add(name)
                 if kept is not None:
                     job.after.append((job.lane, block, job.lane, kept))

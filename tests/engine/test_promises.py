@@ -92,6 +92,14 @@ def test_bit_equal_when_samples_share_their_prompt(folders, name):
     }
 
 
+def test_bit_equal_beside_prompts_with_other_numbers_of_samples(folders):
+    few = [Request("few", s, prompt(2), None, 2) for s in range(2)]
+    many = [Request("many", s, prompt(5), None, 5) for s in range(5)]
+    mixed = run_ranks(rows, folders["policy"], [*many, *few])[0]
+    for alone in (few, many):
+        assert run_ranks(rows, folders["policy"], alone)[0].items() <= mixed.items()
+
+
 def test_bit_equal_whether_or_not_a_turn_was_there_before(folders):
     turns = [Request("first", 0, prompt(2)), Request("second", 0, prompt(2) + prompt(0))]
     after = run_ranks(rows, folders["policy"], turns[1:], "fp32", SHAPE, turns[:1])[0]

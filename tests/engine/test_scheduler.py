@@ -172,6 +172,13 @@ def test_the_last_token_of_a_prompt_is_always_computed():
     assert driver.scheduler.stats.reused_tokens == BLOCK
 
 
+def test_a_prompt_that_the_store_cannot_hold_leaves_its_beginning():
+    driver = run([make_group("a", [2] * 300, [3])], store=2)
+    driver.scheduler.add(make_group("b", [2] * 300 + [3], [3], first_ticket=1))
+    driver.run()
+    assert driver.scheduler.stats.reused_tokens == 2 * BLOCK
+
+
 def test_rows_wait_for_blocks_and_all_are_served():
     driver = run(numbered([100] * 6, prompt=60), slots=6, blocks=6)
     assert driver.scheduler.stats.peak_blocks <= 6
