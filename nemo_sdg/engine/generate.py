@@ -48,7 +48,7 @@ class Engine:
     """Responses to requests that may come at any time.
 
     Every rank of the replica makes the same calls in the same order. What a response is depends on its request alone:
-    at a fixed dtype, TP x PP and shape (slots, prefill_tokens) it is bit-equal whatever else is under way.
+    at a fixed dtype, TP x PP and shape (slots, prefill_tokens) it is bit-equal whatever else is under way. Shown on CPUs.
     """
 
     def __init__(
