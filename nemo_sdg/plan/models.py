@@ -9,7 +9,7 @@ from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.config import PhaseTopology, RunConfig
 from nemo_sdg.errors import CheckpointError, ConfigError
 from nemo_sdg.models.shapes import sizes
-from nemo_sdg.parallel.topology import Grid, Grids
+from nemo_sdg.parallel.topology import Grids
 from nemo_sdg.plan.loading import Loading, loading
 from nemo_sdg.plan.memory import ModelPlan, pipeline_stages, stage_plans
 from nemo_sdg.resources import resolve

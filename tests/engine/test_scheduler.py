@@ -220,3 +220,21 @@ def test_a_cancelled_row_does_not_move():
         scheduler.cancel(row)
     job = scheduler.next_job()
     assert job.lane == 0 and job.rows[0] is rows[0] and not job.before
+
+
+def test_what_a_decode_step_reads_has_few_holes():
+    """Short rows leave holes under the blocks of long ones, which move down."""
+    driver, spans = Driver(Budget(1, 16, 200, 0, (1,))), []
+    execute = driver.execute
+
+    def measured(job) -> None:
+        if isinstance(job, Decode):
+            blocks = [block for row in filter(None, job.rows) for block in row.blocks]
+            spans.append((max(blocks) + 1, len(blocks)))
+        execute(job)
+
+    driver.execute = measured
+    for group in numbered([300 if index % 8 == 7 else 20 for index in range(48)], prompt=70):
+        driver.scheduler.add(group)
+    driver.run()
+    assert sum(span for span, _ in spans) <= 1.2 * sum(count for _, count in spans)
