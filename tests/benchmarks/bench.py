@@ -31,4 +31,4 @@ def one_rank(work: Callable[..., Any], *args: Any) -> Any:
         torch.set_num_threads(THREADS)
         return work(mesh, *args)
 
-    return run_ranks(run, timeout_s=600)[0]
+    return run_ranks(run, timeout_s=3600)[0]
