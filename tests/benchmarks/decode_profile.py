@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import statistics
 from collections import Counter
 from dataclasses import dataclass
@@ -61,14 +62,27 @@ def ranges(named: dict[str, list[tuple[Any, str]]]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Some builds of the profiler write a line to the terminal each time that they start and stop."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def profile_steps(step: Callable[[], Any], steps: int, wrapped: dict[str, list[tuple[Any, str]]]) -> Profile:
     """Run `step` 2 x `steps` times, with and without the profiler in turn: both see the same machine."""
     walls, profiles = [], []
-    with profile(activities=[ProfilerActivity.CPU]):
+    with _quiet(), profile(activities=[ProfilerActivity.CPU]):
         step()  # the first use of the profiler takes long
     for _ in range(steps):
         walls.append(timed(step)[0])
-        with ranges(wrapped), profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with ranges(wrapped), _quiet(), profile(activities=[ProfilerActivity.CPU]) as profiler:
             step()
         profiles.append(_spent(profiler.events(), wrapped))
     wall = statistics.median(walls)

@@ -1,6 +1,6 @@
 """The engine's speed beside transformers, beside a static batch of its own, and beside what the machine can do at best.
 
-All of `tests/benchmarks/test_engine*.py` takes a quarter of an hour or a little more on a quiet machine of two cores;
+All of `tests/benchmarks/test_engine*.py` takes half an hour on a quiet machine of two cores;
 what can be set is in `bench.py`. Ratios are medians of five rounds in turn, printed beside what is required; values are
 asserted.
 """
