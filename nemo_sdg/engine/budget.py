@@ -15,7 +15,8 @@ BLOCK = 64
 """Tokens per block. The rounding of attention depends on the number of keys, so they are always attended block by block."""
 
 FOURS = 4
-"""Rows of a decode step are a multiple of it: the last rows of another number are rounded in a way of their own."""
+"""Rows of a decode step, and the blocks that a row adds up, are a multiple of it: the last of another number are rounded in a way
+of their own."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from nemo_sdg.engine.budget import BLOCK
+from nemo_sdg.engine.budget import BLOCK, FOURS
 from nemo_sdg.engine.jobs import Copy, Decode, Prefill
 from nemo_sdg.models.attention import KeyValues
 from nemo_sdg.parallel import device
@@ -160,7 +160,8 @@ class DecodeStep(Step):
         Sets the slice of blocks that one row each reads, that of the shared ones, the slots that share each of
         these [K, W], owner and place of each pseudo-block [U], and the pseudo-blocks of each slot [S, J].
         """
-        self._own = 1 + max((block for _, row in rows for block in row.blocks), default=-1)
+        # One alone, or one more than fours of what a row adds up, would be rounded in a way of its own.
+        self._own = max(2, 1 + max((block for _, row in rows for block in row.blocks), default=-1))
         groups = list(dict.fromkeys(row.group for _, row in rows if row.group.shared))
         shared = [block for group in groups for block in group.shared]
         self._shared_from = min(shared, default=self._cache.key_LKGPD.size(1))
@@ -181,7 +182,8 @@ class DecodeStep(Step):
             tables.append(prefix + row.blocks)
         sizes = np.array([len(table) for table in tables], dtype=np.int64)
         # Behind the last pseudo-block stands one of zeros, for the empty end of a row.
-        table_SJ = np.full((slots, sizes.max(initial=1)), len(owner_U), dtype=np.int64)
+        width_J = sizes.max(initial=1)
+        table_SJ = np.full((slots, width_J + -width_J % FOURS), len(owner_U), dtype=np.int64)
         every = np.fromiter(chain.from_iterable(tables), dtype=np.int64, count=sizes.sum())
         slot_of = np.repeat(np.array([slot for slot, _ in rows], dtype=np.int64), sizes)
         place_of = np.arange(len(every)) - np.repeat(sizes.cumsum() - sizes, sizes)

@@ -22,20 +22,30 @@ from nemo_sdg.parallel.mesh import Mesh
 class Pipeline:
     """This rank's stage of the model, and its messages to the other stages."""
 
-    def __init__(self, model: torch.nn.Module, mesh: Mesh) -> None:
-        self.model, self.mesh = model, mesh
+    def __init__(self, model: torch.nn.Module, mesh: Mesh, tag: int = 0) -> None:
+        """
+        Args:
+            tag: tells the results of one pipeline from those of another that runs between its passes.
+        """
+        self.model, self.mesh, self._tag = model, mesh, tag
         self._results = _result_group(mesh)
-        self._sent: deque[tuple[Any, Tensor]] = deque()
+        self._passes = 0
+        self._sent: deque[tuple[int, Any, Tensor]] = deque()
+        """The pass that each message belongs to, what is sending it, and the tensor, which is kept until it has gone."""
 
     def forward(self, token_ids: list[int], size: int, context: KeyValues) -> Tensor | None:
         """What the last stage computes for a packed sequence, None on the other stages.
 
-        Every rank of the replica calls it with the same tokens, so shapes need not be sent.
+        Every rank of the replica calls it with the same tokens, so shapes need not be sent; and with no more passes under
+        way than there are stages, so that what the pass before these has sent was heard.
 
         Args:
             size: tokens of the pass; behind the given ones it is padded.
         """
         mesh, at = self.mesh, device.device()
+        self._passes += 1
+        while self._sent and self._sent[0][0] <= self._passes - mesh.pp:
+            self._sent.popleft()[1].wait()
         ids_1N = torch.zeros((1, size), dtype=torch.long)
         ids_1N[0, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.long)
         if not mesh.first_stage:
@@ -52,24 +62,21 @@ class Pipeline:
     def tell(self, result: Tensor) -> None:
         """The last stage sends what it has chosen, on the CPU, to the others."""
         for stage in range(self.mesh.pp - 1):
-            self._send(result, stage, self._results)
+            self._send(result, stage, self._results, self._tag)
 
     def hear(self, result: Tensor) -> Tensor:
         """The other stages fill `result`, on the CPU, with the oldest that they have not heard yet."""
-        dist.recv(result, dist.get_global_rank(self.mesh.pp_group, self.mesh.pp - 1), group=self._results)
+        dist.recv(result, dist.get_global_rank(self.mesh.pp_group, self.mesh.pp - 1), group=self._results, tag=self._tag)
         return result
 
     def drain(self) -> None:
         """Wait until the other stages have taken everything."""
         while self._sent:
-            self._sent.popleft()[0].wait()
+            self._sent.popleft()[1].wait()
 
-    def _send(self, tensor: Tensor, stage: int, group: Any) -> None:
-        while self._sent and self._sent[0][0].is_completed():
-            self._sent.popleft()
+    def _send(self, tensor: Tensor, stage: int, group: Any, tag: int = 0) -> None:
         to = dist.get_global_rank(self.mesh.pp_group, stage)
-        # The tensor is kept until it has gone.
-        self._sent.append((dist.isend(tensor, to, group=group), tensor))
+        self._sent.append((self._passes, dist.isend(tensor, to, group=group, tag=tag), tensor))
 
 
 _result_groups: dict[tuple[int, ...], Any] = {}

@@ -117,7 +117,7 @@ def log_probs(logits_RV: Tensor, token_R: Tensor, shard: Shard) -> Tensor:
     """Natural log-probability of one token per row, float64 [R], from logits of this shard."""
     logits_RV = logits_RV.double()
     top_R1 = _maximum(logits_RV, shard)
-    mass_R1 = shard.gather((logits_RV - top_R1).exp().sum(dim=-1, keepdim=True)).sum(dim=-1, keepdim=True)
+    mass_R1 = shard.gather(_mass((logits_RV - top_R1).exp())).sum(dim=-1, keepdim=True)
     local_R, here_R = shard.mine(token_R, logits_RV.size(-1))
     own_R1 = logits_RV.gather(1, local_R[:, None]).masked_fill(~here_R[:, None], 0.0)
     return (shard.gather(own_R1).sum(dim=-1) - (top_R1 + mass_R1.log())[:, 0]).to(torch.float64)
@@ -146,6 +146,12 @@ def _penalised(logits_RV: Tensor, choices: Sequence[Choice], shard: Shard) -> Te
         places = (torch.from_numpy(values[here]).to(logits_RV.device) for values in (rows, token_ids))
         logits_RV.index_put_(tuple(places), logits_RV.new_tensor(-torch.inf))
     return logits_RV
+
+
+def _mass(weight_RV: Tensor) -> Tensor:
+    """The sum of each row [R, 1]. A single row would be cut up among the threads, and so rounded in another way."""
+    alone = len(weight_RV) == 1
+    return (weight_RV.expand(2, -1) if alone else weight_RV).sum(dim=-1, keepdim=True)[: len(weight_RV)]
 
 
 def _maximum(values_RV: Tensor, shard: Shard) -> Tensor:
@@ -189,7 +195,7 @@ def _from_candidates(weight_RV: Tensor, uniform_R: Tensor, settings: Sequence[Sa
     at, whole = weight_RV.device, weight_RV.size(1)
     top_k_R1 = torch.tensor([setting.top_k or 1 << 62 for setting in settings], device=at)[:, None]
     top_p_R1 = torch.tensor([setting.top_p for setting in settings], dtype=torch.float64, device=at)[:, None]
-    mass_R1 = shard.gather(weight_RV.sum(dim=-1, keepdim=True)).sum(dim=-1, keepdim=True)
+    mass_R1 = shard.gather(_mass(weight_RV)).sum(dim=-1, keepdim=True)
     count = max(_CANDIDATES, *(setting.top_k for setting in settings))
     while True:
         value_RC, token_RC, hidden_R1 = _candidates(weight_RV, min(count, whole), shard)

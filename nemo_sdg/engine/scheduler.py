@@ -66,7 +66,7 @@ class Scheduler:
             starving: only if there is a slot for which no row is ready.
         """
         for lane in sorted(self.lanes, key=lambda lane: -lane.lacking):
-            if lane.lacking <= 0 and (starving or lane.held >= 2 * len(lane.slots)):
+            if starving and lane.lacking <= 0:
                 break
             job = self._pack(self.lanes.index(lane), lane)
             if job.units:
@@ -83,7 +83,7 @@ class Scheduler:
         for group in list(islice(self.waiting, _LOOK_AHEAD)):
             room = job.size - len(job.token_ids)
             if not room or len(job.ends) == len(lane.slots) or lane.held >= 2 * len(lane.slots) + len(group.rows):
-                break
+                break  # the other lanes want some too
             if min(BLOCK, len(group.prompt_ids)) > room:
                 continue
             if not lane.pool.reserve(group.needs()):
@@ -205,9 +205,6 @@ class Scheduler:
                 source.slots[slot] = None
         target.ready.extend(moving)
         self.stats.moved_rows += len(moving)
-        # The lane that they came to runs next, or the next job would read what is not there yet.
-        if moving:
-            self._turn = free[0]
         return copies
 
     def _move(self, group: Group, members: list[Row], source: int, target: int) -> list[Copy]:

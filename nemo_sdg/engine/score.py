@@ -177,7 +177,7 @@ def _run(
         place: the tokens of a pack that are read.
         read: (what the last stage computes for them, the pack) -> what all ranks learn, float64 [R, width].
     """
-    pipeline = Pipeline(model, mesh)
+    pipeline = Pipeline(model, mesh, tag=1)
     under_way: deque[tuple[Pack, int, Tensor | None]] = deque()
 
     def settle() -> tuple[Pack, np.ndarray]:

@@ -43,6 +43,12 @@ class RowParallel(RowParallelLinear):
         if torch.is_grad_enabled() or self.sequence_parallel or self.bias is not None:
             return super().forward(input_)
         made_SBO = _product(input_, self.weight)
-        if self.tp_group.size() > 1:
+        if self.tp_group.size() == 2:
             dist.all_reduce(made_SBO, group=self.tp_group)
+        elif self.tp_group.size() > 2:
+            # A ring adds up the ranks' parts in an order that follows from the place of a number in memory: channel by
+            # channel, so that it does not follow from the place of a token among the others.
+            made_OBS = made_SBO.transpose(0, 2).contiguous()
+            dist.all_reduce(made_OBS, group=self.tp_group)
+            made_SBO = made_OBS.transpose(0, 2).contiguous()
         return made_SBO, None

@@ -140,6 +140,23 @@ def test_events_tell_every_token_once(folders, pp):
         assert said == made and len(made) == 5
 
 
+def kept_messages(mesh, folder):
+    """The most messages that a stage keeps while it generates."""
+    model, tokenizer = load_model(folder, mesh, dtype="fp32")
+    engine, most = Engine(model, tokenizer, mesh, slots=4), 0
+    for number in range(12):
+        engine.submit(Request(f"p{number}", 0, [30 + number], EIGHT))
+    while not engine.idle:
+        engine.step()
+        most = max(most, len(engine._pipeline._sent))
+    return most
+
+
+def test_messages_that_were_heard_are_not_kept(folders):
+    first, second = run_ranks(kept_messages, folders["policy"], pp=2)
+    assert 0 < first <= 2 and 0 < second <= 2
+
+
 def cancelled_and_not_finite(mesh, folder):
     """What the blocks hold after a row of nan was cancelled while its result was on its way."""
     model, tokenizer = load_model(folder, mesh, dtype="fp32")

@@ -6,8 +6,11 @@ slot counts and TP x PP it is equal in fp64.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from folders import make_folder, make_tokenizer, small_shape
 from ranks import TOPOLOGIES, run_ranks
 
 from nemo_sdg.engine.generate import Engine, Request, generate
@@ -58,6 +61,31 @@ def test_bit_equal_whatever_the_neighbours(folders, together, name):
     for index in (0, 1, 2, 8):
         alone = run_ranks(rows, folders["policy"], [requests()[index]], tp=tp, pp=pp)[0]
         assert alone[f"p{index}", 0] == together[name][f"p{index}", 0]
+
+
+@pytest.fixture(scope="module")
+def cut_in_four(tmp_path_factory):
+    """A model that TP4 divides, with a context of many blocks."""
+    root = tmp_path_factory.mktemp("wide")
+    shape = dataclasses.replace(small_shape(), num_attention_heads=8, num_query_groups=4, seq_length=1024)
+    return make_folder(root / "policy", shape, make_tokenizer(root / "t.model"))
+
+
+def test_bit_equal_where_a_ring_of_ranks_adds_up(cut_in_four):
+    every = run_ranks(rows, cut_in_four, requests(), tp=4)[0]
+    for index in (0, 3, 8):
+        alone = run_ranks(rows, cut_in_four, [requests()[index]], tp=4)[0]
+        assert alone[f"p{index}", 0] == every[f"p{index}", 0]
+
+
+def test_bit_equal_beside_a_row_of_many_more_blocks(cut_in_four):
+    shape = {"slots": 4, "prefill_tokens": 512}
+    long = [Request(f"p{n}", 0, [10 + (n * place) % 370 for place in range(n)]) for n in (340, 420, 650, 880)]
+    for tp in (2, 4):  # numbers per block of 48 and 24
+        every = run_ranks(rows, cut_in_four, long, "fp32", shape, tp=tp)[0]
+        for request in long[:2]:
+            alone = run_ranks(rows, cut_in_four, [request], "fp32", shape, tp=tp)[0]
+            assert alone.items() <= every.items()
 
 
 @pytest.mark.parametrize("name", ["one", "pp2"])

@@ -101,6 +101,20 @@ def test_log_probabilities_are_the_models_own():
     assert choose(LOGITS[None], [Choice(Sampling(max_tokens=1), 0.0)])[1].tolist() == [0.0], "nobody asked"
 
 
+def test_a_row_alone_is_added_up_as_among_others():
+    """Of a large vocabulary, by several threads."""
+
+    def differ(mesh) -> list[bool]:
+        torch.set_num_threads(2)
+        torch.manual_seed(0)
+        logits_RV = torch.randn(4, 250_000) * 3
+        choices = [Choice(Sampling(max_tokens=4, logprobs=True), 0.3 + 0.1 * row) for row in range(4)]
+        together = choose(logits_RV, choices)[1]
+        return [bool(choose(logits_RV[[row]], choices[row : row + 1])[1] != together[row]) for row in range(4)]
+
+    assert run_ranks(differ) == [[False] * 4]
+
+
 def test_what_is_not_finite_is_told_by_row():
     logits = LOGITS.repeat(3, 1)
     logits[1, 2] = float("nan")

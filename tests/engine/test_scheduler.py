@@ -194,6 +194,18 @@ def test_stages_are_hardly_ever_idle(lanes):
     assert stats.moved_rows > 0, "without rows that move to an empty lane, the last rows of one lane run alone"
 
 
+def test_prompts_with_many_samples_are_shared_out_over_the_lanes():
+    """One lane must not take them all because its slots were free first."""
+    rng = np.random.default_rng(0)
+    lengths = (np.minimum(np.exp(rng.normal(np.log(40), 1.4, 256)), 320).astype(int) + 1).tolist()
+    wide = [make_group(f"p{i}", [2 + i] * 48, lengths[8 * i : 8 * i + 8], first_ticket=8 * i) for i in range(32)]
+    ticks = [
+        run(groups, lanes=2, slots=16, blocks=4000, prefill_tokens=512).scheduler.stats.ticks
+        for groups in (wide, numbered(lengths, prompt=48))
+    ]
+    assert ticks[0] <= ticks[1]
+
+
 def test_a_cancelled_row_gives_its_blocks_back():
     groups = numbered([50] * 8)
     driver = Driver(Budget(2, 2, 20, 2, (1, 1)))

@@ -86,6 +86,7 @@ WAYS = {
     "split 1 + 2": (3, "split", None, PhaseTopology(pp=2)),
     "split 2 + 2": (4, "split", PhaseTopology(dp=2), tp(2)),
     "together, cut alike": (2, "together", tp(2), tp(2)),
+    "together in stages": (2, "together", PhaseTopology(pp=2), PhaseTopology(pp=2)),
     "together, cut differently": (2, "together", None, tp(2)),
     "in turn, cut differently": (2, "in_turn", tp(2), PhaseTopology(pp=2)),
 }
