@@ -104,15 +104,15 @@ def test_log_probabilities_are_the_models_own():
 def test_a_row_alone_is_added_up_as_among_others():
     """Of a large vocabulary, by several threads."""
 
-    def differ(mesh) -> list[bool]:
+    def differ(mesh) -> list[int]:
         torch.set_num_threads(2)
         torch.manual_seed(0)
-        logits_RV = torch.randn(4, 250_000) * 3
-        choices = [Choice(Sampling(max_tokens=4, logprobs=True), 0.3 + 0.1 * row) for row in range(4)]
+        logits_RV = torch.randn(80, 50_257) * 3
+        choices = [Choice(Sampling(max_tokens=4, logprobs=True), row / 80) for row in range(80)]
         together = choose(logits_RV, choices)[1]
-        return [bool(choose(logits_RV[[row]], choices[row : row + 1])[1] != together[row]) for row in range(4)]
+        return [row for row in range(80) if choose(logits_RV[[row]], choices[row : row + 1])[1] != together[row]]
 
-    assert run_ranks(differ) == [[False] * 4]
+    assert run_ranks(differ) == [[]]
 
 
 def test_what_is_not_finite_is_told_by_row():
