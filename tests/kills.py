@@ -9,7 +9,6 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,16 +145,15 @@ def kill(config: RunConfig, out: Path, topology: Topology, victim: str, chance: 
             "all ranks": ranks,
             "the launcher": [job.pid],
         }[victim]
-        if not job.runs() or not targets:
-            job.wait()
-            if (out / "round-0/datasets").exists():
-                _undo(out, chance)
-            continue
-        for pid in targets:
-            os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
-        status = job.wait(15)
-        assert status != 0, "a killed job says that all is well"
+        if job.runs():
+            for pid in targets:
+                os.kill(pid, signal.SIGKILL)
+        if job.wait(15 if targets else _PATIENCE_S) == 0:
+            # It came too late: there was no rank yet, or the work was done and the ranks were about to end.
+            assert (out / "round-0/evaluation.json").exists(), "a job that was killed says that all is well"
+            _undo(out, chance)
+            continue
         took = time.monotonic() - began
         for pid in ranks:
             assert _ends(pid, 5), f"rank process {pid} outlives its killed job"
@@ -168,7 +166,7 @@ def kill(config: RunConfig, out: Path, topology: Topology, victim: str, chance: 
 def _undo(out: Path, chance: random.Random) -> None:
     """Takes away the end of a run that was finished too soon, so that there is something to kill."""
     shutil.rmtree(out / "round-0/datasets")
-    (out / "round-0/evaluation.json").unlink(missing_ok=True)
+    (out / "round-0/evaluation.json").unlink()
     for name in ("decisions", "scored", "responses")[: chance.randrange(1, 4)]:
         shutil.rmtree(out / "round-0" / name)
 
@@ -202,10 +200,9 @@ def missing_and_double(out: Path) -> tuple[int, int]:
     return len(asked - set(ids)), len(ids) - len(set(ids))
 
 
-def topologies() -> Iterator[tuple[str, Topology]]:
-    yield from {
-        "TP1": Topology(dp=1),
-        "TP2": Topology(tp=2, dp=1),
-        "PP2": Topology(pp=2, dp=1),
-        "DP2": Topology(dp=2),
-    }.items()
+TOPOLOGIES = {
+    "TP1": Topology(dp=1),
+    "TP2": Topology(tp=2, dp=1),
+    "PP2": Topology(pp=2, dp=1),
+    "DP2": Topology(dp=2),
+}

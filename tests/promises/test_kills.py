@@ -42,9 +42,9 @@ def killed_and_continued(folder, whole, topology, then, victim, chance, *words) 
     return killed
 
 
-@pytest.mark.parametrize("name, topology", kills.topologies())
-def test_kills(name, topology, whole, tmp_path):
-    chance = random.Random(name)
+@pytest.mark.parametrize("name", kills.TOPOLOGIES)
+def test_kills(name, whole, tmp_path):
+    chance, topology = random.Random(name), kills.TOPOLOGIES[name]
     other = Topology(tp=topology.tp, pp=topology.pp, dp=3 - topology.dp)
     for number in range(KILLS):
         victim = kills.VICTIMS[number % 3]
