@@ -42,6 +42,7 @@ def working_on(fs: disk.FileSystem) -> Iterator[None]:
 def undisturbed(scratch: Path) -> Round:
     config = model_free.settings(model_free.inputs(scratch))
     counting = Failing(0, lambda: None)
+    (scratch / "clean").mkdir()
     with working_on(counting):
         model_free.run(config, scratch / "clean" / "run")
     return Round(config, visible(scratch / "clean"), counting.count, scratch)

@@ -17,7 +17,7 @@ from nemo_sdg.records import Prompt, Response, Scored
 from nemo_sdg.stages import assemble, groups, prompts, select
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Run, StageStore, commit_folder, commit_json, write_sums
-from nemo_sdg.store.files import make_folder, write_file
+from nemo_sdg.store.files import make_folder, refusing, write_file
 
 SAMPLES = 2
 LABELS = dict(correctness=4, coherence=4, complexity=1, verbosity=0)
@@ -120,7 +120,8 @@ def _train(where: Context) -> None:
     if final.exists():
         return
     making = where.folder / ".policy.fit" / "step-00000001"
-    make_folder(making / "weights")
+    with refusing(making):
+        make_folder(making / "weights")
     write_file(making / "weights" / "shard", bytes(range(256)) * 40)
     write_file(making / "training.json", b'{"losses": [2.0, 1.0], "rows": 3, "rows_set_aside": {}}')
     write_sums(making)
