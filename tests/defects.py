@@ -46,13 +46,14 @@ DEFECTS: dict[str, tuple[bytes, str]] = {
     "5,000 digits": (b'{"prompt": "x", "n": ' + b"9" * 5000 + b"}", "digits"),
     "a key twice": (b'{"prompt": "x", "prompt": "y"}', "'prompt' stands twice"),
     "a key twice, deep": (b'{"prompt": "x", "n": [{"a": 1, "a": 2}]}', "'a' stands twice"),
-    "200,000 keys, one twice": (
-        b'{"prompt": "x", ' + b", ".join(b'"k%d": 1' % i for i in range(200_000)) + b', "k7": 2}', "'k7' stands twice",
+    "100,000 keys, one twice": (
+        b'{"prompt": "x", ' + b", ".join(b'"k%d": 1' % i for i in range(100_000)) + b', "k7": 2}', "'k7' stands twice",
     ),
     "65 brackets deep": (b'{"prompt": "x", "n": ' + b"[" * 64 + b"]" * 64 + b"}", "nested too deeply"),
     "as deep as Python can": (b'{"prompt": "x", "n": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too deeply"),
     "200,000 brackets": (b"[" * 200_000, "nested too deeply"),
-    "5 MB": (b'{"prompt": "' + b"x" * (5 << 20) + b'"}', "more than 4,194,304 bytes"),
+    "200,001 lists": (b'{"prompt": "x", "n": [' + b"[]," * 199_998 + b"[]]}", "more than 200,000 brackets"),
+    "5 MB": (b'{"prompt": "' + b"x" * (5 << 20) + b'"}', "more than 2,097,152 bytes"),
     # No UTF-8.
     "Latin-1": ('{"prompt": "caf\xe9"}'.encode("latin-1"), "not UTF-8"),
     "UTF-16": ('{"prompt": "x"}'.encode("utf-16"), "not UTF-8"),

@@ -15,10 +15,12 @@ from nemo_sdg import resources
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
 
-_LONGEST = 4 << 20
-"""Bytes of a line at most: to read and write it takes well under a second, and memory stays bounded."""
+_LONGEST = 2 << 20
+"""Bytes of a line at most: whatever stands in it, to read it takes less than a second, and memory stays bounded."""
 _DEEPEST = 64
 """Brackets within brackets at most: Python itself gives up at a depth that depends on who calls."""
+_MOST_BRACKETS = 200_000
+"""Of a line: a million small lists cost far more than the bytes that they stand in."""
 _TOLD = 400
 """Characters of a reason at most."""
 
@@ -93,10 +95,13 @@ def _parse(line: bytes, file: str, number: int) -> dict | Fault:
     try:
         if len(line) > _LONGEST:
             raise ValueError(f"the line has more than {_LONGEST:,} bytes")
+        brackets = line.count(b"[") + line.count(b"{")
+        if brackets > _MOST_BRACKETS:
+            raise ValueError(f"the line has more than {_MOST_BRACKETS:,} brackets")
         row = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
         if not isinstance(row, dict):
             raise ValueError(f"not a JSON object but {type(row).__name__}")
-        if line.count(b"[") + line.count(b"{") > _DEEPEST and _deeper(row, _DEEPEST):
+        if brackets > _DEEPEST and _deeper(row, _DEEPEST):
             raise RecursionError
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode(
             "utf-8"

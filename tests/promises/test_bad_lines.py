@@ -31,11 +31,12 @@ def test_a_hundred_thousand_mutated_lines(tmp_path):
 def test_no_defect_takes_long(tmp_path):
     slowest = {}
     hard = {
-        "4 MB of numbers": b'{"prompt": "x", "n": [' + b"1.5," * ((1 << 20) - 20) + b"1]}",
-        "4 MB of lists": b'{"prompt": "x", "n": [' + b"[]," * ((4 << 20) // 3 - 20) + b"[]]}",
-        "4 MB of keys": b'{"prompt": "x"' + b"".join(b',"%x":1' % i for i in range(400_000)) + b"}",
-        "4 MB of escapes": b'{"prompt": "' + b"\\u00e4" * ((4 << 20) // 6 - 20) + b'"}',
-        "4 MB of turns": b'{"messages": [' + b'{"role":"x","content":"y"},' * 150_000 + b"{}]}",
+        "2 MB of numbers": b'{"prompt": "x", "n": [' + b"1.5," * ((1 << 19) - 20) + b"1]}",
+        "200,000 lists": b'{"prompt": "x", "n": [' + b"[]," * 199_990 + b"[]]}",
+        "2 MB of lists": b'{"prompt": "x", "n": [' + b"[]," * ((2 << 20) // 3 - 20) + b"[]]}",
+        "2 MB of keys": b'{"prompt": "x"' + b"".join(b',"%x":1' % i for i in range(200_000)) + b"}",
+        "2 MB of escapes": b'{"prompt": "' + b"\\u00e4" * ((2 << 20) // 6 - 20) + b'"}',
+        "2 MB of turns": b'{"messages": [' + b'{"role":"x","content":"y"},' * 75_000 + b"{}]}",
         "100 MB": b'{"prompt": "' + b"x" * 100_000_000 + b'"}',
     }
     for name, data in {**hard, **{name: bad for name, (bad, _) in DEFECTS.items()}}.items():
