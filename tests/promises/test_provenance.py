@@ -15,14 +15,15 @@ from nemo_sdg import cli
 from nemo_sdg.config import Topology, identity, load, to_yaml
 from nemo_sdg.store import Run
 
-# Of a server, of training, or of what a run of one rank has not; other tests hold these.
-ELSEWHERE = ("endpoint.", "restart_every", "run.rounds", "sequence_parallel", "stage_layers")
+# Of a server, of training, of what one rank has not, or how far a run goes; other tests hold these.
+ELSEWHERE = ("endpoint.", "restart_every", "run.rounds", "run.strict", "sequence_parallel", "stage_layers")
 RANKS = {
     "topology.tp": {"tp": 2}, "topology.pp": {"pp": 2}, "topology.dp": {"dp": 2},
     "generate.topology.tp": {"dp": 2}, "generate.topology.pp": {"dp": 2}, "generate.topology.dp": {"dp": 2},
     "score.topology.tp": {"dp": 2}, "score.topology.pp": {"dp": 2}, "score.topology.dp": {"dp": 2},
 }  # fmt: skip
-"""The topology of the job for a change of one; the phase's own setting is then 2, or 1 replica of it."""
+"""The topology of the job for a change of one; a phase's own TP or PP is then 2, its replicas 1 beside the other's."""
+SAME: list[str] = []
 
 VALUES = {"run.threads": 2, "generate.kv_cache_bytes": 64 << 20}
 """With 64 threads the machine would only stall; of 64 bytes no prompt finds room, and each is set aside."""
@@ -44,23 +45,26 @@ def test_no_row_changes(key, whole, tmp_path):
     config = kills.settings("models.dtype=fp64")
     if key in RANKS:
         topology = Topology(**{"dp": 1, **RANKS[key]})
-        if not key.startswith("topology."):
-            *_, phase, _, name = ("", *key.split("."))
-            setattr(getattr(config, phase).topology, name, 1 if name == "dp" else 2)
+        phase, *_, name = key.split(".")
+        if name == "dp" and phase != "topology":
+            config.models.placement, config.generate.topology.dp, config.score.topology.dp = "split", 1, 1
+        elif phase != "topology":
+            setattr(getattr(config, phase).topology, name, 2)
     else:
         config, topology = changed(config, key), Topology(dp=1)
         if key in VALUES:
             group, name = key.split(".")
             setattr(getattr(config, group), name, VALUES[key])
     assert kills.finish(config, tmp_path / "run", topology) == whole
+    SAME.append(key)
 
 
 def test_how_many():
     fields, kept = [key for key, _ in leaves()], by_the_way()
     refused = sum(identity(changed(kills.settings(), key)) != identity(kills.settings()) for key in fields)
     print(f"\nBAR 14: {refused} of {len(fields)} fields decide rows: {refused}/{refused} refused by name (`make test`)")
-    print(f"BAR 14: {len(kept)}/{len(kept)} of the others, changed one by one, change no byte / {len(kept)}/{len(kept)}")
-    assert len(kept) >= 14
+    print(f"BAR 14: {len(SAME)}/{len(kept)} of the others, changed one by one, change no byte / {len(kept)}/{len(kept)}")
+    assert SAME == kept and len(kept) >= 14
 
 
 def test_a_second_process_is_refused_within_a_second(tmp_path: Path):
