@@ -108,7 +108,7 @@ def recorded(whole: Round, name: str, left_out: Site | None = None) -> Recorder:
 
 
 def missed(whole: Round, site: Site) -> bool:
-    """Whether it shows that a sync or a rename is left out: a promise is broken, or the round does not end as it must."""
+    """Whether it shows that a sync or a rename is left out: a promise is broken, or the round ends otherwise."""
     try:
         recorder = recorded(whole, "sabotaged", left_out=site)
     except Exception:

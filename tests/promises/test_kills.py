@@ -65,7 +65,8 @@ def test_in_fp64_at_another_tp_and_pp(whole, tmp_path):
     for number, (topology, then) in enumerate(moves):
         (folder := tmp_path / str(number)).mkdir()
         killed_and_continued(folder, whole, topology, then, kills.VICTIMS[number % 3], chance, *words)
-    print(f"\nBAR 1: {len(moves)}/{len(moves)} killed in fp64, continued at another TP x PP / {len(moves)}/{len(moves)}")
+    count = len(moves)
+    print(f"\nBAR 1: {count}/{count} killed in fp64, continued at another TP x PP / {count}/{count}")
 
 
 def test_there_were_sixty():
