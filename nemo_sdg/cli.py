@@ -199,9 +199,9 @@ def convert(
 
 @app.command()
 def verify(
-    source: str = typer.Argument(metavar="DIR", help="A checkpoint in any format."), threads: Optional[int] = _THREADS
+    source: str = typer.Argument(metavar="DIR", help="A checkpoint in any format, or a run."), threads: Optional[int] = _THREADS
 ) -> int:
-    """What a checkpoint is, and whether each byte is as it should be; exits with 1 if not."""
+    """What a checkpoint or a run is, and whether each byte is as it should be; exits with 1 if not."""
     from nemo_sdg import folder_verbs
 
     return folder_verbs.verify(source, threads=threads)

@@ -1,4 +1,5 @@
-"""`convert` and `verify`: verbs on the folders of checkpoints. They need neither torch nor ranks, `--to nemo2` apart."""
+"""`convert` and `verify`: verbs on the folders of checkpoints and runs. They need neither torch nor ranks, `--to nemo2`
+apart."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.resources import resolve
 from nemo_sdg.session import rank
+from nemo_sdg.store.verifying import is_run, verify_run
 
 _MOST = 20
 """Problems that are told one by one."""
@@ -27,14 +29,17 @@ def convert(
 
 
 def verify(source: str, *, threads: int | None) -> int:
-    """Says whether a checkpoint is whole and unchanged: 0 if it is, else 1 and what is wrong with it."""
+    """Says whether a checkpoint or a run is whole and unchanged: 0 if it is, else 1 and what is wrong with it."""
     if rank() != 0:
         return 0
-    console = Console()
-    if not resolve(source).exists():
+    console, place = Console(), resolve(source)
+    if not place.exists():
         raise CheckpointError("there is no such checkpoint", where=source, way_out="check the name")
     try:
-        problems = verify_checkpoint(source, console, threads=threads)
+        if is_run(place):
+            problems = verify_run(place, console)
+        else:
+            problems = verify_checkpoint(source, console, threads=threads)
     except CheckpointError as error:
         problems = [str(error)]
     for problem in problems[:_MOST]:

@@ -15,7 +15,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
 from nemo_sdg.session import Session, rank
-from nemo_sdg.store import Run, StageStore, digest
+from nemo_sdg.store import Run, StageStore, digest, read_json
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
@@ -84,7 +84,9 @@ def _finished(out: Path, config: RunConfig) -> bool:
         folder = out / f"round-{number}"
         trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
         needed = [*(f"{name}/SUCCESS.json" for name in report.STAGES), *(f"{kind}/training.json" for kind in trained)]
-        if not all((folder / name).is_file() for name in (*needed, "datasets/summary.json", "evaluation.json")):
+        if not all((folder / name).is_file() for name in (*needed, "datasets/summary.json")):
+            return False
+        if read_json(folder / "evaluation.json") is None:
             return False
         if not all(StageStore.finished(folder / name).done for name in report.STAGES):
             return False

@@ -17,7 +17,7 @@ from processes import Done, cpu_seconds, forked
 from nemo_sdg import cli
 from nemo_sdg.config import ATTRIBUTES, Generate, load
 from nemo_sdg.session import Session
-from nemo_sdg.store import Run, StageStore, commit_file, commit_rows, digest
+from nemo_sdg.store import Run, StageStore, commit_file, commit_json, commit_rows, digest
 
 
 def shell(*arguments: object) -> Done:
@@ -219,7 +219,7 @@ def finished(world, tmp_path) -> list[str]:
     digests = {"sft.jsonl": digest(folder / "datasets" / "sft.jsonl")}
     commit_file(folder / "datasets" / "summary.json", json.dumps({"digests": digests}).encode())
     nothing = {"policy": None, "reward": None}
-    commit_file(folder / "evaluation.json", json.dumps({**nothing, "before": nothing}).encode())
+    commit_json(folder / "evaluation.json", {**nothing, "before": nothing})
     folder.rename(tmp_path / "aside")  # a folder becomes a run while it is empty
     Run.open(folder.parent, load(words[0], words[1:]), writer=True).close()
     (tmp_path / "aside").rename(folder)

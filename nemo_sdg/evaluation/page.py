@@ -9,7 +9,7 @@ from pathlib import Path
 from nemo_sdg.evaluation import report
 from nemo_sdg.evaluation.curve import svg
 from nemo_sdg.evaluation.report import Result, StageRows
-from nemo_sdg.store import commit_file
+from nemo_sdg.store import commit_text
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2024;--soft:#60646c;--line:#d9d9e0;--ground:#fcfcfd;--card:#fff;--mark:#76b900}
@@ -29,7 +29,7 @@ svg{width:100%;height:auto}svg text{font-size:11px;fill:var(--soft)}svg .grid{st
 def write(result: Result) -> Path:
     """Puts the page at RUN/report.html, whole, and returns its path."""
     path = result.folder / "report.html"
-    commit_file(path, html(result).encode())
+    commit_text(path, html(result), "<!-- {} -->")
     return path
 
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from nemo_sdg import resources
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
+
+_LONGEST = 2 << 20
+"""Bytes of a line at most: whatever stands in it, to read it takes less than a second, and memory stays bounded."""
+_DEEPEST = 64
+"""Brackets within brackets at most: Python itself gives up at a depth that depends on who calls."""
+_MOST_BRACKETS = 200_000
+"""Of a line: a million small lists cost far more than the bytes that they stand in."""
+_TOLD = 400
+"""Characters of a reason at most."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ def read_rows(path: str | Path, kind: type[Kind]) -> tuple[list[Kind], list[Faul
             if kind.unique and row.id in first_line:
                 raise RowError(f"the id {row.id!r} stands in line {first_line[row.id]} already", where=where)
         except RowError as error:
-            faults.append(Fault(str(path), line, str(error).removeprefix(f"{where}: ")))
+            faults.append(Fault(str(path), line, str(error).removeprefix(f"{where}: ")[:_TOLD]))
         else:
             first_line[row.id] = line
             rows.append(row)
@@ -59,7 +70,7 @@ def read_objects(path: str | Path) -> Iterator[tuple[int, dict | Fault]]:
     file = resources.resolve(path)
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(_lines(lines), start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
@@ -71,11 +82,27 @@ def read_objects(path: str | Path) -> Iterator[tuple[int, dict | Fault]]:
         ) from None
 
 
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines; of one that is too long no more than tells that it is."""
+    while line := file.readline(_LONGEST + 1):
+        rest = line
+        while len(line) > _LONGEST and rest and not rest.endswith(b"\n"):
+            rest = file.readline(_LONGEST)
+        yield line
+
+
 def _parse(line: bytes, file: str, number: int) -> dict | Fault:
     try:
+        if len(line) > _LONGEST:
+            raise ValueError(f"the line has more than {_LONGEST:,} bytes")
+        brackets = line.count(b"[") + line.count(b"{")
+        if brackets > _MOST_BRACKETS:
+            raise ValueError(f"the line has more than {_MOST_BRACKETS:,} brackets")
         row = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
         if not isinstance(row, dict):
             raise ValueError(f"not a JSON object but {type(row).__name__}")
+        if brackets > _DEEPEST and _deeper(row, _DEEPEST):
+            raise RecursionError
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode(
             "utf-8"
         )  # a lone surrogate in any column would fail at the write
@@ -97,6 +124,17 @@ def _refuse(constant: str) -> None:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {name!r} stands twice")
     return row
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether there are more than `most` lists and mappings within each other."""
+    level = [value]
+    for _ in range(most):
+        nested = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [inner for items in nested for inner in items if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+    return True

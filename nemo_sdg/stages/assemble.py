@@ -23,7 +23,7 @@ from nemo_sdg.models.templates import OUTPUT_NAMES, reward_prompt
 from nemo_sdg.records import Decision, Labelled, Prompt, hash_of, read_rows, shortest_float32
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import StageStore, commit_file, commit_folder, commit_rows, conserved, digest
+from nemo_sdg.store import StageStore, commit_file, commit_folder, commit_rows, conserved, digest, write_sums
 
 SUMMARY = "summary.json"
 FILES = ("sft.jsonl", "reward.jsonl", "faulty.jsonl")
@@ -92,6 +92,7 @@ def _write(context: Context) -> dict:
     commit_file(temporary / "README.md", _card(context, totals, decisions.totals).encode())
     summary = {"fingerprint": name, "totals": totals, "digests": {file: digest(temporary / file) for file in FILES}}
     commit_file(temporary / SUMMARY, json.dumps(summary, indent=1).encode())
+    write_sums(temporary)
     commit_folder(temporary, final)
     return totals
 

@@ -5,14 +5,13 @@ Writes `evaluation.json`, whole or not at all. The models that the run started f
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.evaluation import held_out
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import commit_file
+from nemo_sdg.store import commit_json, read_json
 
 FILE = "evaluation.json"
 
@@ -36,7 +35,7 @@ def run(context: Context) -> dict[str, Any]:
     }
     result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
     if context.mesh.writer:
-        commit_file(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+        commit_json(path, result)
     context.mesh.barrier()
     return result
 
@@ -52,7 +51,7 @@ def _before(context: Context) -> dict[str, Any]:
 
 def _read(context: Context, path: Path) -> dict[str, Any] | None:
     """What rank 0 finds there, on every rank: a shared file system may show a new file to some ranks first."""
-    return context.on_writer(lambda: {"found": json.loads(path.read_bytes()) if path.is_file() else None})["found"]
+    return context.on_writer(lambda: read_json(path))
 
 
 def _measure(context: Context, role: Role, title: str) -> dict[str, Any] | None:

@@ -7,18 +7,15 @@ finishes.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from nemo_sdg.engine.backends import Refusal
-from nemo_sdg.errors import RowError
+from nemo_sdg.errors import RowError, StoreError
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Response
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import Group, StageStore, commit_rows
+from nemo_sdg.store import Group, StageStore
 
 Totals = Callable[[Iterator[dict], dict[str, int]], dict[str, Any]]
 """(all rows of the stage, rows set aside by reason) -> what SUCCESS.json keeps."""
@@ -108,11 +105,8 @@ class Work:
         """Writes a group's rows; what was set aside stands beside them before the group counts as done."""
         if not self.mesh.replica_lead:
             return
-        if faulty:
-            lines = [{"id": name, "reason": why.what, "detail": str(why)} for name, why in faulty.items()]
-            commit_rows(self._faulty_file(group), lines)
-        else:  # of an attempt that was killed before its rows were committed
-            self._faulty_file(group).unlink(missing_ok=True)
+        lines = [{"id": name, "reason": why.what, "detail": str(why)} for name, why in faulty.items()]
+        self.store.set_aside(group, lines)
         self.store.commit(group, [row.to_row() for row in rows])
 
     def finish(self, totals: Totals) -> dict[str, Any]:
@@ -123,14 +117,15 @@ class Work:
     def _count(self, totals: Totals) -> dict[str, Any]:
         store = self.store
         if not store.done:
-            files = [self._faulty_file(group) for group in store.groups]
-            lines = [line for file in files if file.is_file() for line in file.read_bytes().splitlines()]
-            faulty = Counter(json.loads(line)["reason"] for line in lines)
-            store.finish(totals(store.committed(), dict(faulty.most_common())))
+            counted = totals(store.committed(), dict(store.aside().most_common()))
+            there = counted["kept"] + sum(counted["faulty"].values())
+            if there != counted["rows_in"]:  # each group was counted when it was committed
+                raise StoreError(
+                    "rows are missing, or there are too many", where=store.dir, found=f"{there} in all files",
+                    expected=counted["rows_in"], way_out="delete this folder and run again to make the stage once more",
+                )  # fmt: skip
+            store.finish(counted)
         return store.totals
-
-    def _faulty_file(self, group: Group) -> Path:
-        return self.store.dir / f"faulty-{group.index:05d}.jsonl"
 
 
 class Assembly:

@@ -9,31 +9,32 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 from nemo_sdg.errors import StoreError
+from nemo_sdg.store import disk
 
 
 def commit_file(path: Path, data: bytes) -> None:
     """Puts `data` at `path`, replacing what is there in one step. Raises StoreError when the disk refuses."""
     temporary = path.with_name(f".{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
-    try:
-        make_folder(path.parent)
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with refusing(path):
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(file, rest) :]
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise _refused(path, error) from error
+            make_folder(path.parent)
+            file = disk.fs.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            try:
+                _fill(file, data)
+                disk.fs.fsync(file)
+            finally:
+                disk.fs.close(file)
+            disk.fs.replace(temporary, path)
+            sync(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                disk.fs.unlink(temporary)
+            raise
 
 
 def commit_rows(path: Path, rows: Iterable[dict]) -> None:
@@ -48,16 +49,35 @@ def commit_folder(temporary: Path, final: Path) -> None:
     """
     if final.exists():
         raise StoreError("the folder is there already", where=final, way_out="delete it to make it again")
-    try:
+    with refusing(final):
         for folder, _, files in os.walk(temporary, topdown=False):
             for name in files:
                 sync(Path(folder, name))
             sync(Path(folder))
         make_folder(final.parent)
-        os.rename(temporary, final)
+        disk.fs.replace(temporary, final)
         sync(final.parent)
-    except OSError as error:
-        raise _refused(final, error) from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A file of a folder that `commit_folder` will sync and name; until then it may be torn."""
+    with refusing(path):
+        file = disk.fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            _fill(file, data)
+        finally:
+            disk.fs.close(file)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds a note at the end of a file. It is not synced and may be torn: for what nothing reads back."""
+    with refusing(path):
+        make_folder(path.parent)
+        file = disk.fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            _fill(file, data)
+        finally:
+            disk.fs.close(file)
 
 
 def make_folder(path: Path) -> None:
@@ -66,7 +86,7 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     try:
-        os.mkdir(path)
+        disk.fs.mkdir(path)
     except FileExistsError:  # another rank was faster
         pass
     sync(path.parent)
@@ -94,17 +114,28 @@ def dump(row: Any) -> bytes:
 
 def sync(path: Path) -> None:
     """What a file or a folder holds is on the disk when this returns."""
-    file = os.open(path, os.O_RDONLY)
+    file = disk.fs.open(path, os.O_RDONLY)
     try:
-        os.fsync(file)
+        disk.fs.fsync(file)
     finally:
-        os.close(file)
+        disk.fs.close(file)
 
 
-def _refused(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        "cannot write",
-        where=path,
-        found=error.strerror or str(error),
-        way_out="nothing half-written is left under this name; make room or choose another folder and run again",
-    )
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """What the disk refuses in this block is said of `path`, as a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            "cannot write",
+            where=path,
+            found=error.strerror or str(error),
+            way_out="nothing half-written is left under this name; make room or choose another folder and run again",
+        ) from error
+
+
+def _fill(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[disk.fs.write(file, rest) :]

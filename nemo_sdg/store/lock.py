@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from nemo_sdg.errors import StoreError
+from nemo_sdg.store import disk
 
 _held: set[int] = set()
 
@@ -30,7 +31,7 @@ def take(path: Path, what: str, way_out: str) -> int:
     Raises:
         StoreError: another process holds it, or the file system has no locks.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = disk.fs.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,21 @@ from typing import Any
 import yaml
 
 from nemo_sdg import resources
-from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity, to_yaml
+from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store.files import commit_file, digest, make_folder
+from nemo_sdg.store import disk
+from nemo_sdg.store.files import append, digest, make_folder, refusing
 from nemo_sdg.store.lock import release, take
+from nemo_sdg.store.seals import check_text, commit_text
 
 _INPUTS = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
 _INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2")
 _VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")
 _MAY_STAND = {"run.lock", "logs"}
 """What a folder may hold before it is a run: an earlier start may have been killed between these and run.yaml."""
+_LEFTOVERS = (".*.tmp-*", "round-*/.*.tmp-*", "round-*/*/.*.tmp-*")
+"""Files that a killed process was writing."""
+RUN = "run.yaml"
 
 
 class Run:
@@ -45,7 +50,7 @@ class Run:
             return cls(out, config, False, None)
         if out.exists() and not out.is_dir():
             raise StoreError("not a folder", where=out, way_out="choose another --out")
-        if out.is_dir() and not (out / "run.yaml").exists():
+        if out.is_dir() and not (out / RUN).exists():
             names = sorted(entry.name for entry in out.iterdir())
             strange = [name for name in names if name not in _MAY_STAND and not name.startswith(".run.yaml.tmp-")]
             if strange:
@@ -53,21 +58,16 @@ class Run:
                     "the folder is full and is no run",
                     where=out,
                     found=", ".join(strange[:3]) + (" ..." if len(strange) > 3 else ""),
-                    expected="run.yaml",
+                    expected=RUN,
                     way_out="choose an empty or a new folder for --out",
                 )
-        try:
+        with refusing(out):
             make_folder(out)
-        except OSError as error:
-            found = error.strerror
-            raise StoreError(
-                "cannot make the folder", where=out, found=found, way_out="choose another --out"
-            ) from error
-        lock = take(out / "run.lock", "the run", "wait for it, stop it, or choose another --out")
+            lock = take(out / "run.lock", "the run", "wait for it, stop it, or choose another --out")
         run = cls(out, config, True, lock)
         try:
-            _check_same(out, config)
-            run._describe()
+            run._describe(_saved(out, config))
+            run._clear()
         except BaseException:
             run.close()
             raise
@@ -81,13 +81,8 @@ class Run:
         """Appends one line to logs/events.jsonl, for machines; nothing reads it back."""
         if not self.writer:
             return
-        make_folder(self.out / "logs")
         line = json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=str) + "\n"
-        file = os.open(self.out / "logs" / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)
+        append(self.out / "logs" / "events.jsonl", line.encode())
 
     def close(self) -> None:
         """Lets the next process write here."""
@@ -101,14 +96,14 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _describe(self) -> None:
+    def _describe(self, saved: RunConfig | None) -> None:
         """run.yaml: the config, what it is called, what made it and what its inputs were."""
         inputs = {key: _digest(path) for key, path in _inputs(self.config).items()}
-        file = self.out / "run.yaml"
-        if file.exists():
-            saved = yaml.safe_load(file.read_text())
+        file = self.out / RUN
+        if saved is not None:
+            began = yaml.safe_load(file.read_text()).get("inputs", {})
             for key, now in inputs.items():
-                before = saved.get("inputs", {}).get(key)
+                before = began.get(key)
                 if before is not None and before != now:
                     raise StoreError(
                         f"{key} is not what this run began with",
@@ -117,12 +112,19 @@ class Run:
                         expected=before,
                         way_out=f"put the old one back, or give the new one a new --out than {self.out}",
                     )
-            if from_yaml(file) == self.config:
+            if saved == self.config:
                 return
         text = {"fingerprint": self.fingerprint, "versions": _versions(), "inputs": inputs}
         head = "# The settings of this run; `nemo-sdg run` takes this file as a recipe.\n"
-        config = {"config": yaml.safe_load(to_yaml(self.config))}
-        commit_file(file, (head + yaml.safe_dump({**text, **config}, sort_keys=False)).encode())
+        text["config"] = dataclasses.asdict(self.config)
+        commit_text(file, head + yaml.safe_dump(text, sort_keys=False))
+
+    def _clear(self) -> None:
+        """Takes away what killed processes were writing. Nobody else writes yet: the other ranks wait for this one."""
+        leftovers = [file for pattern in _LEFTOVERS for file in self.out.glob(pattern)]
+        with refusing(self.out):
+            for file in leftovers:
+                disk.fs.unlink(file)
 
 
 def _inputs(config: RunConfig) -> dict[str, str]:
@@ -140,10 +142,13 @@ def _digest(path: str) -> str | None:
     return resources.commit(path) or digest(here)
 
 
-def _check_same(out: Path, config: RunConfig) -> None:
-    if not (out / "run.yaml").exists():
-        return
-    theirs, ours = identity(from_yaml(out / "run.yaml")), identity(config)
+def _saved(out: Path, config: RunConfig) -> RunConfig | None:
+    """The config that the folder has, if it has one. Raises StoreError when it is another run's, or was altered."""
+    if not (out / RUN).exists():
+        return None
+    check_text(out / RUN, f"put an unaltered copy back, or choose another --out than {out}")
+    saved = from_yaml(out / RUN)
+    theirs, ours = identity(saved), identity(config)
     different = [key for key in {**theirs, **ours} if theirs.get(key, "unset") != ours.get(key, "unset")]
     if different:
         listed = [f"{key} (run: {theirs.get(key, 'unset')}, asked: {ours.get(key, 'unset')})" for key in different]
@@ -154,6 +159,7 @@ def _check_same(out: Path, config: RunConfig) -> None:
             way_out="choose another --out, delete the folder, or continue it as it is with "
             f"`nemo-sdg run {out}/run.yaml --out {out}`",
         )
+    return saved
 
 
 def _versions() -> dict[str, str]:

@@ -1,15 +1,13 @@
 """The rows of one stage: fixed row groups, one committed file per group, SUCCESS.json last.
 
 A part's name says which group it is, how many rows it has and what their SHA-256 is, so a listing is the
-whole truth and there is no ledger that could be torn. Groups follow from the row order alone, never from the
-number of ranks: any rank may commit any group.
+whole truth and there is no ledger that could be torn. Rows that were set aside stand beside it, in a file that is
+named alike. Groups follow from the row order alone, never from the number of ranks: any rank may commit any group.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +15,12 @@ from typing import Iterator, Mapping
 
 from nemo_sdg.config.values import fingerprint as fingerprint_of
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store.files import commit_file, dump
+from nemo_sdg.store import disk
+from nemo_sdg.store.files import commit_file, digest, refusing, sync
+from nemo_sdg.store.parts import group_of, named, read_part, two_parts
+from nemo_sdg.store.seals import commit_json, read_json
 
-_PART = re.compile(r"part-(\d{5,})-n(\d+)-([0-9a-f]{16})\.jsonl")
-_REDO = "delete this file and run again: its group alone is made once more"
+_AGAIN = "delete this folder and run again to make the stage once more"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StageStore:
     @classmethod
     def finished(cls, dir: Path) -> StageStore:
         """The store of a finished stage, for its readers. Raises StoreError when it is not finished."""
-        success = _read(Path(dir) / "SUCCESS.json")
+        success = read_json(Path(dir) / "SUCCESS.json")
         if success is None:
             raise StoreError("the stage is not finished", where=dir, expected="SUCCESS.json", way_out="run it first")
         return cls(dir, success["fingerprint"], success["rows"], success["group_size"])
@@ -61,7 +61,7 @@ class StageStore:
         """The groups that have no part yet; the parts that are there have been read and found whole."""
         parts = self._parts()
         for file in parts.values():
-            _rows(file)
+            read_part(file)
         return [group for group in self.groups if group.index not in parts]
 
     def present(self) -> set[int]:
@@ -74,17 +74,36 @@ class StageStore:
         if part is None:
             found = f"none for group {group.index}"
             raise StoreError("a part is missing", where=self.dir, found=found, way_out="run again")
-        return _rows(part)
+        return read_part(part)
+
+    def set_aside(self, group: Group, rows: list[dict]) -> None:
+        """Writes what is said of a group's rows that its part will not have; comes before `commit`.
+
+        What an earlier attempt, which was killed before its commit, has left of the group goes.
+        """
+        name, data = named("faulty", group.index, rows)
+        stale = [file for file in self.dir.glob(f"faulty-{group.index:05d}-*.jsonl") if file.name != name]
+        with refusing(self.dir):
+            for file in stale:
+                disk.fs.unlink(file)
+            if stale:
+                sync(self.dir)
+        if rows:
+            self._claim()
+            commit_file(self.dir / name, data)
+
+    def aside(self) -> Counter[str]:
+        """How many rows were set aside in all groups, by their "reason"."""
+        files = sorted(self.dir.glob("faulty-*.jsonl"))
+        return Counter(row["reason"] for file in files for row in read_part(file))
 
     def commit(self, group: Group, rows: list[dict]) -> None:
         """Writes a group's rows. Doing it twice with the same rows is the same as once."""
-        data = b"".join(map(dump, rows))
-        name = f"part-{group.index:05d}-n{len(rows)}-{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
+        name, data = named("part", group.index, rows)
         for there in self.dir.glob(f"part-{group.index:05d}-*.jsonl"):
             if there.name != name:
-                raise _two(there, self.dir / name)
-        if not (self.dir / "stage.json").exists():
-            commit_file(self.dir / "stage.json", json.dumps(self._identity, indent=1).encode())
+                raise two_parts(there, self.dir / name)
+        self._claim()
         commit_file(self.dir / name, data)
 
     def finish(self, totals: Mapping[str, object]) -> dict:
@@ -96,20 +115,19 @@ class StageStore:
         missing = self.missing()
         if missing:
             raise AssertionError(f"{self.dir}: group {missing[0].index} and {len(missing) - 1} others have no part")
-        for leftover in self.dir.glob(".*.tmp-*"):  # of processes that were killed; ours are renamed by now
-            leftover.unlink(missing_ok=True)
         listed = self._parts()
         parts = [listed[group.index].name for group in self.groups]
-        success = {**self._identity, "parts": parts, "totals": dict(totals)}
-        commit_file(self.dir / "SUCCESS.json", json.dumps(success, indent=1, allow_nan=False).encode())
+        success = {**self._identity, "parts": parts, "faulty": self._faulty(), "totals": dict(totals)}
+        commit_json(self.dir / "SUCCESS.json", success)
         return success["totals"]
 
     @property
     def done(self) -> bool:
         """Whether the stage was finished and all its parts are still there and whole."""
-        success = _read(self.dir / "SUCCESS.json")
+        success = read_json(self.dir / "SUCCESS.json")
         if success is None or self.missing():
             return False
+        self._check_faulty(success)
         listed = self._parts()
         return success["parts"] == [listed[group.index].name for group in self.groups]
 
@@ -129,16 +147,35 @@ class StageStore:
         for name, group in zip(self._success()["parts"], self.groups):
             if group.index not in parts or parts[group.index].name != name:
                 raise StoreError("a part is missing", where=self.dir / name, way_out="run again to make it once more")
-            yield from _rows(parts[group.index])
+            yield from read_part(parts[group.index])
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the files of a finished stage, one sentence each."""
+        success = self._success()
+        expected = {*success["parts"], *success["faulty"], *(["stage.json"] if self.groups else [])}
+        there = {file.name for pattern in ("part-*", "faulty*", "stage.json") for file in self.dir.glob(pattern)}
+        for name in sorted(expected | there):
+            file = self.dir / name
+            try:
+                if name not in there:
+                    raise StoreError("the file is not there", where=file, way_out="run again to make it once more")
+                if name not in expected:
+                    raise StoreError("not a file of this stage", where=file, way_out="move it out of the folder")
+                if name in success["parts"]:
+                    read_part(file)
+                elif name in success["faulty"] and digest(file) != success["faulty"][name]:
+                    raise _not_those(file, digest(file), success["faulty"][name])
+            except StoreError as error:
+                yield str(error)
 
     def committed(self) -> Iterator[dict]:
         """All rows that are committed so far, in the order of the input; for counting before `finish`."""
         parts = self._parts()
         for index in sorted(parts):
-            yield from _rows(parts[index])
+            yield from read_part(parts[index])
 
     def _success(self) -> dict:
-        success = _read(self.dir / "SUCCESS.json")
+        success = read_json(self.dir / "SUCCESS.json")
         if success is None:
             raise StoreError(
                 "the stage is not finished", where=self.dir, expected="SUCCESS.json", way_out="run it first"
@@ -148,16 +185,31 @@ class StageStore:
     def _parts(self) -> dict[int, Path]:
         parts: dict[int, Path] = {}
         for file in sorted(self.dir.glob("part-*.jsonl")):
-            match = _PART.fullmatch(file.name)
-            if match is None or int(match[1]) >= len(self.groups):
+            index = group_of(file)
+            if index >= len(self.groups):
                 raise StoreError("not a part of this stage", where=file, way_out="move it out of the folder")
-            if int(match[1]) in parts:
-                raise _two(parts[int(match[1])], file)
-            parts[int(match[1])] = file
+            if index in parts:
+                raise two_parts(parts[index], file)
+            parts[index] = file
         return parts
 
+    def _faulty(self) -> dict[str, str]:
+        """Digests of the files with rows that were set aside, by name."""
+        return {file.name: digest(file) for file in sorted(self.dir.glob("faulty*.jsonl"))}
+
+    def _check_faulty(self, success: Mapping[str, Mapping[str, str]]) -> None:
+        listed, there = success["faulty"], self._faulty()
+        for name in sorted({*listed, *there}):
+            if listed.get(name) != there.get(name):
+                raise _not_those(self.dir / name, there.get(name), listed.get(name))
+
+    def _claim(self) -> None:
+        """Says whose the folder is, before anything else stands in it."""
+        if not (self.dir / "stage.json").exists():
+            commit_json(self.dir / "stage.json", self._identity)
+
     def _check_owner(self, name: str) -> None:
-        owner = _read(self.dir / name)
+        owner = read_json(self.dir / name)
         for key, ours in self._identity.items() if owner is not None else ():
             if owner.get(key) != ours:
                 raise StoreError(
@@ -169,37 +221,11 @@ class StageStore:
                 )
 
 
-def _rows(file: Path) -> list[dict]:
-    """The rows of a part that is what its name says."""
-    data = file.read_bytes()
-    _, count, expected = _PART.fullmatch(file.name).groups()
-    found = hashlib.sha256(data).hexdigest()[:16]
-    if found != expected:
-        raise StoreError(
-            "the part was torn or altered", where=file, found=f"SHA-256 {found}", expected=expected, way_out=_REDO
-        )
-    rows = [json.loads(line) for line in data.split(b"\n")[:-1]]
-    if len(rows) != int(count):
-        raise StoreError("the part has another length", where=file, found=len(rows), expected=count, way_out=_REDO)
-    return rows
-
-
-def _two(one: Path, other: Path) -> StoreError:
+def _not_those(file: Path, found: str | None, expected: str | None) -> StoreError:
     return StoreError(
-        "two different parts claim one group",
-        where=one.parent,
-        found=f"{one.name} and {other.name}",
-        way_out="delete the one that you do not trust, or both to make the group again",
-    )
-
-
-def _read(file: Path) -> dict | None:
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise StoreError("the file was torn or altered", where=file, way_out="delete it and run again") from None
+        "the rows that were set aside are not those of the finished stage", where=file, found=found or "no file",
+        expected=expected or "no file", way_out=_AGAIN,
+    )  # fmt: skip
 
 
 def conserved(totals: Mapping[str, object]) -> dict:

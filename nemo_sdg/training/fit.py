@@ -24,7 +24,7 @@ from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.topology import check_global_batch
-from nemo_sdg.store import commit_folder, digest
+from nemo_sdg.store import commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, data, probe
 
 RESULT = "training.json"
@@ -200,6 +200,7 @@ class _Fit:
         )  # fmt: skip
         (trained / RESULT).write_text(json.dumps(result, indent=1))
         (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
+        write_sums(trained)
         commit_folder(trained, self.out)
         shutil.rmtree(self.work)
 

@@ -48,7 +48,7 @@ def test_faulty_rows_of_an_attempt_that_was_killed_are_not_counted(tmp_path):
         next((tmp_path / "run/rows").glob("part-*")).unlink()  # killed before its rows were committed
 
     run_ranks(attempt)
-    assert (tmp_path / "run/rows/faulty-00000.jsonl").is_file()
+    assert len(list((tmp_path / "run/rows").glob("faulty-00000-n1-*.jsonl"))) == 1
     assert run_ranks(do, tmp_path / "run", set())[0] == {"rows_in": 6, "kept": 6, "dropped": {}, "faulty": {}}
 
 

@@ -173,7 +173,7 @@ def test_what_was_saved_is_what_was_trained_and_loads_at_another_topology(world,
 def test_a_trained_folder_is_a_model_folder(world, alone):
     out = world / "alone-reward"
     names = {entry.name for entry in out.iterdir()}
-    assert names == {"weights", "context", "model_config.yaml", "tokenizer.model", "training.json"}
+    assert names == {"weights", "context", "model_config.yaml", "tokenizer.model", "training.json", "SHA256SUMS"}
     result = json.loads((out / "training.json").read_text())
     assert result["losses"] == alone["reward"] and result["rows"] == 37 and result["rows_set_aside"] == {}
     assert not [entry for entry in world.iterdir() if entry.name.endswith(".fit")]

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from nemo_sdg.config import RunConfig, load, to_yaml
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder, files
+from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder
 
 ROWS, GROUP = 10, 4
 INPUT = [{"id": i, "text": f"row {i} \u2028 \u00e4"} for i in range(ROWS)]
@@ -29,10 +28,6 @@ def settings(*words: str) -> RunConfig:
     inputs = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
     inputs += ("evaluate.exact_match", "evaluate.helpsteer2")
     return load("tiny", [f"{key}=nowhere" for key in inputs] + list(words))
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
 
 
 def store(folder: Path, **changes) -> StageStore:
@@ -158,152 +153,39 @@ def test_a_strange_part_is_refused(tmp_path: Path):
         (tmp_path / name).unlink()
 
 
+def test_rows_that_were_set_aside_are_named_like_parts_and_held_like_parts(tmp_path: Path):
+    stage, reasons = store(tmp_path), [{"id": 3, "reason": "too long"}, {"id": 1, "reason": "too long"}]
+    stage.set_aside(stage.groups[0], [{"id": 0, "reason": "of an attempt that was killed"}])
+    stage.set_aside(stage.groups[0], reasons)
+    stage.set_aside(stage.groups[1], [])
+    (faulty,) = tmp_path.glob("faulty-*")
+    assert faulty.name.startswith("faulty-00000-n2-") and stage.aside() == {"too long": 2}
+    assert [json.loads(line) for line in faulty.read_text().splitlines()] == reasons
+    for group in stage.groups:
+        stage.commit(group, INPUT[group.start : group.stop])
+    data = faulty.read_bytes()
+    faulty.write_bytes(data.replace(b"3", b"4"))
+    with pytest.raises(StoreError, match="torn or altered"):
+        stage.aside()
+    faulty.write_bytes(data)
+    stage.finish({"rows_in": ROWS + 2, "kept": ROWS, "faulty": 2})
+    assert stage.done and list(stage.problems()) == []
+    for damage in (lambda: faulty.write_bytes(b""), faulty.unlink):
+        damage()
+        with pytest.raises(StoreError, match=f"{faulty.name}: the rows that were set aside are not those"):
+            stage.done
+        assert len(list(stage.problems())) == 1
+    faulty.write_bytes(data)
+    (tmp_path / "faulty-00002-n0-0123456789abcdef.jsonl").write_bytes(b"")
+    with pytest.raises(StoreError, match="expected no file"):
+        stage.done
+
+
 def test_a_torn_success_file_is_named(tmp_path: Path):
     run_stage(tmp_path)
     (tmp_path / "SUCCESS.json").write_bytes(b'{"fingerpr')
     with pytest.raises(StoreError, match="torn or altered"):
         store(tmp_path)
-
-
-class Disk(SimpleNamespace):
-    """`os` for store.files that counts what changes the disk, and dies or fails at the k-th such call."""
-
-    CHANGES = ("open", "write", "fsync", "replace", "rename", "mkdir")
-
-    def __init__(self, at: int, failure: BaseException) -> None:
-        super().__init__(**{name: getattr(os, name) for name in dir(os) if not name.startswith("__")})
-        self.calls, self.at, self.failure = 0, at, failure
-        for name in self.CHANGES:
-            setattr(self, name, self._counting(getattr(os, name), name))
-
-    def _counting(self, call, name):
-        def counted(*args, **kwargs):
-            self.calls += 1
-            if self.calls == self.at:
-                if name == "write":  # half of it arrives
-                    call(args[0], bytes(args[1])[: len(args[1]) // 2])
-                raise self.failure
-            return call(*args, **kwargs)
-
-        return counted
-
-
-@pytest.mark.parametrize("failure", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
-def test_every_point_of_failure_leaves_a_stage_that_a_rerun_completes(tmp_path: Path, monkeypatch, failure):
-    run_stage(tmp_path / "clean")
-    clean, at = contents(tmp_path / "clean"), 0
-    while True:
-        at += 1
-        disk = Disk(at, failure)
-        monkeypatch.setattr(files, "os", disk)
-        folder = tmp_path / str(at)
-        try:
-            run_stage(folder)
-            break
-        except (Killed, StoreError) as error:
-            assert isinstance(error, Killed) or "No space left" in str(error)
-        monkeypatch.setattr(files, "os", os)
-        survivor = store(folder)
-        assert not survivor.done or at > disk.calls - 2  # SUCCESS comes last; only its folder's sync is after it
-        survivor.missing()  # raises if anything torn has a part's name
-        run_stage(folder)
-        assert contents(folder) == clean
-    assert at > 20
-
-
-class Platter:
-    """A disk that keeps only what was synced: file contents by fsync of the file, names by fsync of the folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.kept, self.names, self.open_files = root, {}, {root}, {}
-
-    def record(self, monkeypatch) -> None:
-        disk = Disk(-1, Killed())
-        real_open, real_sync = os.open, os.fsync
-
-        def open_(path, flags, mode=0o777):
-            file = real_open(path, flags, mode)
-            self.open_files[file] = Path(path)
-            return file
-
-        def fsync(file):
-            real_sync(file)
-            path = self.open_files[file]
-            if path.is_dir():
-                self.names |= {entry for entry in path.iterdir()}
-                self.names = {name for name in self.names if name.parent != path or name.exists()}
-            else:
-                self.kept[path.stat().st_ino] = path.read_bytes()
-
-        disk.open, disk.fsync = open_, fsync
-        monkeypatch.setattr(files, "os", disk)
-
-    def after_power_loss(self) -> None:
-        """Takes from the real folder whatever a power cut now could take."""
-        for path in sorted(self.root.rglob("*"), reverse=True):
-            if path.is_file():
-                path.write_bytes(self.kept.get(path.stat().st_ino, b""))
-            if path not in self.names:
-                path.unlink() if path.is_file() else path.rmdir()
-
-
-def test_what_was_committed_survives_a_power_cut(tmp_path: Path, monkeypatch):
-    platter = Platter(tmp_path)
-    platter.record(monkeypatch)
-    stage = run_stage(tmp_path / "round-0" / "prompts")
-    monkeypatch.setattr(files, "os", os)
-    platter.after_power_loss()
-    assert stage.done and list(stage.read()) == INPUT
-
-
-def test_a_name_never_arrives_before_its_content(tmp_path: Path, monkeypatch):
-    """The names survive and unsynced contents do not: the order fsync, rename is what this holds."""
-    platter = Platter(tmp_path)
-    platter.record(monkeypatch)
-    stage = store(tmp_path)
-    stage.commit(stage.groups[0], INPUT[:4])
-    monkeypatch.setattr(files, "os", os)
-    platter.names |= set(tmp_path.iterdir())
-    platter.after_power_loss()
-    assert [group.index for group in stage.missing()] == [1, 2]
-
-
-SLOW_STAGE = """
-import sys, time
-from nemo_sdg.config import load
-from nemo_sdg.store import Run, StageStore
-with Run.open(sys.argv[1], load(sys.argv[2]), writer=True) as run:
-    stage = StageStore(run.round(0) / "s", "f", 400, 4)
-    for group in stage.missing():
-        stage.commit(group, [{"id": i} for i in range(group.start, group.stop)])
-        print(group.index, flush=True)
-    stage.finish({"rows_in": 400, "kept": 400})
-"""
-
-
-def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path: Path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(to_yaml(settings()))
-
-    def start(out: Path) -> subprocess.Popen:
-        words = [sys.executable, "-c", SLOW_STAGE, str(out), str(recipe)]
-        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-    clean, killed = start(tmp_path / "clean"), 0
-    assert clean.communicate() and clean.returncode == 0
-    for after in (1, 13, 40):
-        child = start(tmp_path / "killed")
-        for _ in range(after):
-            child.stdout.readline()
-        child.send_signal(signal.SIGKILL)
-        killed += child.wait() == -signal.SIGKILL
-        child.stdout.close()
-    assert killed == 3
-    last = start(tmp_path / "killed")
-    redone = last.communicate()[0].split()
-    assert last.returncode == 0 and len(redone) <= 100 - 54
-    a, b = (contents(tmp_path / x / "round-0" / "s") for x in ("clean", "killed"))
-    assert a == b
 
 
 def test_commit_folder_is_all_or_nothing(tmp_path: Path):
@@ -331,6 +213,7 @@ def test_a_run_describes_itself_and_is_its_own_recipe(tmp_path: Path):
         run.events("started", rounds=2)
         assert run.round(1) == tmp_path / "run" / "round-1"
     text = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert (tmp_path / "run" / "run.yaml").read_text().splitlines()[-1].startswith("# sha256 ")
     assert text["fingerprint"] == run.fingerprint and set(text) == {"fingerprint", "versions", "inputs", "config"}
     assert load(str(tmp_path / "run" / "run.yaml")) == config
     event = json.loads((tmp_path / "run" / "logs" / "events.jsonl").read_text())

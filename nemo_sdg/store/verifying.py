@@ -1,0 +1,97 @@
+"""Is a run as it was written? Every file in it is read once and held against the digest that it, its name or the list
+beside it holds. Logs and the lock are notes that nothing reads; they alone have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nemo_sdg.config import RunConfig, from_yaml
+from nemo_sdg.console import Console, size_text
+from nemo_sdg.errors import UserError
+from nemo_sdg.store.run import RUN
+from nemo_sdg.store.seals import SUMS, check_sums, check_text, read_json
+from nemo_sdg.store.stage import StageStore
+
+STAGES = ("prompts", "responses", "scored", "decisions")
+_NOTES = ("logs", "run.lock")
+_PAGE = "report.html"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run, or what is left of one."""
+    return (folder / RUN).exists() or any(folder.glob("round-*"))
+
+
+def verify_run(folder: Path, console: Console) -> list[str]:
+    """What is wrong with a run, one sentence each; what it is goes to the console.
+
+    A run that is not finished is not wrong, but it is not whole either: what is missing is one of the sentences.
+    """
+    if not (folder / RUN).is_file():
+        return [f"{folder / RUN}: the file is not there; put a copy back"]
+    problems = _told(lambda: check_text(folder / RUN, "put an unaltered copy back"))
+    if problems:
+        return problems  # what the run should hold stands in there
+    config = from_yaml(folder / RUN)
+    if (folder / _PAGE).exists():
+        way_out = f"write it anew with `nemo-sdg report {folder}`"
+        problems += _told(lambda: check_text(folder / _PAGE, way_out, "<!-- {} -->"))
+    entries = [folder / f"round-{number}" / name for number in range(config.run.rounds) for name in _expected(config)]
+    missing = [entry for entry in entries if not entry.exists()]
+    if missing:
+        more = f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""
+        way_out = f"`nemo-sdg run {folder / RUN} --out {folder}` makes what is missing"
+        first = missing[0].relative_to(folder)
+        problems.append(f"{folder}: the run is not finished, {first} is not there{more}; {way_out}")
+    known = {RUN, _PAGE, *_NOTES, *(entry.parent.name for entry in entries)}
+    strange = [path for path in sorted(folder.iterdir()) if path.name not in known]
+    for place in sorted({entry.parent for entry in entries}):
+        for entry in sorted(place.iterdir()) if place.is_dir() else ():
+            found = check_entry(entry)
+            problems += found or []
+            strange += [entry] if found is None else []
+    if strange:
+        names = ", ".join(str(path.relative_to(folder)) for path in strange)
+        console.say(f"not of this run, and not looked at: {names}")
+    if not problems:
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        size = size_text(sum(file.stat().st_size for file in files))
+        console.say(
+            f"{folder}: run {config.run.name}, {config.run.rounds} rounds, all finished, {len(files):,} files, {size}: "
+            "every byte is as it was written (logs/ and run.lock apart, which nothing reads)"
+        )
+    return problems
+
+
+def check_entry(entry: Path) -> list[str] | None:
+    """What is wrong with one thing in the folder of a round; None for what a run has not put there."""
+    if entry.name.startswith("."):
+        return []  # begun and not named yet: the next start goes on with it or takes it away
+    if entry.name in STAGES or (entry / "SUCCESS.json").exists():
+        return _stage(entry)
+    if entry.is_dir():
+        return check_sums(entry) if entry.name in ("datasets", "policy", "reward") or (entry / SUMS).exists() else None
+    return _told(lambda: read_json(entry)) if entry.suffix == ".json" else None
+
+
+def _expected(config: RunConfig) -> tuple[str, ...]:
+    """What a finished round holds."""
+    trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
+    return (*STAGES, "datasets", *trained, "evaluation.json")
+
+
+def _stage(folder: Path) -> list[str]:
+    """All files of a stage, also those behind the first one that is wrong."""
+    problems = _told(lambda: StageStore.finished(folder))
+    if problems:
+        return problems
+    return list(StageStore.finished(folder).problems())
+
+
+def _told(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except UserError as error:
+        return [str(error)]
+    return []
