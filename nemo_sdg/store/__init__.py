@@ -1,7 +1,21 @@
-"""The only writer of rows: atomic files and folders (files), row groups of a stage (stage), a run's folder (run)."""
+"""The only writer of rows: atomic files and folders (files), row groups of a stage (stage), a run's folder (run), the
+files that a round hands on (datasets)."""
 
+from nemo_sdg.store.datasets import DatasetFolder
 from nemo_sdg.store.files import commit_file, commit_folder, commit_rows, digest
+from nemo_sdg.store.inputs import rows_digest
 from nemo_sdg.store.run import Run
 from nemo_sdg.store.stage import Group, StageStore, conserved
 
-__all__ = ["Group", "Run", "StageStore", "commit_file", "commit_folder", "commit_rows", "conserved", "digest"]
+__all__ = [
+    "DatasetFolder",
+    "Group",
+    "Run",
+    "StageStore",
+    "commit_file",
+    "commit_folder",
+    "commit_rows",
+    "conserved",
+    "digest",
+    "rows_digest",
+]

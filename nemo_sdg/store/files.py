@@ -33,7 +33,7 @@ def commit_file(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
 
 
 def commit_rows(path: Path, rows: Iterable[dict]) -> None:
@@ -57,7 +57,7 @@ def commit_folder(temporary: Path, final: Path) -> None:
         os.rename(temporary, final)
         sync(final.parent)
     except OSError as error:
-        raise _refused(final, error) from error
+        raise refused(final, error) from error
 
 
 def make_folder(path: Path) -> None:
@@ -101,7 +101,8 @@ def sync(path: Path) -> None:
         os.close(file)
 
 
-def _refused(path: Path, error: OSError) -> StoreError:
+def refused(path: Path, error: OSError) -> StoreError:
+    """What the disk did not let us do, as the user's error."""
     return StoreError(
         "cannot write",
         where=path,
