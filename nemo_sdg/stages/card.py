@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -176,9 +175,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _fenced(text: str, language: str = "") -> str:
-    """A block that nothing in the text can close."""
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}{language}\n{text}\n{fence}"
+    """A block of JSON or YAML. None of their lines begins with what would close it, whatever the texts in them."""
+    return f"```{language}\n{text}\n```"
 
 
 def _line(text: str) -> str:

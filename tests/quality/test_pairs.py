@@ -52,6 +52,8 @@ def test_among_equally_right_ones_the_score_decides_and_a_wrong_one_is_never_cho
     rows = [decision(0, 1.0, "so 5\n5", answer="5"), decision(1, 3.0, "5", answer="5")]
     assert made(rows) == ["1>0 reward"]
     assert made([decision(0, 1.0, "6", answer="5"), decision(1, 3.0, "7", answer="5")]) == "no right response"
+    wrong = [decision(i, float(i), f"{i + 6}", answer="5") for i in range(1, 4)]
+    assert made([decision(0, 1.0, "5", answer="5"), *wrong], per_prompt=2) == ["0>1 verifier"]
     known, unknown = decision(0, 1.0, correct=True), decision(1, 3.0)
     assert made([known, unknown]) == "tie"  # neither may be chosen over the other
     assert made([decision(0, 3.0, correct=True), decision(1, 1.0)]) == ["0>1 reward"]

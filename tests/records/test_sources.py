@@ -69,10 +69,11 @@ def test_the_digest_of_several_files_is_that_of_their_contents(folder: Path):
 
 def test_what_json_cannot_hold_in_a_table_is_set_aside(tmp_path: Path):
     asked = {"messages": [{"role": "user", "content": "x", "name": None}]}
-    rows = [{**asked, "w": math.nan, "day": None}, {**asked, "day": date(2024, 1, 1)}, asked]
+    rows = [{**asked, "id": "a", "w": math.nan, "day": None}, {**asked, "id": "b", "day": date(2024, 1, 1)}, asked]
     file = parquet(tmp_path / "p.parquet", rows)
     read, faults = read_rows(file, Prompt)
-    assert len(read) == 1 and [fault.line for fault in faults] == [1, 2]
+    assert [row.id for row in read] == [Prompt.from_row(asked).id], "a null id is none"
+    assert [fault.line for fault in faults] == [1, 2]
     assert "not JSON" in faults[0].reason and "date" in faults[1].reason
 
 

@@ -95,12 +95,15 @@ def test_a_held_out_prompt_is_in_no_file(tmp_path: Path):
     told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say x"}]
     asked = [{"prompt": "Say x"}, {"prompt": follow_up}, {"messages": told}, {"prompt": "Say z"}]
     commit_rows(train, [{**row, "response": "r", **LABELS} for row in asked])
+    pairs = tmp_path / "pairs.jsonl"
+    commit_rows(pairs, [{"prompt": "Say x", "chosen": "a", "rejected": "b"}])
     rows = [scored("Add 2 and 3. "), scored("Add 2 and 4."), scored("Say x", response="y")]
-    words = (f"data.helpsteer2={train}", f"evaluate.exact_match={exact}", f"evaluate.helpsteer2={held}")
+    words = (f"data.helpsteer2={train}", f"data.preference={{{pairs}: 1}}")
+    words += (f"evaluate.exact_match={exact}", f"evaluate.helpsteer2={held}")
     totals = assembled(tmp_path, rows, *words)
     assert totals["sft"] == counts(3, 1, {"held out": 2})
     assert totals["reward"] == counts(7, 2, {"held out": 5})
-    assert totals["preference"]["dropped"]["held out"] == 2
+    assert totals["preference"]["dropped"]["held out"] == 3
     text = every_text(tmp_path)
     assert "Add 2 and 4." in text and "Say z" in text and "Add 2 and 3." not in text and "Say x" not in text
 
@@ -133,12 +136,22 @@ def test_a_rerun_gives_the_same_totals_and_refuses_what_was_altered(tmp_path: Pa
     assert assemble.run(where) == totals
     exact = tmp_path / "exact.jsonl"
     commit_rows(exact, [{"id": 1, "prompt": "a", "answer": "5"}])
-    with pytest.raises(StoreError, match="other rows or settings"):
-        assemble.run(context(tmp_path, "select.minimum={helpfulness: 3}", f"evaluate.exact_match={exact}"))
+    for word in (f"evaluate.exact_match={exact}", "data.licence=mit"):
+        with pytest.raises(StoreError, match="other rows or settings"):
+            assemble.run(context(tmp_path, "select.minimum={helpfulness: 3}", word))
     file = tmp_path / "run/round-0/datasets/sft.jsonl"
     file.write_text(file.read_text() * 2)
     with pytest.raises(StoreError, match="sft.jsonl: the file was altered"):
         assemble.run(where)
+
+
+def test_files_of_labels_that_have_changed_are_told(tmp_path: Path):
+    file = tmp_path / "hs.jsonl"
+    commit_rows(file, [{"prompt": "x", "response": "y", **LABELS}])
+    assembled(tmp_path, [scored("a")], f"data.helpsteer2={file}")
+    commit_rows(file, [{"prompt": "x", "response": "z", **LABELS}])
+    with pytest.raises(StoreError, match="other rows or settings"):
+        assemble.run(context(tmp_path, "select.minimum={helpfulness: 3}", f"data.helpsteer2={file}"))
 
 
 def test_pairs_become_preference_rows(tmp_path: Path):
@@ -202,6 +215,17 @@ def test_splits_share_no_prompt_and_nothing_is_lost(tmp_path: Path):
     assert totals["sft"]["rows"] == {"train": 160 - 2 * apart, "validation": 2 * apart}
     # A labelled row is repeated where it trains, and stands once where it measures.
     assert totals["reward"]["rows"] == {"train": 160 - 2 * apart + 2 * (80 - apart), "validation": 3 * apart}
+
+
+def test_a_weight_and_a_split_do_not_pick_the_same_prompts(tmp_path: Path):
+    file = tmp_path / "hs.jsonl"
+    commit_rows(file, [{"prompt": f"Say {i}", "response": "r", **LABELS} for i in range(80)])
+    rows = [scored("a", sample) for sample in range(9)]
+    words = ("data.validation_share=0.5", "sft.enabled=false", f"data.labelled={{{file}: 0.5}}")
+    totals = assembled(tmp_path, rows, *words)
+    files = ("reward.jsonl", "validation/reward.jsonl")
+    split = [sum("Say" in row["text"] for row in lines(tmp_path, file)) for file in files]
+    assert min(split) >= 8 and sum(split) == 80 - totals["reward"]["dropped"]["left out by its weight"]
 
 
 def test_a_bad_file_of_labels_is_told_before_anything_is_written(tmp_path: Path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -77,6 +80,16 @@ def test_datasets_opens_the_folder_by_the_names_in_its_card(round_, tmp_path, mo
     assert row["judge"] == "verifier" and row["margin"] == row["score_chosen"] - row["score_rejected"] < 0
     spoken = opened(round_, tmp_path, "sft")["train"][0]["messages"]
     assert [turn["role"] for turn in spoken] == ["user", "assistant"]
+
+
+def test_the_example_opens_it_too(round_, tmp_path):
+    done = subprocess.run(
+        [sys.executable, root() / "examples/02_open_the_datasets.py", files(round_)],
+        capture_output=True, text=True, env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    count = totals(round_)["preference"]["rows"]["validation"]
+    assert f"preference, validation: {count} rows of id, prompt, chosen, rejected, score" in done.stdout, done.stderr
+    assert f"\nUser: {NASTY}\nAssistant: {NASTY}\n" in done.stdout
 
 
 def test_our_own_readers_open_all_of_it(round_):
