@@ -171,7 +171,11 @@ def _again(config: RunConfig, number: int) -> str:
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(_line(str(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return _line(str(value)).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _fenced(text: str, language: str = "") -> str:

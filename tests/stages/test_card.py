@@ -14,15 +14,15 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from rounds import context, scored, write_up_to_scored
+from rounds import context, scored, write_stage, write_up_to_scored
 
 from nemo_sdg import config as settings
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.records import Labelled, Pair, Response, read_rows
+from nemo_sdg.records import Decision, Labelled, Pair, Response, read_rows
 from nemo_sdg.resources import root
 from nemo_sdg.stages import assemble, select
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import commit_rows
+from nemo_sdg.store import StageStore, commit_rows
 from nemo_sdg.training import data
 
 LABELS = dict(helpfulness=3, correctness=4, coherence=4, complexity=1, verbosity=0)
@@ -143,6 +143,16 @@ def test_no_text_can_leave_its_block(round_):
             fence = None
     assert fence is None and "script" not in "".join(outside) and "\x1b" not in card
     assert "Not a heading" in card, "the nasty row is among the examples"
+
+
+def test_no_reason_can_leave_its_cell(tmp_path):
+    where = context(tmp_path, "sft.enabled=false")
+    reason = "a|b <i>`c`\nd"
+    StageStore(where.folder / "prompts", "by hand", 0, 3).finish({"rows_in": 2, "kept": 0, "dropped": {reason: 2}})
+    dropped = Decision(**vars(scored("a")), kept=False, reason="x", scalar=0.0)
+    write_stage(where, "decisions", [dropped.to_row()])
+    assemble.run(where)
+    assert "| prompts | 2 | 0 | a\\|b &lt;i>'c' d: 2 | none |" in (where.folder / "datasets/README.md").read_text()
 
 
 def test_a_card_without_rows_of_a_kind_names_no_such_dataset(tmp_path):
