@@ -91,6 +91,14 @@ def test_other_bytes_for_the_same_values_are_found(run, capsys):
     assert wrong and "other bytes" in capsys.readouterr().err
 
 
+def test_a_row_in_the_other_split_is_found(run, capsys):
+    train, validation = (run / "round-0/datasets" / name for name in ("sft.jsonl", "validation/sft.jsonl"))
+    data = train.read_bytes(), validation.read_bytes()
+    train.write_bytes(data[1]), validation.write_bytes(data[0])
+    name = json.loads(data[0].splitlines()[0])["id"]
+    assert verify(run, name) == 1 and "split: found 'validation', expected 'train'" in capsys.readouterr().err
+
+
 def remade(run: Path, stage: str, change) -> None:
     """The stage with changed rows, whole by its own digests: as if it had been made again."""
     folder = run / "round-0" / stage
