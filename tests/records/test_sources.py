@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from nemo_sdg import file_verbs
 from nemo_sdg.errors import UserError
 from nemo_sdg.records import Prompt, each_row, read_rows, row_files
 from nemo_sdg.store import rows_digest
@@ -83,3 +84,10 @@ def test_what_is_no_table_is_one_sentence(tmp_path: Path):
         read_rows(tmp_path / "p.parquet", Prompt)
     with pytest.raises(UserError, match="cannot read the rows"):
         read_rows(tmp_path / "absent.parquet", Prompt)
+
+
+def test_a_row_that_only_the_model_refuses_is_named_by_its_own_file(folder: Path):
+    (fault,) = file_verbs._faults(folder, Prompt, {"c": "too long"})
+    assert (fault.file, fault.line, fault.reason) == (str(folder / "sub/c.parquet"), 1, "too long")
+    (fault,) = file_verbs._faults(folder / "b.jsonl", Prompt, {"a": "too long"})
+    assert (fault.file, fault.line) == (str(folder / "b.jsonl"), 3)
