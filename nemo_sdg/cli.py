@@ -199,9 +199,15 @@ def convert(
 
 @app.command()
 def verify(
-    source: str = typer.Argument(metavar="DIR", help="A checkpoint in any format, or a run."), threads: Optional[int] = _THREADS
+    source: str = typer.Argument(metavar="DIR", help="A checkpoint in any format, or a run."),
+    row: Optional[str] = typer.Option(None, "--row", metavar="ID", help="Trace this row of a run's datasets instead."),
+    threads: Optional[int] = _THREADS,
 ) -> int:
     """What a checkpoint or a run is, and whether each byte is as it should be; exits with 1 if not."""
+    if row is not None:
+        from nemo_sdg import tracing
+
+        return tracing.verify_row(Path(source), row)
     from nemo_sdg import folder_verbs
 
     return folder_verbs.verify(source, threads=threads)

@@ -20,7 +20,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import RowError
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.topology import data_parallel_size
-from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows
+from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows, row_files
 from nemo_sdg.session import Session, world_size
 
 if TYPE_CHECKING:
@@ -185,14 +185,14 @@ def _faults(source: Path, kind: type, reasons: dict[str, str]) -> list[Fault]:
     """The faults of rows that only the model could judge, with the lines on which they stand."""
     if not reasons:
         return []
-    found = {}
-    for line, parsed in read_objects(source):
+    found, files = {}, row_files(source)
+    for file, (line, parsed) in ((file, row) for file in files for row in read_objects(file)):
         if isinstance(parsed, dict):
             try:
-                found.setdefault(kind.from_row(parsed).id, line)
+                found.setdefault(kind.from_row(parsed).id, (str(source if len(files) == 1 else file), line))
             except RowError:
                 continue
-    return [Fault(str(source), found[name], reason) for name, reason in reasons.items()]
+    return [Fault(*found[name], reason) for name, reason in reasons.items()]
 
 
 def _jsonl(rows: Any) -> bytes:

@@ -104,7 +104,7 @@ DEFECTS: dict[str, tuple[bytes, str]] = {
 LABEL_DEFECTS: dict[str, tuple[bytes, str]] = {
     **{
         f"{value!r} for a label": (line(prompt="x", response="y", **{**LABELS, "coherence": value}), "coherence")
-        for value in (-100, 5, -0.5, 4.01, None, "3", True, [3], {"a": 3}, 10**400)
+        for value in (-100, 5, -0.5, 4.01, None, "3", True, ["3"], {"a": 3}, 10**400)
     },
     "no label": (line(prompt="x", response="y", helpfulness=3), "label correctness is missing"),
     "no response": (line(prompt="x", **LABELS), "response has no text"),

@@ -56,4 +56,5 @@ def write_recipe(path: Path, config: RunConfig) -> Path:
 def row_files(run: Path) -> dict[str, bytes]:
     """Every row and every dataset of a run by relative name: what must not depend on how the run went."""
     files = [*run.glob("round-*/*/*.jsonl"), *run.glob("round-*/*/SUCCESS.json"), *run.glob("round-*/evaluation.json")]
-    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(files)}
+    files += [file for file in run.glob("round-*/datasets/**/*") if file.is_file()]
+    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(set(files))}

@@ -216,3 +216,20 @@ def test_where_a_run_happens_is_not_what_it_is():
     same = ("models.placement=split", "generate.topology.tp=2", "score.topology.dp=3", "run.strict=true")
     assert config.identity(load("tiny", list(same))) == config.identity(load("tiny"))
     assert config.identity(load("tiny", ["generate.min_p=0.1"])) != config.identity(load("tiny"))
+
+
+def test_files_with_weights():
+    read = load("tiny", ["data.labelled={a/b.jsonl: 2, c.parquet: 0.5}"])
+    assert read.data.labelled == {"a/b.jsonl": 2.0, "c.parquet": 0.5}
+    assert "data.labelled: no row would be taken, found a.jsonl: 0" in refusal("data.labelled={a.jsonl: 0}")
+    assert "data.preference: no row would be taken" in refusal("data.preference={a.jsonl: -1}")
+    assert "data.validation_share: the value is not allowed" in refusal("data.validation_share=1")
+
+
+def test_the_settings_that_decide_the_rows_as_yaml(tmp_path):
+    words = ["data.labelled={a/b.jsonl: 2}", "generate.endpoint.url=http://127.0.0.1:1/v1", "run.seed=7"]
+    made = load("tiny", [*words, "topology.dp=1"])
+    (tmp_path / "some.yaml").write_text(config.identity_yaml(made))
+    read = load(str(tmp_path / "some.yaml"))
+    assert config.identity(read) == config.identity(made) and read.data.labelled == {"a/b.jsonl": 2.0}
+    assert read.generate.endpoint.url is None and "topology" not in config.identity_yaml(made)

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ranks import run_ranks
 
-from nemo_sdg.evaluation.exact_match import last_line
+from nemo_sdg.quality.answers import last_line
 from nemo_sdg.evaluation.rewardbench import SECTIONS
 from nemo_sdg.models import templates
 from nemo_sdg.records import parse_turns

@@ -12,6 +12,7 @@ from nemo_sdg.config.settings import (
     Generate,
     Models,
     PhaseTopology,
+    Preference,
     Run,
     RunConfig,
     Score,
@@ -19,7 +20,7 @@ from nemo_sdg.config.settings import (
     Topology,
     Training,
 )
-from nemo_sdg.config.values import fingerprint, flatten, identity, nearest, to_yaml
+from nemo_sdg.config.values import fingerprint, flatten, identity, identity_yaml, nearest, to_yaml
 
 __all__ = [
     "ATTRIBUTES",
@@ -30,6 +31,7 @@ __all__ = [
     "Generate",
     "Models",
     "PhaseTopology",
+    "Preference",
     "Run",
     "RunConfig",
     "Score",
@@ -40,6 +42,7 @@ __all__ = [
     "flatten",
     "from_yaml",
     "identity",
+    "identity_yaml",
     "load",
     "nearest",
     "to_yaml",

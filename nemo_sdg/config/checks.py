@@ -14,7 +14,7 @@ Rule = tuple[str, Callable[[Any], bool]]
 
 _AT_LEAST_1: Rule = ("a whole number of at least 1", lambda x: x >= 1)
 _AT_LEAST_0: Rule = ("a number of at least 0", lambda x: x >= 0)
-_BETA: Rule = ("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+_BELOW_1: Rule = ("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
 
 
 def _one_of(*names: str) -> Rule:
@@ -30,8 +30,8 @@ _TRAINING: dict[str, Rule] = {
     "learning_rate": ("a number above 0", lambda x: x > 0),
     "warmup_steps": _AT_LEAST_0,
     "weight_decay": _AT_LEAST_0,
-    "beta1": _BETA,
-    "beta2": _BETA,
+    "beta1": _BELOW_1,
+    "beta2": _BELOW_1,
     "clip_grad": _AT_LEAST_0,
     "restart_every": _AT_LEAST_1,
 }
@@ -73,6 +73,10 @@ RULES: dict[str, Rule] = {
     **{f"{phase}.{key}": rule for phase in ("generate", "score") for key, rule in _PHASE.items()},
     "select.per_prompt": _AT_LEAST_1,
     "data.prompts_per_round": _AT_LEAST_1,
+    "data.validation_share": _BELOW_1,
+    "data.licence": ("a name", lambda x: bool(x.strip())),
+    "preference.margin": _AT_LEAST_0,
+    "preference.per_prompt": _AT_LEAST_1,
     "evaluate.max_tokens": _AT_LEAST_1,
     "run.rounds": _AT_LEAST_1,
     "run.seed": _AT_LEAST_0,
@@ -103,6 +107,7 @@ def validate(config: RunConfig) -> RunConfig:
         settings = getattr(config, phase)
         check_endpoint(settings.endpoint, f"{phase}.endpoint", used=settings.backend == "endpoint")
     _select(config)
+    _weights(config)
     _batches(config)
     _backends(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
@@ -145,6 +150,16 @@ def _select(config: RunConfig) -> None:
             )
     if not select.weights:
         raise ConfigError("without weights there is no scalar", where="select.weights", expected="at least one weight")
+
+
+def _weights(config: RunConfig) -> None:
+    for key in ("labelled", "preference"):
+        for path, weight in getattr(config.data, key).items():
+            if weight <= 0:
+                raise ConfigError(
+                    "no row would be taken", where=f"data.{key}", found=f"{path}: {weight:g}",
+                    expected="a weight above 0", way_out="leave the file out",
+                )  # fmt: skip
 
 
 def _backends(config: RunConfig) -> None:

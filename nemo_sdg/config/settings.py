@@ -151,11 +151,30 @@ class Select:
 @dataclass(kw_only=True)
 class Data:
     prompts: str = "package:examples/tiny/data/prompts.jsonl"
-    """Prompt rows: a .jsonl or .jsonl.gz file."""
+    """Prompt rows: a .jsonl, .jsonl.gz or .parquet file, a folder of them, a glob, or hf://."""
     prompts_per_round: Optional[int] = None
     """Prompts taken in one round, the next ones in the next round (wrapping around); null takes all each round."""
     helpsteer2: Optional[str] = None
     """Training rows in HelpSteer2's schema, joined to the scored rows for the reward model."""
+    labelled: Dict[str, float] = field(default_factory=dict)
+    """More files in HelpSteer2's schema, each with its weight: 2 takes every row twice, 0.5 the rows of about half of
+    the prompts, the same ones in every round."""
+    preference: Dict[str, float] = field(default_factory=dict)
+    """Files of pairs that people judged, each with its weight: HelpSteer2's preference subset or TRL's columns."""
+    validation_share: float = 0.0
+    """Share of the prompts whose rows are set apart for validation, by a hash of the first user turn."""
+    licence: str = "unknown"
+    """What the dataset card says of the licence, an identifier that Hugging Face knows."""
+
+
+@dataclass(kw_only=True)
+class Preference:
+    margin: float = 0.5
+    """Least difference of the weighted scalars within a pair, where no verifier tells right from wrong."""
+    per_prompt: int = 1
+    """Pairs of one prompt at most; a response is in one of them."""
+    selected: bool = True
+    """Only a response that selection has kept is chosen; false takes any that can be trained on."""
 
 
 @dataclass(kw_only=True)
@@ -221,5 +240,6 @@ class RunConfig:
     data: Data = field(default_factory=Data)
     sft: Training = field(default_factory=Training)
     reward: Training = field(default_factory=Training)
+    preference: Preference = field(default_factory=Preference)
     evaluate: Evaluate = field(default_factory=Evaluate)
     run: Run = field(default_factory=Run)

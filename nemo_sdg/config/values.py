@@ -43,6 +43,11 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
+def identity_yaml(config: RunConfig) -> str:
+    """`identity` as YAML text; `from_yaml` reads it back to a config that makes the same rows."""
+    return yaml.safe_dump(_kept(dataclasses.asdict(config), set(identity(config)), ""), sort_keys=False)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice that looks most like the word."""
     return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
@@ -54,3 +59,14 @@ def _flat(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _kept(tree: dict, keys: set[str], prefix: str) -> dict:
+    """The part of a tree of settings whose dotted keys are among `keys`."""
+    kept = {}
+    for key, value in tree.items():
+        if f"{prefix}{key}" in keys:
+            kept[key] = value
+        elif isinstance(value, dict) and (below := _kept(value, keys, f"{prefix}{key}.")):
+            kept[key] = below
+    return kept

@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-END_OF_TURN = ("<extra_id_1>", "</s>")
-
-
-def last_line(response: str) -> str:
-    """The last line that holds more than white space, stripped; "" where there is none."""
-    for token in END_OF_TURN:
-        # What follows the end of the turn was not said; engines cut it, files of others may not.
-        response = response.split(token, 1)[0]
-    lines = [line.strip() for line in response.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def is_right(response: str, answer: str) -> bool:
-    """Whether the response's last non-empty line, stripped, equals the answer, stripped."""
-    return last_line(response) == answer.strip()
+from nemo_sdg.quality.answers import is_right
 
 
 def exact_match(pairs: Iterable[tuple[str, str]]) -> dict[str, float | int | None]:

@@ -19,7 +19,7 @@ from nemo_sdg.plan.counting import count_rows
 from nemo_sdg.plan.memory import ModelPlan, Peak, merged, peak
 from nemo_sdg.plan.models import model_plans
 from nemo_sdg.plan.units import bytes_text
-from nemo_sdg.resources import resolve
+from nemo_sdg.records import row_files
 from nemo_sdg.session import under_torchrun
 
 
@@ -175,13 +175,16 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
     for key, value in (
         ("data.prompts", config.data.prompts),
         ("data.helpsteer2", config.data.helpsteer2),
+        *(("data.labelled", path) for path in config.data.labelled),
+        *(("data.preference", path) for path in config.data.preference),
         ("evaluate.exact_match", config.evaluate.exact_match),
         ("evaluate.helpsteer2", config.evaluate.helpsteer2),
     ):
-        if value is not None and files and not resolve(value).is_file():
+        if value is not None and files and not all(file.is_file() for file in row_files(value)):
             raise ConfigError("there is no such file", where=key, found=value, way_out=f"set {key} to a .jsonl file")
-    path, taken = resolve(config.data.prompts), config.data.prompts_per_round
-    if not path.is_file():
+    given, taken = row_files(config.data.prompts), config.data.prompts_per_round
+    if not all(file.is_file() for file in given):
         return taken, taken is not None, [f"{config.data.prompts} is not here, so its rows are not counted"]
-    rows, exact = count_rows(path)
+    counts = [count_rows(file) for file in given]
+    rows, exact = sum(count for count, _ in counts), all(counted for _, counted in counts)
     return (rows, exact, []) if taken is None or rows == 0 else (taken, True, [])

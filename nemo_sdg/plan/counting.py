@@ -13,7 +13,9 @@ _COUNT_AT_MOST = 1 << 27
 
 
 def count_rows(path: Path) -> tuple[int, bool]:
-    """(rows of a .jsonl or .jsonl.gz file, whether each was counted); blank lines are no rows."""
+    """(rows of a file, whether each was counted); blank lines are no rows."""
+    if path.suffix == ".parquet":
+        return _of_parquet(path), True
     size = path.stat().st_size
     whole = size <= (_COUNT_AT_MOST >> 4 if path.suffix == ".gz" else _COUNT_AT_MOST)
     with open(path, "rb") as raw:
@@ -25,3 +27,13 @@ def count_rows(path: Path) -> tuple[int, bool]:
             return max(1, round(len(lines) * size / max(1, raw.tell()))), False
         except (OSError, EOFError, zlib.error) as error:
             raise ConfigError("cannot read the file", where=path, found=str(error), way_out="write it again") from error
+
+
+def _of_parquet(path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(path).num_rows
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError("cannot read the file", where=path, found=str(error), way_out="write it again") from error

@@ -1,8 +1,10 @@
-"""The rows that cross a stage (rows), their columns (fields) and how they are read from files (reading)."""
+"""The rows that cross a stage (rows, pairs), their columns (fields) and how files hold them (reading, sources)."""
 
 from nemo_sdg.records.fields import CONTROL_PIECE, FINISH_REASONS, Message, hash_of, parse_turns, shortest_float32
-from nemo_sdg.records.reading import Fault, read_objects, read_rows
+from nemo_sdg.records.pairs import Pair
+from nemo_sdg.records.reading import Fault, each_row, read_objects, read_rows
 from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
+from nemo_sdg.records.sources import row_files
 
 __all__ = [
     "CONTROL_PIECE",
@@ -11,12 +13,15 @@ __all__ = [
     "Fault",
     "Labelled",
     "Message",
+    "Pair",
     "Prompt",
     "Response",
     "Scored",
+    "each_row",
     "hash_of",
     "parse_turns",
     "read_objects",
     "read_rows",
+    "row_files",
     "shortest_float32",
 ]

@@ -105,10 +105,9 @@ def conversation(row: dict, where: str) -> tuple[Message, ...]:
     if len(given) != 1:
         found = " and ".join(given) or "neither"
         raise RowError("no single prompt", where=where, found=found, expected="either 'messages' or 'prompt'")
-    if given == ["prompt"]:
-        messages = list(parse_turns(text(row["prompt"], "prompt", where)))
-    else:
-        messages = row["messages"]
+    messages = row[given[0]]
+    if given == ["prompt"] and not isinstance(messages, list):  # TRL's prompts are lists of messages
+        messages = list(parse_turns(text(messages, "prompt", where)))
     if not isinstance(messages, (list, tuple)) or not messages or not all(isinstance(m, dict) for m in messages):
         expected = '[{"role": ..., "content": ...}, ...]'
         raise RowError(
@@ -140,6 +139,18 @@ def scores(row: dict, where: str) -> dict[str, float]:
     if absent:
         raise RowError(f"the score {absent[0]} is missing", where=where)
     return {name: math.nan if given[name] is None else number(given[name], name, where) for name in ATTRIBUTES}
+
+
+def label(row: dict, name: str, where: str) -> float:
+    """What people said of one attribute, 0 to 4; the mean where HelpSteer2's disagreements hold a number of each."""
+    given = row.get(name)
+    if given is None or given == []:
+        raise RowError(f"the label {name} is missing", where=where, expected="a number from 0 to 4")
+    values = [number(value, name, where) for value in (given if isinstance(given, list) else [given])]
+    for value in values:
+        if not 0 <= value <= 4:  # -100, the sentinel for "missing" in training files, is caught here too
+            raise RowError(f"the label {name} is out of range", where=where, found=value, expected="0 to 4")
+    return math.fsum(values) / len(values)
 
 
 def number(value: Any, name: str, where: str) -> float:

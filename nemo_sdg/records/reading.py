@@ -13,7 +13,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from nemo_sdg import resources
 from nemo_sdg.errors import RowError, UserError
+from nemo_sdg.records.pairs import Pair
 from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
+from nemo_sdg.records.sources import SUFFIXES, parquet_rows, row_files
 
 _LONGEST = 2 << 20
 """Bytes of a line at most: whatever stands in it, to read it takes less than a second, and memory stays bounded."""
@@ -37,48 +39,68 @@ class Fault:
         return {"file": self.file, "line": self.line, "reason": self.reason}
 
 
-Kind = TypeVar("Kind", Prompt, Response, Scored, Decision, Labelled)
+Kind = TypeVar("Kind", Prompt, Response, Scored, Decision, Labelled, Pair)
 
 
 def read_rows(path: str | Path, kind: type[Kind]) -> tuple[list[Kind], list[Fault]]:
-    """The rows of a .jsonl or .jsonl.gz file, and those that were set aside with their line and reason.
-
-    Raises UserError when the file itself cannot be read.
-    """
-    rows, faults, first_line = [], [], {}
-    for line, parsed in read_objects(path):
-        where = f"{path}:{line}"
-        try:
-            if isinstance(parsed, Fault):
-                raise RowError(parsed.reason)
-            row = kind.from_row(parsed, where)
-            if kind.unique and row.id in first_line:
-                raise RowError(f"the id {row.id!r} stands in line {first_line[row.id]} already", where=where)
-        except RowError as error:
-            faults.append(Fault(str(path), line, str(error).removeprefix(f"{where}: ")[:_TOLD]))
-        else:
-            first_line[row.id] = line
-            rows.append(row)
+    """All rows of a path, and those that were set aside with their file, line and reason; see `each_row`."""
+    rows, faults = [], []
+    for _, row in each_row(path, kind):
+        (faults if isinstance(row, Fault) else rows).append(row)
     return rows, faults
 
 
-def read_objects(path: str | Path) -> Iterator[tuple[int, dict | Fault]]:
-    """(line number from 1, JSON object or Fault) for each line that is not blank.
+def each_row(path: str | Path, kind: type[Kind]) -> Iterator[tuple[int, Kind | Fault]]:
+    """(number from 1, row or Fault) for each row of a file, a folder, a glob or an address on the hub.
+
+    Raises UserError when a file itself cannot be read.
+    """
+    files = row_files(path)
+    names = [str(path)] if len(files) == 1 else list(map(str, files))
+    first_place: dict[str, str] = {}
+    number = 0
+    for name, file in zip(names, files):
+        for line, parsed in read_objects(file, name):
+            number += 1
+            where = f"{name}:{line}"
+            try:
+                if isinstance(parsed, Fault):
+                    raise RowError(parsed.reason)
+                row = kind.from_row(parsed, where)
+                if kind.unique and row.id in first_place:
+                    raise RowError(f"the id {row.id!r} stands in {first_place[row.id]} already", where=where)
+            except RowError as error:
+                yield number, Fault(name, line, str(error).removeprefix(f"{where}: ")[:_TOLD])
+            else:
+                if kind.unique:
+                    first_place[row.id] = f"line {line}" if len(files) == 1 else where
+                yield number, row
+
+
+def read_objects(path: str | Path, name: str | None = None) -> Iterator[tuple[int, dict | Fault]]:
+    """(line from 1, JSON object or Fault) for each line that is not blank; of a parquet file, for each row.
 
     Lines end at the byte \\n only: U+2028 and its like belong to the text.
+
+    Args:
+        name: what the file is called in faults; by default its path.
     """
-    file = resources.resolve(path)
+    file, name = resources.resolve(path), str(path) if name is None else name
     try:
+        if file.suffix == ".parquet":
+            for number, row in enumerate(parquet_rows(file), start=1):
+                yield number, _writable(row, name, number)
+            return
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
             for number, line in enumerate(_lines(lines), start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
-                    yield number, _parse(line, str(path), number)
+                    yield number, _parse(line, name, number)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            "cannot read the rows", where=path, found=reason, expected="a .jsonl or .jsonl.gz file"
+            "cannot read the rows", where=name, found=reason, expected="a file named " + ", ".join(SUFFIXES)
         ) from None
 
 
@@ -103,9 +125,7 @@ def _parse(line: bytes, file: str, number: int) -> dict | Fault:
             raise ValueError(f"not a JSON object but {type(row).__name__}")
         if brackets > _DEEPEST and _deeper(row, _DEEPEST):
             raise RecursionError
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode(
-            "utf-8"
-        )  # a lone surrogate in any column would fail at the write
+        _try_to_write(row)
     except RecursionError:
         return Fault(file, number, "brackets nested too deeply")
     except UnicodeError:
@@ -115,6 +135,20 @@ def _parse(line: bytes, file: str, number: int) -> dict | Fault:
     except ValueError as error:
         return Fault(file, number, str(error))
     return row
+
+
+def _writable(row: dict, file: str, number: int) -> dict | Fault:
+    """A row of a table, if JSON can hold what stands in it."""
+    try:
+        _try_to_write(row)
+    except (TypeError, ValueError) as error:
+        return Fault(file, number, str(error))
+    return row
+
+
+def _try_to_write(row: dict) -> None:
+    """What no file of ours can hold, a lone surrogate or NaN in any column, is found here and not at the write."""
+    json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
 def _refuse(constant: str) -> None:

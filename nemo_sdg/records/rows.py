@@ -140,7 +140,7 @@ class Labelled:
     messages: tuple[Message, ...]
     response: str
     labels: dict[str, float]
-    """One number from 0 to 4 per attribute."""
+    """One number from 0 to 4 per attribute; where several people's stand in a list, their mean."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     unique: ClassVar[bool] = False  # two people may write the same answer, and the schema has no id
@@ -150,13 +150,7 @@ class Labelled:
         messages, response = fields.conversation(row, where), fields.text(row.get("response"), "response", where)
         if messages[-1]["role"] != "user":
             raise RowError("the last turn is not the user's", where=where, found=messages[-1]["role"])
-        labels = {}
-        for name in ATTRIBUTES:
-            if row.get(name) is None:
-                raise RowError(f"the label {name} is missing", where=where, expected="a number from 0 to 4")
-            labels[name] = fields.number(row[name], name, where)
-            if not 0 <= labels[name] <= 4:  # -100, the sentinel for "missing" in training files, is caught here too
-                raise RowError(f"the label {name} is out of range", where=where, found=row[name], expected="0 to 4")
+        labels = {name: fields.label(row, name, where) for name in ATTRIBUTES}
         name = fields.row_id(row, fields.hash_of([*messages, response]), where)
         columns = fields.extra(row, "id", "messages", "prompt", "response", *ATTRIBUTES)
         return cls(name, messages, response, labels, columns)

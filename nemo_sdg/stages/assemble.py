@@ -1,9 +1,13 @@
-"""Assemble: the round's decisions and HelpSteer2 become the files that training reads.
+"""Assemble: the round's decisions and what people labelled become the files that training and others read.
 
-datasets/sft.jsonl     kept responses in NeMo's chat format
-datasets/reward.jsonl  every scored response with its scores, and HelpSteer2 with its labels, as regression rows
-datasets/faulty.jsonl  HelpSteer2 rows that were set aside
-datasets/README.md     what is in them and where it came from
+datasets/sft.jsonl         kept responses in NeMo's chat format
+datasets/preference.jsonl  pairs of responses in NeMo-Aligner's format for DPO and RPO
+datasets/reward.jsonl      every scored response with its scores, and labelled rows, as regression rows
+datasets/validation/       the same three, of the prompts that `data.validation_share` sets apart
+datasets/hf/               the same rows as parquet, for `datasets.load_dataset`, with the dataset card
+datasets/faulty.jsonl      rows of the users' files that were set aside
+datasets/README.md         the dataset card
+datasets/summary.json      totals by kind, digests of all files
 
 The folder appears whole, by one rename. A prompt that an evaluation holds out is in none of the files.
 """
@@ -11,122 +15,121 @@ The folder appears whole, by one rename. A prompt that an evaluation holds out i
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Sequence
+from typing import Any
 
-from nemo_sdg import resources
-from nemo_sdg.config import MISSING, Evaluate
-from nemo_sdg.errors import RowError, StoreError, UserError
-from nemo_sdg.models.templates import OUTPUT_NAMES, reward_prompt
-from nemo_sdg.records import Decision, Labelled, Prompt, hash_of, read_rows, shortest_float32
-from nemo_sdg.records.fields import Message
+from nemo_sdg.errors import StoreError, UserError
+from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
+from nemo_sdg.stages import card, examples, shapes
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import StageStore, commit_file, commit_folder, commit_rows, conserved, digest, write_sums
+from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
+from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, rows_digest
+from nemo_sdg.store.datasets import SUMMARY
 
-SUMMARY = "summary.json"
-FILES = ("sft.jsonl", "reward.jsonl", "faulty.jsonl")
+VERSION = 2
+"""Raised when the code changes what the same settings give."""
+_STAGES = ("prompts", "responses", "scored", "decisions")
 
 
 def run(context: Context) -> dict:
-    """Totals per file: {"sft": {...}, "reward": {...}}. Raises UserError when a model to be trained has no rows."""
+    """Totals by kind of dataset, {"sft": {...}, "preference": {...}, "reward": {...}}.
+
+    `rows_in`, `kept`, `dropped` and `faulty` count what came in: responses, prompts for preference, rows of files.
+    `rows` counts what was written, by split. Raises UserError when a model to be trained has no rows.
+    """
     return context.on_writer(lambda: _write(context))
 
 
-def chat_row(messages: Sequence[Message], response: str) -> dict:
-    """A dialogue in NeMo's SFT chat format (facts: `mask` names the side that is not trained on)."""
-    turns = [*messages, {"role": "assistant", "content": response}]
-    system = turns.pop(0)["content"] if turns[0]["role"] == "system" else ""
-    said = [{"from": turn["role"].capitalize(), "value": turn["content"], "label": None} for turn in turns]
-    return {"system": system, "mask": "User", "type": None, "conversations": said}
-
-
-def regression_row(messages: Sequence[Message], response: str, scores: dict[str, float]) -> dict:
-    """A scored answer in the regression format: the reward prompt and nine labels. Raises RowError."""
-    text = reward_prompt([*messages, {"role": "assistant", "content": response}])
-    return {"text": text, "label": [shortest_float32(scores.get(name, MISSING)) for name in OUTPUT_NAMES]}
-
-
-class HeldOut:
-    """The conversations that evaluation asks about; none of them may be trained on, also not as an earlier turn."""
-
-    def __init__(self, settings: Evaluate) -> None:
-        self.keys = set()
-        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, Labelled)):
-            if file is not None:
-                self.keys |= {_key(row.messages) for row in read_rows(file, kind)[0]}
-
-    def __contains__(self, messages: Sequence[Message]) -> bool:
-        asked = (end for end, turn in enumerate(messages, start=1) if turn["role"] == "user")
-        return any(_key(messages[:end]) in self.keys for end in asked)
-
-
-def _key(messages: Sequence[Message]) -> str:
-    return hash_of([[turn["role"], turn["content"].strip()] for turn in messages if turn["role"] != "system"])
-
-
 def _write(context: Context) -> dict:
-    final = context.run.round(context.round) / "datasets"
-    decisions = StageStore.finished(final.parent / "decisions")
-    evaluate, extra = context.config.evaluate, context.config.data.helpsteer2
-    files = (extra, evaluate.exact_match, evaluate.helpsteer2)
-    inputs = [decisions.digest, *(file and digest(resources.resolve(file)) for file in files)]
-    name = context.fingerprint("assemble", inputs=inputs)
+    final, config = context.folder / "datasets", context.config
+    decisions = StageStore.finished(context.folder / "decisions")
+    people = [*examples.labelled_sources(config.data), *examples.preference_sources(config.data)]
+    files = [*(path for _, path, _ in people), config.evaluate.exact_match, config.evaluate.helpsteer2]
+    inputs = [decisions.digest, *(file and rows_digest(file) for file in files)]
+    # The run's fingerprint stands for all its settings, which the card tells.
+    name = context.fingerprint("assemble", version=VERSION, inputs=inputs, run=context.run.fingerprint)
     if final.exists():
         return _finished(final, name)
-    rows = [Decision.from_row(row, str(decisions.dir)) for row in decisions.read()]
-    labelled, faults = read_rows(extra, Labelled) if extra else ([], [])
-    held_out = HeldOut(evaluate)
-    chats, chat_totals = _chats(rows, held_out)
-    regressions, regression_totals = _regressions(rows, labelled, held_out)
-    regression_totals |= {"rows_in": regression_totals["rows_in"] + len(faults), "faulty": len(faults)}
-    totals = {"sft": conserved(chat_totals), "reward": conserved(regression_totals)}
-    for kind in ("sft", "reward"):
-        if getattr(context.config, kind).enabled and not totals[kind]["kept"]:
-            raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else totals[kind])
-    temporary = final.with_name(".datasets.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier start that was killed
-    for file, content in zip(FILES, (chats, regressions, [fault.to_row() for fault in faults])):
-        commit_rows(temporary / file, content)
-    commit_file(temporary / "README.md", _card(context, totals, decisions.totals).encode())
-    summary = {"fingerprint": name, "totals": totals, "digests": {file: digest(temporary / file) for file in FILES}}
-    commit_file(temporary / SUMMARY, json.dumps(summary, indent=1).encode())
-    write_sums(temporary)
-    commit_folder(temporary, final)
+    tally, facts = Tally(), card.Facts()
+    with DatasetFolder(final) as folder:
+        folder.make("faulty.jsonl", *(line_file(kind, "train") for kind in CONFIGS))
+        schemas = {kind: shapes.schema(kind) for kind in CONFIGS}
+        for kind, made in _everything(context, decisions, facts):
+            tally.add(kind, made)
+            if isinstance(made, Fault):
+                folder.add_line("faulty.jsonl", made.to_row())
+            for example in made if isinstance(made, list) else ():
+                facts.show(kind, example)
+                folder.add_line(line_file(kind, example.split), example.line)
+                folder.add_row(table_file(kind, example.split), example.columns, schemas[kind])
+        totals = tally.totals()
+        for kind in ("sft", "reward"):
+            if getattr(config, kind).enabled and not totals[kind]["rows"]["train"]:
+                raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else totals[kind])
+        text = card.card(config, context.round, totals, _funnel(context.folder), facts, context.run.fingerprint)
+        folder.add_text("README.md", text)
+        folder.add_text("hf/README.md", text)
+        folder.commit({"fingerprint": name, "templates": shapes.template_digests(), "totals": totals})
     return totals
 
 
-def _chats(rows: list[Decision], held_out: HeldOut) -> tuple[list[dict], dict]:
-    chats, dropped = [], Counter()
-    for row in rows:
-        if not row.kept:
-            dropped["not selected"] += 1
-        elif row.messages in held_out:
-            dropped["held out"] += 1
+class Tally:
+    """What came in and what became of it, by kind of dataset."""
+
+    def __init__(self) -> None:
+        self._kinds = {
+            kind: {"rows_in": 0, "kept": 0, "dropped": Counter(), "faulty": Counter(), "rows": dict.fromkeys(SPLITS, 0)}
+            for kind in CONFIGS
+        }
+
+    def add(self, kind: str, made: list[Example] | str | Fault) -> None:
+        """Counts one thing that came in: its examples, why it has none, or why it was set aside."""
+        told = self._kinds[kind]
+        told["rows_in"] += 1
+        if isinstance(made, Fault):
+            told["faulty"][re.split(r", found |, expected |: ", made.reason)[0]] += 1
+        elif isinstance(made, str):
+            told["dropped"][made] += 1
         else:
-            chats.append(chat_row(row.messages, row.response))
-    return chats, {"rows_in": len(rows), "kept": len(chats), "dropped": dict(dropped), "faulty": 0}
+            told["kept"] += 1
+            for example in made:
+                told["rows"][example.split] += 1
+
+    def totals(self) -> dict[str, Any]:
+        """All counts, after checking that nothing was lost."""
+        told = {kind: {**counts} for kind, counts in self._kinds.items()}
+        for counts in told.values():
+            counts |= {key: dict(counts[key].most_common()) for key in ("dropped", "faulty")}
+        return {kind: conserved(counts) for kind, counts in told.items()}
 
 
-def _regressions(rows: list[Decision], labelled: list[Labelled], held_out: HeldOut) -> tuple[list[dict], dict]:
-    regressions, dropped = [], Counter()
-    scored = [(row.messages, row.response, row.scores) for row in rows]
-    for messages, response, scores in scored + [(row.messages, row.response, row.labels) for row in labelled]:
-        if messages in held_out:
-            dropped["held out"] += 1
-            continue
-        try:
-            row = regression_row(messages, response, scores)
-        except RowError as error:
-            dropped[error.what] += 1
-            continue
-        if None in row["label"]:
-            dropped["score not finite"] += 1
-        else:
-            regressions.append(row)
-    total = len(rows) + len(labelled)
-    return regressions, {"rows_in": total, "kept": len(regressions), "dropped": dict(dropped), "faulty": 0}
+def _everything(
+    context: Context, decisions: StageStore, facts: card.Facts
+) -> Iterator[tuple[str, list[Example] | str | Fault]]:
+    """(kind, its examples, the reason why it has none, or the fault) of all that comes in, a few rows at a time."""
+    maker, data = Maker(context.config), context.config.data
+    parsed = (Decision.from_row(row, str(decisions.dir)) for row in decisions.read())
+    for _, rows in groupby(parsed, key=lambda row: row.prompt_id):  # the responses to a prompt stand together
+        of_prompt = list(rows)
+        for row in of_prompt:
+            facts.see(row)
+        yield from examples.generated(maker, of_prompt)
+    sources = [("reward", Labelled, maker.labelled, examples.labelled_sources(data))]
+    sources += [("preference", Pair, maker.preferred, examples.preference_sources(data))]
+    for kind, shape, make, files in sources:
+        for name, path, weight in files:
+            for number, row in each_row(path, shape):
+                yield kind, row if isinstance(row, Fault) else make(row, f"{name}:{number}", weight)
+
+
+def _funnel(folder: Path) -> dict[str, Any]:
+    """Totals of the stages of the round, those that are finished."""
+    there = [name for name in _STAGES if (folder / name / "SUCCESS.json").is_file()]
+    return {name: StageStore.finished(folder / name).totals for name in there}
 
 
 def _finished(final: Path, name: str) -> dict:
@@ -164,35 +167,3 @@ def _nothing_left(kind: str, number: int, totals: dict) -> UserError:
         expected="at least one row",
         way_out=f"loosen select.minimum, raise generate.samples, or set {kind}.enabled=false",
     )
-
-
-def _card(context: Context, totals: dict, selected: dict) -> str:
-    config, lines = context.config, []
-    for kind, told in totals.items():
-        lines.append(
-            f"| {kind}.jsonl | {told['rows_in']} | {told['kept']} | {_counts(told['dropped'])} | {told['faulty']} |"
-        )
-    limits = {"minimum": config.select.minimum, "maximum": config.select.maximum, "weights": config.select.weights}
-    return "\n".join(
-        [
-            f"# Datasets of round {context.round} of the run {config.run.name}",
-            "",
-            "Synthetic: the responses were generated by a language model and scored by a reward model; people labelled",
-            "only the rows of HelpSteer2.",
-            "",
-            "| file | rows in | kept | dropped, by reason | faulty |",
-            "| --- | --- | --- | --- | --- |",
-            *lines,
-            "",
-            f"* Prompts: `{config.data.prompts}`",
-            f"* HelpSteer2: `{config.data.helpsteer2 or 'none'}`",
-            f"* Selection: {json.dumps(limits)}; dropped there: {_counts(selected['dropped'])}",
-            "* Held-out prompts of the evaluation are in none of the files.",
-            f"* Settings: `run.yaml` of the run, fingerprint {context.run.fingerprint}.",
-            "",
-        ]
-    )
-
-
-def _counts(dropped: dict[str, int]) -> str:
-    return "; ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none"

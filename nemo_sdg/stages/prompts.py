@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from nemo_sdg import resources
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.records import Prompt, read_rows
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import StageStore, commit_rows, digest
+from nemo_sdg.store import StageStore, commit_rows, rows_digest
 
 
 def run(context: Context) -> dict:
@@ -36,7 +35,7 @@ def _write(context: Context) -> dict:
         context.run.round(context.round) / "prompts",
         context.fingerprint(
             "prompts",
-            inputs=digest(resources.resolve(file)),
+            inputs=rows_digest(file),
             round=context.round,
             prompts_per_round=settings.prompts_per_round,
         ),

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
@@ -66,6 +67,29 @@ def write_file(path: Path, data: bytes) -> None:
         try:
             _fill(file, data)
         finally:
+            disk.fs.close(file)
+
+
+def open_new(path: Path) -> BinaryIO:
+    """A file that is written bit by bit, of a folder that `commit_folder` will sync and name."""
+    return io.BufferedWriter(_Raw(path))
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, path: Path) -> None:
+        self._file: int | None = disk.fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes | memoryview) -> int:
+        assert self._file is not None
+        return disk.fs.write(self._file, data)
+
+    def close(self) -> None:
+        super().close()
+        if self._file is not None:
+            file, self._file = self._file, None
             disk.fs.close(file)
 
 

@@ -17,11 +17,14 @@ from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 from nemo_sdg.store.files import append, digest, make_folder, refusing
+from nemo_sdg.store.inputs import rows_digest
 from nemo_sdg.store.lock import release, take
 from nemo_sdg.store.seals import check_text, commit_text
 
 _INPUTS = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
 _INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2")
+_WEIGHED = ("data.labelled", "data.preference")
+"""Settings whose keys are files."""
 _VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")
 _MAY_STAND = {"run.lock", "logs"}
 """What a folder may hold before it is a run: an earlier start may have been killed between these and run.yaml."""
@@ -131,7 +134,8 @@ def _inputs(config: RunConfig) -> dict[str, str]:
     values = flatten(config)
     elsewhere = {"models.instruct"} if config.generate.backend == "endpoint" else set()
     elsewhere |= {"models.reward"} if config.score.backend == "endpoint" else set()
-    return {key: values[key] for key in _INPUTS if values[key] is not None and key not in elsewhere}
+    weighed = {f"{key}.{path}": path for key in _WEIGHED for path in getattr(config.data, key.removeprefix("data."))}
+    return {key: values[key] for key in _INPUTS if values[key] is not None and key not in elsewhere} | weighed
 
 
 def _digest(path: str) -> str | None:
@@ -139,7 +143,7 @@ def _digest(path: str) -> str | None:
     here = resources.resolve(path)
     if here.suffix == ".nemo" and here.is_file():  # a model in one file, of up to 682 GB: as a folder of that one file
         return hashlib.sha256(json.dumps([(here.name, here.stat().st_size)]).encode()).hexdigest()[:16]
-    return resources.commit(path) or digest(here)
+    return resources.commit(path) or (digest(here) if here.exists() else rows_digest(path))
 
 
 def _saved(out: Path, config: RunConfig) -> RunConfig | None:

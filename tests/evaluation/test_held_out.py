@@ -14,7 +14,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.engine.requests import Sampling
 from nemo_sdg.evaluation import held_out
-from nemo_sdg.evaluation.exact_match import last_line
+from nemo_sdg.quality.answers import last_line
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Labelled, Prompt, Response
 from nemo_sdg.store import commit_rows

@@ -38,8 +38,21 @@ def scored(prompt: str, sample: int = 0, response: str = "5", **scores: float) -
 
 def write_scored(where: Context, rows: list[Scored]) -> StageStore:
     """What the score stage would have left."""
-    store = StageStore(where.run.round(where.round) / "scored", "made by hand", len(rows), 3)
+    return write_stage(where, "scored", [row.to_row() for row in rows])
+
+
+def write_stage(where: Context, name: str, rows: list[dict]) -> StageStore:
+    """What a stage that keeps all its rows would have left."""
+    store = StageStore(where.run.round(where.round) / name, "made by hand", len(rows), 3)
     for group in store.missing():
-        store.commit(group, [row.to_row() for row in rows[group.start : group.stop]])
+        store.commit(group, rows[group.start : group.stop])
     store.finish({"rows_in": len(rows), "kept": len(rows)})
     return store
+
+
+def write_up_to_scored(where: Context, rows: list[Scored]) -> None:
+    """What the stages up to scoring would have left; who scored is told by the last one."""
+    asked = {row.prompt_id: {"id": row.prompt_id, "messages": list(row.messages), **row.extra} for row in rows}
+    write_stage(where, "prompts", list(asked.values()))
+    write_stage(where, "responses", [{k: v for k, v in row.to_row().items() if k != "scores"} for row in rows])
+    write_stage(where, "scored", [{**row.to_row(), "provenance": {**row.provenance, "reward": "r"}} for row in rows])

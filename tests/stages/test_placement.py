@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -195,9 +196,9 @@ def test_scores_that_were_left_are_made_for_responses_that_are_there(inputs, fin
     """All responses and no scores; then all scores but one, with its responses gone too."""
     out = tmp_path / "run"
     run_ranks(rounds, small(inputs, "together"), out)
-    for file in [*out.glob("round-0/scored/*"), *out.glob("round-0/[de]*/*"), out / "round-0/evaluation.json"]:
+    for file in [*out.glob("round-0/scored/*"), *out.glob("round-0/decisions/*"), out / "round-0/evaluation.json"]:
         file.unlink()
-    (out / "round-0/datasets").rmdir()
+    shutil.rmtree(out / "round-0/datasets")
     (out / "round-0/responses/SUCCESS.json").unlink()
     run_ranks(rounds, small(inputs, "together"), out, dp=2)
     assert row_files(out) == finished

@@ -51,7 +51,8 @@ def test_a_stage_counts_them_all(tmp_path):
     totals = json.loads((folder / "prompts/SUCCESS.json").read_bytes())["totals"]
     assert totals == {"rows_in": 5 + len(bad), "kept": 4, "dropped": {}, "faulty": 1 + len(bad)}
     totals = json.loads((folder / "datasets/summary.json").read_bytes())["totals"]["reward"]
-    assert totals["faulty"] == 1 + len(LABEL_DEFECTS) and totals["rows_in"] == 7 + 3 + totals["faulty"]
+    faulty = sum(totals["faulty"].values())
+    assert faulty == 1 + len(LABEL_DEFECTS) and totals["rows_in"] == 7 + 3 + faulty
     assert bad_lines.not_finite(tmp_path / "run") == []
 
 

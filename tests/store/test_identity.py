@@ -58,7 +58,8 @@ def test_every_field(key, run):
         Run.open(run, other, writer=True)
     told = str(caught.value)
     assert "the folder holds a run of another config" in told and f"{key}" in told and "(run: " in told
-    changes = 2 if key == "select.maximum" else 1  # which was empty: the entry comes, and the emptiness goes
+    # Of what was empty the entry comes, and the emptiness goes.
+    changes = 2 if key in ("select.maximum", "data.labelled", "data.preference") else 1
     assert told.count("(run: ") == changes and "choose another --out" in told and f"run.yaml --out {run}" in told
     assert (run / "run.yaml").read_bytes() == before
 

@@ -42,7 +42,10 @@ def test_there_are_these_kinds_and_all_but_notes_are_held(run):
     assert held == [
         "report.html",
         "round-N/datasets/README.md", "round-N/datasets/SHANSUMS", "round-N/datasets/faulty.jsonl",
-        "round-N/datasets/reward.jsonl", "round-N/datasets/sft.jsonl", "round-N/datasets/summary.json",
+        "round-N/datasets/hf/README.md", "round-N/datasets/hf/preference/train.parquet",
+        "round-N/datasets/hf/regression/train.parquet", "round-N/datasets/hf/sft/train.parquet",
+        "round-N/datasets/preference.jsonl", "round-N/datasets/reward.jsonl", "round-N/datasets/sft.jsonl",
+        "round-N/datasets/summary.json",
         "round-N/decisions/SUCCESS.json", "round-N/decisions/part-N.jsonl", "round-N/decisions/stage.json",
         "round-N/evaluation.json",
         "round-N/policy/SHANSUMS", "round-N/policy/training.json", "round-N/policy/weights/shard",

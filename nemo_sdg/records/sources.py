@@ -1,0 +1,45 @@
+"""What a path of rows means: one file, all files of a folder, those that a glob names, or any of these on the hub."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_sdg import resources
+from nemo_sdg.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_ROWS_AT_ONCE = 1000
+
+
+def row_files(path: str | Path) -> list[Path]:
+    """The files of rows that a path means, in the order of their names.
+
+    Raises UserError when a folder or a glob has none; whether a single file is there is not asked.
+    """
+    place = resources.resolve(path)
+    if place.is_dir():
+        below = [(file.relative_to(place), file) for file in place.rglob("*") if file.name.endswith(SUFFIXES)]
+        files = [file for inside, file in below if not any(part.startswith(".") for part in inside.parts)]
+    elif not place.exists() and glob.has_magic(str(place)):
+        files = [Path(name) for name in glob.glob(str(place), recursive=True)]
+    else:
+        return [place]
+    if not files:
+        raise UserError("there is no file of rows", where=path, expected="files named " + ", ".join(SUFFIXES))
+    return sorted(files)
+
+
+def parquet_rows(file: Path) -> Iterator[dict]:
+    """The rows of a parquet file without the columns that are null, a few at a time. Raises OSError."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield {name: value for name, value in row.items() if value is not None}
+    except pyarrow.ArrowException as error:
+        raise OSError(f"no parquet file: {error}") from error

@@ -1,0 +1,166 @@
+"""What of a round becomes an example to train on, and why the rest does not. No file is written here.
+
+A generated example is named by its response's id, a pair by both (`p#1>p#0`), a row that people judged by its file and
+place (`helpsteer2:12`, `labelled/0:7`, `preference/0:3`; a second copy ends in `~2`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_sdg.config import Data, Evaluate, RunConfig
+from nemo_sdg.errors import RowError
+from nemo_sdg.quality.pairs import pairs_of
+from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, read_rows
+from nemo_sdg.records.fields import Message
+from nemo_sdg.stages import shapes
+
+CONFIGS = {"sft": "sft", "preference": "preference", "reward": "regression"}
+"""File of rows -> its name in the Hugging Face folder."""
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a dataset."""
+
+    split: str
+    line: dict[str, Any]
+    """In NeMo's shape, with its id."""
+    columns: dict[str, Any]
+    """In TRL's shape."""
+
+
+def line_file(kind: str, split: str) -> str:
+    """Where NeMo's rows lie in the folder of datasets; what trains is at the top."""
+    return f"{kind}.jsonl" if split == "train" else f"{split}/{kind}.jsonl"
+
+
+def table_file(kind: str, split: str) -> str:
+    return f"hf/{CONFIGS[kind]}/{split}.parquet"
+
+
+def labelled_sources(data: Data) -> list[tuple[str, str, float]]:
+    """(name in ids, path, weight) of the files whose rows people labelled."""
+    published = [("helpsteer2", data.helpsteer2, 1.0)] if data.helpsteer2 else []
+    return published + [(f"labelled/{i}", path, weight) for i, (path, weight) in enumerate(data.labelled.items())]
+
+
+def preference_sources(data: Data) -> list[tuple[str, str, float]]:
+    """(name in ids, path, weight) of the files whose pairs people judged."""
+    return [(f"preference/{i}", path, weight) for i, (path, weight) in enumerate(data.preference.items())]
+
+
+class HeldOut:
+    """The conversations that evaluation asks about; none of them may be trained on, also not as an earlier turn."""
+
+    def __init__(self, settings: Evaluate) -> None:
+        self.keys = set()
+        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, Labelled)):
+            if file is not None:
+                self.keys |= {_key(row.messages) for row in read_rows(file, kind)[0]}
+
+    def __contains__(self, messages: Sequence[Message]) -> bool:
+        asked = (end for end, turn in enumerate(messages, start=1) if turn["role"] == "user")
+        return any(_key(messages[:end]) in self.keys for end in asked)
+
+
+class Maker:
+    """Makes examples by the settings of a run. Each method gives them, or the reason why there is none."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self._held_out = config, HeldOut(config.evaluate)
+
+    def sft(self, row: Decision) -> list[Example] | str:
+        """A kept response, as a dialogue to learn."""
+        if not row.kept:
+            return "not selected"
+        if row.messages in self._held_out:
+            return "held out"
+        said = (row.id, row.messages, row.response)
+        return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, row.scores))]
+
+    def reward(self, row: Decision) -> list[Example] | str:
+        """Any scored response, kept or not, as a lesson for the reward model."""
+        return self._regression(row.id, row.messages, row.response, row.scores)
+
+    def pairs(self, rows: Sequence[Decision]) -> list[Example] | str:
+        """The preference pairs of one prompt."""
+        if rows[0].messages in self._held_out:
+            return "held out"
+        pairs, reason = pairs_of(rows, self._config.preference, self._config.select)
+        return reason or [self._preference(pair) for pair in pairs]
+
+    def labelled(self, row: Labelled, name: str, weight: float) -> list[Example] | str:
+        """A row that people labelled, as often as its weight says."""
+        said = (row.messages, row.response, row.labels)
+        return self._copies(row, name, weight, lambda copy: self._regression(copy, *said))
+
+    def preferred(self, pair: Pair, name: str, weight: float) -> list[Example] | str:
+        """A pair that people judged, as often as its weight says."""
+        if pair.extra.get("split", "train") != "train":
+            return "not of its file's train split"
+        if pair.margin == 0:
+            return "tie"
+        if pair.messages in self._held_out:
+            return "held out"
+        return self._copies(pair, name, weight, lambda copy: [self._preference(dataclasses.replace(pair, id=copy))])
+
+    def _copies(
+        self, row: Labelled | Pair, name: str, weight: float, make: Callable[[str], list[Example] | str]
+    ) -> list[Example] | str:
+        count = math.floor(weight) + (_unit("weight", row.messages) < weight % 1)
+        if self._split(row.messages) != "train":
+            count = min(count, 1)  # a repeated row would count twice in what is measured
+        if not count:
+            return "left out by its weight"
+        examples: list[Example] = []
+        for copy in range(1, count + 1):
+            made = make(name if copy == 1 else f"{name}~{copy}")
+            if isinstance(made, str):
+                return made
+            examples += made
+        return examples
+
+    def _regression(self, name: str, messages: Sequence[Message], response: str, scores: Any) -> list[Example] | str:
+        if messages in self._held_out:
+            return "held out"
+        said = (name, messages, response, scores)
+        try:
+            return [self._example(messages, shapes.regression_row(*said), shapes.regression_columns(*said))]
+        except RowError as error:
+            return error.what
+
+    def _preference(self, pair: Pair) -> Example:
+        return self._example(pair.messages, shapes.preference_row(pair), shapes.preference_columns(pair))
+
+    def _example(self, messages: Sequence[Message], line: dict, columns: dict) -> Example:
+        return Example(self._split(messages), line, columns)
+
+    def _split(self, messages: Sequence[Message]) -> str:
+        return SPLITS[_unit("split", messages) < self._config.data.validation_share]
+
+
+def generated(maker: Maker, rows: Sequence[Decision]) -> Iterator[tuple[str, list[Example] | str]]:
+    """(kind, examples or reason) of everything that one prompt's decisions give."""
+    for row in rows:
+        yield "sft", maker.sft(row)
+        yield "reward", maker.reward(row)
+    yield "preference", maker.pairs(rows)
+
+
+def _unit(purpose: str, messages: Sequence[Message]) -> float:
+    """A number from 0 up to 1 that belongs to a conversation's first user turn, however it goes on.
+
+    So conversations that begin alike are never parted, neither by a split nor by a weight.
+    """
+    first = next(turn["content"].strip() for turn in messages if turn["role"] == "user")
+    return int(hash_of([purpose, first]), 16) / 16**16
+
+
+def _key(messages: Sequence[Message]) -> str:
+    return hash_of([[turn["role"], turn["content"].strip()] for turn in messages if turn["role"] != "system"])

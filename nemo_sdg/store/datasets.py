@@ -1,0 +1,114 @@
+"""The files that a round hands on, written row by row, in a folder that appears when all of it is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from nemo_sdg.store.files import commit_file, commit_folder, digest, dump, make_folder, open_new, refusing
+from nemo_sdg.store.seals import write_sums
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SUMMARY = "summary.json"
+ROWS_PER_GROUP = 1000
+"""Rows of a parquet row group: a number of our own, so that a file's bytes depend on its rows alone."""
+
+
+class DatasetFolder:
+    """A folder in the making, beside its final place. Use it as a `with` block, and `commit` at its end.
+
+    Raises StoreError when the disk refuses.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final, self._making = final, final.with_name(f".{final.name}.tmp")
+        self._lines: dict[str, BinaryIO] = {}
+        self._tables: dict[str, _Table] = {}
+        shutil.rmtree(self._making, ignore_errors=True)  # of an earlier start that was killed
+
+    def __enter__(self) -> DatasetFolder:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        for file in (*self._lines.values(), *self._tables.values()):
+            with contextlib.suppress(OSError):  # what could not be written is told by `error`
+                file.close()
+        if error is not None:
+            shutil.rmtree(self._making, ignore_errors=True)
+        if isinstance(error, OSError):
+            with refusing(self.final):
+                raise error
+
+    def add_line(self, name: str, row: Mapping[str, Any]) -> None:
+        """Appends a row to a JSONL file."""
+        self._file(name).write(dump(row))
+
+    def make(self, *names: str) -> None:
+        """Makes JSONL files that are there also without a row."""
+        for name in names:
+            self._file(name)
+
+    def add_row(self, name: str, row: Mapping[str, Any], schema: pyarrow.Schema) -> None:
+        """Appends a row to a parquet file; `schema` is that of the file's first row."""
+        if name not in self._tables:
+            self._tables[name] = _Table(self._open(name), schema)
+        self._tables[name].add(row)
+
+    def add_text(self, name: str, text: str) -> None:
+        commit_file(self._making / name, text.encode())
+
+    def commit(self, summary: Mapping[str, Any]) -> None:
+        """Closes the files and gives the folder its name; summary.json also says each file's digest."""
+        for file in self._lines.values():
+            file.close()
+        for table in self._tables.values():
+            table.close()
+        files = sorted(str(file.relative_to(self._making)) for file in self._making.rglob("*") if file.is_file())
+        told = {**summary, "digests": {name: digest(self._making / name) for name in files}}
+        commit_file(self._making / SUMMARY, json.dumps(told, indent=1).encode())
+        write_sums(self._making)
+        commit_folder(self._making, self.final)
+
+    def _file(self, name: str) -> BinaryIO:
+        if name not in self._lines:
+            self._lines[name] = self._open(name)
+        return self._lines[name]
+
+    def _open(self, name: str) -> BinaryIO:
+        path = self._making / name
+        make_folder(path.parent)
+        return open_new(path)
+
+
+class _Table:
+    """A parquet file to which rows are appended."""
+
+    def __init__(self, file: BinaryIO, schema: pyarrow.Schema) -> None:
+        import pyarrow.parquet
+
+        self._file, self._schema, self._waiting = file, schema, []
+        self._writer = pyarrow.parquet.ParquetWriter(file, schema)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        dump(row)  # refuses NaN, which parquet would hold
+        self._waiting.append(row)
+        if len(self._waiting) == ROWS_PER_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        if self._waiting:
+            self._flush()
+        self._writer.close()
+        self._file.close()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        self._writer.write_table(pyarrow.Table.from_pylist(self._waiting, self._schema), ROWS_PER_GROUP)
+        self._waiting = []

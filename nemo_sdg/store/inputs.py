@@ -1,0 +1,18 @@
+"""What names the rows that a setting points at, wherever they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nemo_sdg.config.values import fingerprint
+from nemo_sdg.records.sources import row_files
+from nemo_sdg.store.files import digest
+
+
+def rows_digest(path: str | Path) -> str | None:
+    """16 hex digits for the content of a file of rows, or of all files of a folder or a glob; None when absent.
+
+    Raises UserError when a folder or a glob has none.
+    """
+    files = row_files(path)
+    return digest(files[0]) if len(files) == 1 else fingerprint([digest(file) for file in files])

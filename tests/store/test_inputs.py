@@ -1,0 +1,55 @@
+"""What a run began with: the files of its settings, also those that are named by weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from nemo_sdg import plan
+from nemo_sdg.config import Data, RunConfig
+from nemo_sdg.errors import ConfigError, StoreError, UserError
+from nemo_sdg.store import Run, commit_rows
+
+
+def config(tmp_path: Path, **data: object) -> RunConfig:
+    prompts = tmp_path / "prompts.jsonl"
+    commit_rows(prompts, [{"prompt": "x"}])
+    return RunConfig(data=Data(**{"prompts": str(prompts), **data}))
+
+
+@pytest.mark.parametrize("key", ["labelled", "preference"])
+def test_a_file_with_a_weight_must_stay_what_it_was(tmp_path: Path, key: str):
+    file = tmp_path / "mine.jsonl"
+    commit_rows(file, [{"prompt": "x"}])
+    settings = config(tmp_path, **{key: {str(file): 2.0}})
+    Run.open(tmp_path / "run", settings, writer=True).close()
+    commit_rows(file, [{"prompt": "y"}])
+    with pytest.raises(StoreError, match=f"data.{key}.{file} is not what this run began with"):
+        Run.open(tmp_path / "run", settings, writer=True)
+
+
+def test_a_glob_must_stay_what_it_was(tmp_path: Path):
+    for name in "ab":
+        commit_rows(tmp_path / f"{name}.rows.jsonl", [{"prompt": name}])
+    settings = config(tmp_path, prompts=f"{tmp_path}/*.rows.jsonl")
+    Run.open(tmp_path / "run", settings, writer=True).close()
+    Run.open(tmp_path / "run", settings, writer=True).close()
+    commit_rows(tmp_path / "b.rows.jsonl", [{"prompt": "c"}])
+    with pytest.raises(StoreError, match="data.prompts is not what this run began with"):
+        Run.open(tmp_path / "run", settings, writer=True)
+
+
+def test_the_plan_counts_all_files_and_misses_those_that_are_not_there(tmp_path: Path):
+    commit_rows(tmp_path / "in/a.jsonl", [{"prompt": str(i)} for i in range(3)])
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["x", "y"]}), tmp_path / "in/b.parquet")
+    assert plan.make(config(tmp_path, prompts=str(tmp_path / "in"))).prompts == 5
+    with pytest.raises(ConfigError, match="data.labelled: there is no such file"):
+        plan.make(config(tmp_path, labelled={str(tmp_path / "absent.jsonl"): 1.0}))
+    with pytest.raises(UserError, match="no file of rows"):
+        plan.make(config(tmp_path, preference={f"{tmp_path}/*.absent": 1.0}))
+    (tmp_path / "in/b.parquet").write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match="cannot read the file"):
+        plan.make(config(tmp_path, prompts=str(tmp_path / "in")))
