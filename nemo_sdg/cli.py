@@ -31,7 +31,7 @@ app = typer.Typer(
 _INTERRUPTED = 130
 """The exit status of a program that was interrupted (128 + SIGINT)."""
 
-STAGES = ("prompts", "generate", "score", "select", "assemble", "train", "evaluate")
+STAGES = ("prompts", "generate", "score", "revise", "select", "assemble", "train", "evaluate")
 
 _RECIPE = typer.Argument(help="A name from recipes/, or a path to a .py or .yaml file.")
 _OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings that differ from the recipe.")
@@ -68,6 +68,18 @@ def stage(
     if name not in STAGES:
         raise ConfigError("there is no such stage", found=repr(name), expected=f"one of {', '.join(STAGES)}")
     return verbs.run(recipe, overrides or [], _run_folder(recipe, out), stage=name, round_=round_)
+
+
+@app.command()
+def fork(
+    run: Path = typer.Argument(metavar="RUN", help="Folder of a run."),
+    new: Path = typer.Argument(metavar="NEW", help="Folder of the new run."),
+    overrides: List[str] = _OVERRIDES,
+) -> int:
+    """A new run that takes over every stage which the changed settings leave as it is."""
+    from nemo_sdg import fork as forking
+
+    return forking.fork(run, new, overrides or [])
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The rounds, readable aloud: prompts, responses, scores, selection, datasets, training, evaluation, and again.
+"""The rounds, readable aloud: prompts, responses, scores, revisions, selection, datasets, training, evaluation, and again.
 
 Each stage reads what the stages before it have committed and does only what is missing, so the same command
 continues a run that was killed anywhere, and does nothing on a run that is finished.
@@ -6,6 +6,7 @@ continues a run that was killed anywhere, and does nothing on a run that is fini
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,15 @@ from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
-from nemo_sdg.stages import assemble, evaluate, generate, overlap, prompts, score, select, train
+from nemo_sdg.stages import assemble, evaluate, generate, overlap, prompts, revise, score, select, train
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import Run
+from nemo_sdg.store.waves import Part, wave_parts
+from nemo_sdg.stages.target import Progress
+from nemo_sdg.store import Run, StageStore
 
 STAGES = {
     "prompts": prompts,
+    "revise": revise,
     "generate": generate,
     "score": score,
     "select": select,
@@ -32,19 +36,53 @@ STAGES = {
 
 def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console) -> None:
     """All rounds. The policy and the reward model that a round has trained generate and score in the next."""
-    context = _rounds(config, opened, mesh, console)
-    at_once = config.models.placement != "in_turn"
+    context_of = _rounds(config, opened, mesh, console)
     for number in range(config.run.rounds):
-        for name in STAGES:
-            if name == "generate" and at_once:
-                _generate_and_score(context(number))
-            elif name != "score" or not at_once:
-                _stage(name, context(number))
+        context = context_of(number)
+        last = _candidates(context)
+        _stage("select", context.at(last))
+        for name in ("assemble", "train", "evaluate"):
+            _stage(name, context)
+
+
+def _candidates(context: Context) -> Part:
+    """Waves of scored responses, revised if the settings say so, until enough of them pass; the last wave."""
+    config, began, wave = context.config, time.monotonic(), 0
+    while True:
+        _stage("prompts", context.at(Part(wave)))
+        _generate_and_score(context.at(Part(wave)))
+        _revise(context, wave)
+        if config.select.target is None:
+            return Part(wave)
+        progress = _progress(context.at(Part(wave)), began)
+        context.console.say(progress.line())
+        if progress.reached:
+            return Part(wave)
+        progress.check(config)
+        wave += 1
+
+
+def _progress(context: Context, began: float) -> Progress:
+    """How far the waves up to this one have brought the round."""
+    config, folder = context.config, context.run.round(context.round)
+    passed = select.accepted(context)
+
+    def count() -> list[float]:
+        waves = range(context.part.wave + 1)
+        parts = [part for wave in waves for part in wave_parts(wave, config.revise.passes)]
+        made = [StageStore.finished(part.folder(folder) / "responses").totals for part in parts]
+        tokens = sum(totals["tokens"] for totals in made)
+        return [sum(totals["rows_in"] for totals in made), tokens, (time.monotonic() - began) / 3600]
+
+    return Progress(config.select.target, passed, *context.on_writer(count))
 
 
 def run_stage(name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, *, round: int) -> dict[str, Any]:
-    """One stage of one round; what it counted."""
-    return _stage(name, _rounds(config, opened, mesh, console)(round))
+    """One stage of one round; what it counted. Candidates are those of the first wave."""
+    context = _rounds(config, opened, mesh, console)(round)
+    if name == "revise":
+        return _revise(context, 0) or {}
+    return _stage(name, context)
 
 
 def _stage(name: str, context: Context) -> dict[str, Any]:
@@ -53,8 +91,21 @@ def _stage(name: str, context: Context) -> dict[str, Any]:
     return _told(name, context, STAGES[name].run(context))
 
 
+def _revise(context: Context, wave: int) -> dict[str, Any] | None:
+    """What nearly passed of a wave, pass by pass; what the last pass counted."""
+    totals = None
+    for part in wave_parts(wave, context.config.revise.passes)[1:]:
+        totals = _stage("revise", context.at(part))
+        _generate_and_score(context.at(part))
+    return totals
+
+
 def _generate_and_score(context: Context) -> None:
-    """Both stages at the same time; the scorer reads what the generator commits."""
+    """One after the other; or both at the same time, where the scorer reads what the generator commits."""
+    if context.config.models.placement == "in_turn":
+        _stage("generate", context)
+        _stage("score", context)
+        return
     generating = generate.Stage(context)
     scoring = score.Stage(context, generating.store)
     for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
@@ -62,7 +113,7 @@ def _generate_and_score(context: Context) -> None:
 
 
 def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]:
-    context.run.events("stage", round=context.round, stage=name, totals=totals)
+    context.run.events("stage", stage=name, **context.provenance, totals=totals)
     return totals
 
 

@@ -26,6 +26,7 @@ from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file,
 from nemo_sdg.store import StageStore
 from nemo_sdg.store.datasets import SUMMARY
 from nemo_sdg.store.files import dump
+from nemo_sdg.store.waves import Part
 
 _FILE_ROW = re.compile(r"(helpsteer2|labelled/\d+|preference/\d+):(\d+)(~\d+)?")
 
@@ -150,12 +151,16 @@ def _involved(rows: Sequence[dict], name: str) -> list[dict]:
 
 def _chain(folder: Path, decision: dict) -> tuple[dict, list[str]]:
     """(the prompt's row, where stages say something else of this response). A stage adds columns and changes none."""
+    part = Part.of(decision["provenance"])
+    place, turns, name = part.folder(folder), len(decision["messages"]), decision["id"]
+    prompt = f"{decision['provenance']['revises']}/r{part.revision}" if part.revision else decision["prompt_id"]
     problems, later = [], decision
-    for stage, column in (("scored", "id"), ("responses", "id"), ("prompts", "prompt_id")):
-        earlier = next((row for row in _rows(folder / stage) if row["id"] == decision[column]), None)
+    for stage, wanted in (("scored", name), ("responses", name), ("prompts", prompt)):
+        earlier = next((row for row in _rows(place / stage) if row["id"] == wanted), None)
         if earlier is None:
-            return {}, [*problems, f"{stage}: there is no row {decision[column]}"]
-        expected = {"messages": earlier["messages"]} if stage == "prompts" else earlier
+            return {}, [*problems, f"{stage}: there is no row {wanted}"]
+        # A revision is asked for in more turns than it answers.
+        expected = {"messages": earlier["messages"][:turns]} if stage == "prompts" else earlier
         found = {key: later.get(key) for key in expected}
         if "provenance" in expected:  # scoring adds who scored
             found["provenance"] = {key: later["provenance"].get(key) for key in expected["provenance"]}

@@ -83,12 +83,13 @@ def _finished(out: Path, config: RunConfig) -> bool:
     for number in range(config.run.rounds):
         folder = out / f"round-{number}"
         trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
-        needed = [*(f"{name}/SUCCESS.json" for name in report.STAGES), *(f"{kind}/training.json" for kind in trained)]
-        if not all((folder / name).is_file() for name in (*needed, "datasets/summary.json")):
+        needed = [*(f"{kind}/training.json" for kind in trained), "datasets/summary.json"]
+        if not all((folder / name).is_file() for name in needed) or read_json(folder / "evaluation.json") is None:
             return False
-        if read_json(folder / "evaluation.json") is None:
+        stages = [stage for _, stage in report.stage_folders(folder, config.revise.passes)]
+        if len(stages) == 1 or not all((stage / "SUCCESS.json").is_file() for stage in stages):
             return False
-        if not all(StageStore.finished(folder / name).done for name in report.STAGES):
+        if not all(StageStore.finished(stage).done for stage in stages):
             return False
         digests = json.loads((folder / "datasets" / "summary.json").read_bytes())["digests"]
         if any(digest(folder / "datasets" / name) != expected for name, expected in digests.items()):

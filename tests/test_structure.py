@@ -28,13 +28,13 @@ FLOORS = (
     ("session",),
     ("serve",),
     ("loop", "plan"),
-    ("verbs", "file_verbs", "folder_verbs", "download", "tracing"),
+    ("verbs", "file_verbs", "folder_verbs", "download", "fork", "tracing"),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = ("cli", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
-LIGHT += ("download", "hub", "hub.cache")
+LIGHT += ("download", "hub", "hub.cache", "fork", "synthesis")
 LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
 LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")
@@ -111,7 +111,7 @@ def test_quality_and_synthesis_know_rows_and_settings_only():
         if room(name) in ("quality", "synthesis"):
             for target, line, _ in imported(file):
                 if target.startswith("nemo_sdg"):
-                    allowed = ("records", "config", "errors", room(name))
+                    allowed = ("records", "config", "errors", "resources", room(name))
                     assert room(target) in allowed, f"{file}:{line}: {target}"
 
 

@@ -6,6 +6,7 @@ from nemo_sdg.config.loading import from_yaml, load
 from nemo_sdg.config.settings import (
     ATTRIBUTES,
     MISSING,
+    Budget,
     Data,
     Endpoint,
     Evaluate,
@@ -13,6 +14,7 @@ from nemo_sdg.config.settings import (
     Models,
     PhaseTopology,
     Preference,
+    Revise,
     Run,
     RunConfig,
     Score,
@@ -25,6 +27,7 @@ from nemo_sdg.config.values import fingerprint, flatten, identity, identity_yaml
 __all__ = [
     "ATTRIBUTES",
     "MISSING",
+    "Budget",
     "Data",
     "Endpoint",
     "Evaluate",
@@ -32,6 +35,7 @@ __all__ = [
     "Models",
     "PhaseTopology",
     "Preference",
+    "Revise",
     "Run",
     "RunConfig",
     "Score",

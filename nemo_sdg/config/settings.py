@@ -146,6 +146,36 @@ class Select:
     """Drop a response that max_tokens or the context cut off: it would teach to stop in mid-sentence."""
     unique: bool = True
     """Drop a response whose text equals one already kept for the same prompt."""
+    target: Optional[int] = None
+    """Accepted rows of a round, exactly: candidates are made wave by wave until so many pass, or the budget is spent. null is one
+    wave, and whatever passes."""
+
+
+@dataclass(kw_only=True)
+class Revise:
+    """Rows that nearly pass go back to the policy, which is told what scored low; the best version of each is kept."""
+
+    passes: int = 0
+    """Times that a row may go back; 0 revises nothing."""
+    margin: float = 1.0
+    """How far at most each score, and the scalar, may lie outside its limits for a row that goes back."""
+    samples: int = 1
+    """Revisions of one row in each pass."""
+    request: Optional[str] = None
+    """What the policy is told, as a jinja2 template; null is the shipped text. It may use `shortfalls` (each with name, score, limit, kind:
+    minimum or maximum), `prompt` (the user's last text) and `response`."""
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """What a round with `select.target` may take until it stops short of the target. It may be raised when a run goes on."""
+
+    candidates: Optional[int] = None
+    """Responses of a round at most; null is 100 for each row of the target."""
+    tokens: Optional[int] = None
+    """Generated tokens of a round at most."""
+    hours: Optional[float] = None
+    """Hours that this start of the command may spend on the candidates of a round."""
 
 
 @dataclass(kw_only=True)
@@ -237,9 +267,11 @@ class RunConfig:
     generate: Generate = field(default_factory=Generate)
     score: Score = field(default_factory=Score)
     select: Select = field(default_factory=Select)
+    revise: Revise = field(default_factory=Revise)
     data: Data = field(default_factory=Data)
     sft: Training = field(default_factory=Training)
     reward: Training = field(default_factory=Training)
     preference: Preference = field(default_factory=Preference)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    budget: Budget = field(default_factory=Budget)
     run: Run = field(default_factory=Run)

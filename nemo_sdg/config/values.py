@@ -17,7 +17,7 @@ _NOT_IDENTITY += ("generate.slots", "generate.prefill_tokens", "generate.kv_cach
 _NOT_IDENTITY += ("models.placement", "generate.topology.", "score.topology.", "score.pack_tokens")
 _NOT_IDENTITY += tuple(f"{p}.endpoint.{key}" for p in ("generate", "score") for key in ("url", "key_env", "concurrency"))
 _NOT_IDENTITY += tuple(f"{p}.endpoint.{key}" for p in ("generate", "score") for key in ("timeout_s", "retries"))
-_NOT_IDENTITY += ("sft.restart_every", "reward.restart_every")
+_NOT_IDENTITY += ("sft.restart_every", "reward.restart_every", "budget.")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from nemo_sdg.config import ATTRIBUTES, RunConfig, fingerprint, from_yaml, ident
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError
 from nemo_sdg.records import read_objects
+from nemo_sdg.store.waves import begun_parts
 
 STAGES = {"prompts": "prompts", "responses": "generate", "scored": "score", "decisions": "select"}
 """Folder of a round -> the stage that fills it."""
+IN_PARTS = ("prompts", "responses", "scored")
+"""Folders that each part of a round has."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Result:
     rows: list[StageRows] = field(default_factory=list)
     evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)
     """evaluation.json by round."""
+    revised: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """By round what each pass of revision won; see `quality.revision.Gain`."""
     losses: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     """Training losses by (round, "policy" or "reward")."""
 
@@ -63,11 +68,13 @@ def read(folder: Path) -> Result:
     result = Result(folder, from_yaml(folder / "run.yaml"))
     for number in range(result.config.run.rounds):
         place = folder / f"round-{number}"
-        for name, stage in STAGES.items():
-            totals = (_json(place / name / "SUCCESS.json") or {}).get("totals")
+        for stage, folder in stage_folders(place, result.config.revise.passes):
+            totals = (_json(folder / "SUCCESS.json") or {}).get("totals")
             if totals is not None:
-                dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), place / name)
+                dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), folder)
                 result.rows.append(StageRows(number, stage, totals["rows_in"], totals["kept"], dropped, faulty))
+                if totals.get("revised"):
+                    result.revised[number] = totals["revised"]
         for name, totals in ((_json(place / "datasets" / "summary.json") or {}).get("totals") or {}).items():
             dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), place / "datasets")
             result.rows.append(
@@ -84,6 +91,15 @@ def read(folder: Path) -> Result:
                 rows_in = training["rows"] + sum(aside.values())
                 result.rows.append(StageRows(number, f"train {kind}", rows_in, training["rows"], {}, aside))
     return result
+
+
+def stage_folders(place: Path, passes: int) -> Iterator[tuple[str, Path]]:
+    """(stage and part, folder) of a round in the order in which they are filled."""
+    for part in begun_parts(place, passes):
+        for name in IN_PARTS:
+            stage = "revise" if part.revision and name == "prompts" else STAGES[name]
+            yield f"{stage}, {part.title}" if part.title else stage, part.folder(place) / name
+    yield STAGES["decisions"], place / "decisions"
 
 
 def measures(result: Result) -> list[tuple[str, list[float | None]]]:
@@ -135,6 +151,14 @@ def show(result: Result, console: Console) -> None:
             for r in result.rows
         ]
         console.table("rows", ["round", "stage", "in", "kept", "dropped", "set aside", "reasons"], rows)
+    if result.revised:
+        columns = ["round", "pass", "asked again", "better", "accepted now", "mean scalar before", "after"]
+        rows = [
+            (number, n, won["asked"], won["better"], won["accepted"], _three(won["before"]), _three(won["after"]))
+            for number, passes in sorted(result.revised.items())
+            for n, won in enumerate(passes, start=1)
+        ]
+        console.table("revision", columns, rows)
     console.say("where things lie")
     for what, path in places(result):
         console.say(f"  {what:<14} {result.folder / path}")

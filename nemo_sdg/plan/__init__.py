@@ -21,6 +21,8 @@ from nemo_sdg.plan.models import model_plans
 from nemo_sdg.plan.units import bytes_text
 from nemo_sdg.records import row_files
 from nemo_sdg.session import under_torchrun
+from nemo_sdg.stages.target import most_candidates
+from nemo_sdg.synthesis.revision import Request
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Plan:
     responses: int
     response_tokens: int
     training_tokens: dict[str, int]
+    target: str | None
+    """What `select.target` asks for, in words."""
     models: list[ModelPlan]
     peak: Peak
     notes: list[str] = field(default_factory=list)
@@ -84,6 +88,8 @@ class Plan:
             if any(model.role == phase for model in self.models) and grid != self.grids.train:
                 console.say(f"  {phase:<9} {grid}, ranks {grid.ranks[0]} to {grid.ranks[-1]}")
         console.say(f"  a round   {self._rows()}")
+        if self.target is not None:
+            console.say(f"  target    {self.target}")
         console.say(f"  training  at most, in a round: {training}")
         if self.models:
             self._show_models(console)
@@ -127,6 +133,8 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
             check_global_batch(settings, laid.train.dp, kind)
     gpu = os.path.exists("/dev/nvidia0")
     dtype = config.models.dtype or ("bf16" if gpu else "fp32")
+    if config.revise.passes:
+        Request(config.revise.request)  # a template that cannot be filled in is refused now
     models = model_plans(config, laid, dtype, gpu, files)
     prompts, exact, notes = _prompts(config, files)
     responses = (prompts or 0) * config.generate.samples
@@ -150,6 +158,7 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
             for kind, (role, s) in kinds.items()
             if s.enabled
         },
+        target=_target(config),
         models=models,
         peak=peak(models, world, config.models.placement, gpu),
         notes=notes + _elsewhere(config),
@@ -168,6 +177,18 @@ def _elsewhere(config: RunConfig) -> list[str]:
         if settings.backend != "local" and trained.enabled and config.run.rounds > 1:
             notes.append(f"{phase} stays with {settings.backend} in every round; what a round trains is evaluated")
     return notes
+
+
+def _target(config: RunConfig) -> str | None:
+    """Before anything runs nobody knows how many candidates pass; the first wave tells."""
+    if config.select.target is None:
+        return None
+    most = [f"{most_candidates(config):,} candidates"]
+    most += [f"{limit:,} {name}" for name in ("tokens", "hours") if (limit := getattr(config.budget, name)) is not None]
+    return (
+        f"{config.select.target:,} rows accepted in each round, wave by wave of what is above; at most {', '.join(most)};"
+        " the forecast comes after the first wave"
+    )
 
 
 def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:

@@ -29,6 +29,7 @@ from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, rows_digest
 from nemo_sdg.store.datasets import SUMMARY
+from nemo_sdg.store.waves import begun_parts
 
 VERSION = 2
 """Raised when the code changes what the same settings give."""
@@ -70,7 +71,8 @@ def _write(context: Context) -> dict:
         for kind in ("sft", "reward"):
             if getattr(config, kind).enabled and not totals[kind]["rows"]["train"]:
                 raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else totals[kind])
-        text = card.card(config, context.round, totals, _funnel(context.folder), facts, context.run.fingerprint)
+        funnel = _funnel(context.folder, config.revise.passes, decisions.totals.get("waves", 1))
+        text = card.card(config, context.round, totals, funnel, facts, context.run.fingerprint)
         folder.add_text("README.md", text)
         folder.add_text("hf/README.md", text)
         folder.commit({"fingerprint": name, "templates": shapes.template_digests(), "totals": totals})
@@ -126,10 +128,13 @@ def _everything(
                 yield kind, row if isinstance(row, Fault) else make(row, f"{name}:{number}", weight)
 
 
-def _funnel(folder: Path) -> dict[str, Any]:
-    """Totals of the stages of the round, those that are finished."""
-    there = [name for name in _STAGES if (folder / name / "SUCCESS.json").is_file()]
-    return {name: StageStore.finished(folder / name).totals for name in there}
+def _funnel(folder: Path, passes: int, waves: int) -> dict[str, Any]:
+    """Totals of the stages of the round, of each part of it that was decided on, those that are finished."""
+    places = {f"{name}, {part.title}".removesuffix(", "): part.folder(folder) / name
+              for part in begun_parts(folder, passes) if part.wave < waves for name in _STAGES}  # fmt: skip
+    return {
+        name: StageStore.finished(place).totals for name, place in places.items() if (place / "SUCCESS.json").is_file()
+    }
 
 
 def _finished(final: Path, name: str) -> dict:

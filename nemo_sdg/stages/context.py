@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -12,6 +12,7 @@ from nemo_sdg.engine.backends.choosing import KINDS, Role
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.phases import Phase, Phases
+from nemo_sdg.store.waves import Part
 from nemo_sdg.store import Run
 
 if TYPE_CHECKING:
@@ -34,11 +35,27 @@ class Context:
     """Who generates and who scores; None is all ranks, as the job is laid out."""
     residents: Residents | None = None
     """Local models that are kept from stage to stage."""
+    part: Part = Part()
+    """Which batch of candidates, where a round needs several."""
 
     @property
     def folder(self) -> Path:
-        """The folder of this round."""
-        return self.run.round(self.round)
+        """The folder of this round, or of the part of it that is being made."""
+        return self.part.folder(self.run.round(self.round))
+
+    def at(self, part: Part) -> Context:
+        """The same round, at another part of its candidates."""
+        return replace(self, part=part)
+
+    @property
+    def samples(self) -> int:
+        """Responses to each prompt of this part."""
+        return self.config.revise.samples if self.part.revision else self.config.generate.samples
+
+    @property
+    def provenance(self) -> dict[str, int]:
+        """Where in the run a row was made."""
+        return {"round": self.round, **self.part.provenance}
 
     def phase(self, name: str) -> Phase:
         """The ranks of `generate` or `score`."""

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.engine.backends.choosing import sampling
-from nemo_sdg.records import Prompt
+from nemo_sdg.quality.revision import answered
+from nemo_sdg.records import Prompt, Response
 from nemo_sdg.stages import groups
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Group, StageStore
@@ -39,14 +41,15 @@ class Stage:
         self.role, self.phase = context.role("policy"), context.phase("generate")
         self.identity = context.on_writer(self.role.identity)
         seed = context.config.run.seed
-        self.provenance = {**self.identity, "template": "instruct", "seed": seed, "round": context.round}
+        self.provenance = {**self.identity, "template": "instruct", "seed": seed, **context.provenance}
+        self.samples = context.samples
         fingerprint = context.fingerprint(
             "generate",
             version=VERSION,
             inputs=[self.source.digest, self.provenance],
             dtype=context.dtype(self.role),
             spec=context.config.models.spec if self.role.local else None,
-            **groups.relevant(self.settings, *_BY_THE_WAY),
+            **{**groups.relevant(self.settings, *_BY_THE_WAY), "samples": self.samples},
         )
         # The groups of its input, so that a group is read when its turn comes.
         self.store = StageStore(context.folder / "responses", fingerprint, self.source.rows, self.source.group_size)
@@ -69,7 +72,7 @@ class Stage:
             yield from self.work.run(
                 self.work.mine,
                 self._ask,
-                lambda prompts: generator.generate(prompts, wanted, self.settings.samples),
+                lambda prompts: map(_as_answer, generator.generate(prompts, wanted, self.samples)),
                 provenance=self.provenance,
             )
         finally:
@@ -80,10 +83,10 @@ class Stage:
 
     def _ask(self, group: Group) -> list[tuple[Prompt, list[str]]]:
         prompts = map(Prompt.from_row, self.source.rows_of(group))
-        return [(p, [f"{p.id}#{sample}" for sample in range(self.settings.samples)]) for p in prompts]
+        return [(p, [f"{p.id}#{sample}" for sample in range(self.samples)]) for p in prompts]
 
     def _count(self, group: Group) -> int:
-        return (group.stop - group.start) * self.settings.samples
+        return (group.stop - group.start) * self.samples
 
     def _totals(self, rows: Iterator[dict], faulty: dict[str, int]) -> dict[str, Any]:
         kept = tokens = 0
@@ -92,10 +95,15 @@ class Stage:
             kept, tokens = kept + 1, tokens + len(row["response_token_ids"])
             reasons[row["finish_reason"]] += 1
         return {
-            "rows_in": self.source.rows * self.settings.samples,
+            "rows_in": self.source.rows * self.samples,
             "kept": kept,
             "dropped": {},
             "faulty": faulty,
             "tokens": tokens,
             "by_finish_reason": dict(sorted(reasons.items())),
         }
+
+
+def _as_answer(row: Response | Refusal) -> Response | Refusal:
+    """A revision is an answer to the prompt that it goes back to."""
+    return row if isinstance(row, Refusal) else answered(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Sequence
 
 from nemo_sdg.errors import RowError, UserError
@@ -15,10 +17,19 @@ def run(context: Context) -> dict:
     return context.on_writer(lambda: _write(context))
 
 
-def turn(prompts: Sequence[Prompt], number: int, per_round: int | None) -> list[Prompt]:
-    """The prompts of round `number`: the next `per_round` ones, from the start again after the last."""
+def turn(prompts: Sequence[Prompt], number: int, per_round: int | None, wave: int = 0) -> list[Prompt]:
+    """The prompts of one wave of round `number`: the next `per_round` ones, from the start again after the last.
+
+    A round begins one turn after the round before it, however many waves that had. A prompt that comes again in the same
+    round has an id of its own there, `<id>~2`, and so responses of its own.
+    """
     count = min(per_round or len(prompts), len(prompts))
-    return [prompts[(number * count + i) % len(prompts)] for i in range(count)]
+    seen: Counter[str] = Counter()
+    for earlier in range(wave + 1):
+        first = (number + earlier) * count
+        chosen = [prompts[(first + i) % len(prompts)] for i in range(count)]
+        seen.update(prompt.id for prompt in chosen)
+    return [p if seen[p.id] == 1 else replace(p, id=f"{p.id}~{seen[p.id]}") for p in chosen]
 
 
 def _write(context: Context) -> dict:
@@ -30,14 +41,14 @@ def _write(context: Context) -> dict:
     if faults and context.config.run.strict:
         where, way_out = f"{file}:{faults[0].line}", "correct it, or set run.strict=false"
         raise RowError(faults[0].reason, where=where, way_out=way_out)
-    chosen = turn(prompts, context.round, settings.prompts_per_round)
+    chosen = turn(prompts, context.round, settings.prompts_per_round, context.part.wave)
     store = StageStore(
-        context.run.round(context.round) / "prompts",
+        context.folder / "prompts",
         context.fingerprint(
             "prompts",
             inputs=rows_digest(file),
-            round=context.round,
             prompts_per_round=settings.prompts_per_round,
+            **context.provenance,
         ),
         len(chosen),
         context.config.generate.group_size,

@@ -90,7 +90,7 @@ class Stage:
         return self.source.rows_of(group)
 
     def _count(self, group: Group) -> int:
-        return (group.stop - group.start) * self.context.config.generate.samples
+        return (group.stop - group.start) * self.context.samples
 
     def _totals(self, rows: Iterator[dict], faulty: dict[str, int]) -> dict[str, Any]:
         sums, scored, kept, asked = dict.fromkeys(ATTRIBUTES, 0.0), dict.fromkeys(ATTRIBUTES, 0), 0, 0

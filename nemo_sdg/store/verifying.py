@@ -12,6 +12,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.store.run import RUN
 from nemo_sdg.store.seals import SUMS, check_sums, check_text, read_json
 from nemo_sdg.store.stage import StageStore
+from nemo_sdg.store.waves import FOLDER
 
 STAGES = ("prompts", "responses", "scored", "decisions")
 _NOTES = ("logs", "run.lock")
@@ -68,6 +69,8 @@ def check_entry(entry: Path) -> list[str] | None:
     """What is wrong with one thing in the folder of a round; None for what a run has not put there."""
     if entry.name.startswith("."):
         return []  # begun and not named yet: the next start goes on with it or takes it away
+    if FOLDER.fullmatch(entry.name):
+        return [problem for inner in sorted(entry.iterdir()) for problem in check_entry(inner) or []]
     if entry.name in STAGES or (entry / "SUCCESS.json").exists():
         return _stage(entry)
     if entry.is_dir():

@@ -1,0 +1,140 @@
+"""`fork`: a new run that takes over every stage which a change of settings leaves as it is.
+
+Nothing is generated, scored or read again that need not be. What is taken over are files that nobody writes to any more, so they are
+linked, not copied, where the file system can; each stage still holds its own fingerprint against what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_sdg.config import RunConfig, from_yaml, identity, load
+from nemo_sdg.console import Console
+from nemo_sdg.errors import ConfigError, StoreError
+from nemo_sdg.store import Run, commit_folder
+from nemo_sdg.store.waves import begun_parts
+
+_MODELS = ("models.dtype", "models.spec")
+_LIMITS = ("select.minimum", "select.maximum", "select.weights", "select.minimum_scalar", "select.finished")
+DEPENDS = {
+    "prompts": ("data.prompts", "data.prompts_per_round", "generate.group_size"),
+    "responses": ("models.instruct", *_MODELS, "generate.", "run.seed"),
+    "scored": ("models.reward", *_MODELS, "score."),
+    "decisions": ("select.", "revise."),
+    "datasets": ("data.", "evaluate.exact_match", "evaluate.helpsteer2"),
+    "policy": ("models.base", *_MODELS, "sft.", "run.seed"),
+    "reward": ("models.base", *_MODELS, "reward.", "run.seed"),
+    "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
+}
+"""What a stage leaves in a round, and the settings that it depends on beside what the stages before it left."""
+REVISION = (*_LIMITS, "revise.")
+"""What the prompts of a revision depend on."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One folder or file of a round."""
+
+    round: int
+    name: str
+    """Below the round's folder."""
+    reused: bool
+    rows: int | None
+    """As the old run has them; None where it does not say."""
+    tokens: int | None
+
+
+def fork(run: Path, new: Path, overrides: list[str]) -> int:
+    """Makes the new run, says what it takes over, and returns the exit status."""
+    if not (run / "run.yaml").is_file():
+        raise StoreError("the folder is no run", where=run, found="no run.yaml", way_out="give the --out of a run")
+    if run.resolve() == new.resolve():
+        raise ConfigError("a run cannot be forked into itself", where=new, way_out="name a new folder")
+    before, config = from_yaml(run / "run.yaml"), load(str(run / "run.yaml"), overrides)
+    steps = list(plan(run, before, config))
+    console = Console()
+    rows = [(s.round, s.name, "reused" if s.reused else "to do", _count(s.rows), _count(s.tokens)) for s in steps]
+    changed = ", ".join(f"{key} {old} -> {now}" for key, old, now in changes(before, config)) or "nothing"
+    console.say(f"fork of {run}: {changed}")
+    console.table("what the new run begins with", ["round", "what", "", "rows", "tokens"], rows)
+    with Run.open(new, config, writer=True) as opened:
+        with console.progress("taking over", sum(step.reused for step in steps)) as bar:
+            for step in steps:
+                if step.reused:
+                    _take(run / f"round-{step.round}" / step.name, opened.round(step.round) / step.name)
+                    bar.advance()
+    console.say(f"next: nemo-sdg run {new}/run.yaml --out {new}")
+    return 0
+
+
+def changes(before: RunConfig, after: RunConfig) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of the settings that decide what rows are."""
+    old, new = identity(before), identity(after)
+    return [(k, old.get(k), new.get(k)) for k in {**old, **new} if old.get(k, "unset") != new.get(k, "unset")]
+
+
+def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
+    """Everything that the old run left, in order, and whether it is still what the new settings give."""
+    changed = [key for key, _, _ in changes(before, after)]
+
+    def touched(keys: tuple[str, ...]) -> bool:
+        return any(key == name or key.startswith(name if name.endswith(".") else f"{name}.")
+                   for key in changed for name in keys)  # fmt: skip
+
+    earlier = False
+    """Whether a model that an earlier round trained is another now."""
+    for number in range(min(before.run.rounds, after.run.rounds)):
+        folder = run / f"round-{number}"
+        waves_changed = False
+        for part in begun_parts(folder, before.revise.passes):
+            part_changed = part.revision > 0 and (waves_changed or touched(REVISION))
+            for name in ("prompts", "responses", "scored"):
+                part_changed = part_changed or touched(DEPENDS[name]) or (earlier and name != "prompts")
+                place = part.folder(Path()) / name
+                if (folder / place).is_dir():
+                    yield _step(folder, number, str(place), not part_changed)
+            waves_changed = waves_changed or part_changed
+        stale = waves_changed or earlier
+        for name in ("decisions", "datasets", "policy", "reward", "evaluation.json"):
+            stale = stale or touched(DEPENDS[name])
+            if (folder / name).exists():
+                yield _step(folder, number, name, not stale)
+        earlier = stale
+
+
+def _step(folder: Path, number: int, name: str, reused: bool) -> Step:
+    success = folder / name / "SUCCESS.json"
+    finished = not name.endswith(("prompts", "responses", "scored", "decisions")) or success.is_file()
+    totals = json.loads(success.read_bytes())["totals"] if success.is_file() else {}
+    return Step(number, name, reused and finished, totals.get("kept"), totals.get("tokens"))
+
+
+def _take(source: Path, target: Path) -> None:
+    """The same files under a new name, whole or not at all."""
+    if target.exists():
+        return
+    if source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(source, target)
+        return
+    temporary = target.with_name(f".{target.name}.tmp-fork")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, copy_function=_link, symlinks=True)
+    commit_folder(temporary, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"

@@ -1,0 +1,61 @@
+"""The parts of a round: waves of candidates, and in each wave the revisions of what nearly passed.
+
+Without `select.target` a round is one wave. Each part has prompts/, responses/ and scored/ of its own; decisions/ are of
+all parts together.
+
+    round-0/                       wave 0
+    round-0/revise-1/              what nearly passed in wave 0, revised once
+    round-0/wave-1/                more candidates, because too few were accepted
+    round-0/wave-1/revise-1/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = re.compile(r"(wave|revise)-\d+")
+"""Names of the folders of parts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    wave: int = 0
+    revision: int = 0
+    """Pass of revision, from 1; 0 is the wave's own candidates."""
+
+    def folder(self, round_folder: Path) -> Path:
+        wave = round_folder / f"wave-{self.wave}" if self.wave else round_folder
+        return wave / f"revise-{self.revision}" if self.revision else wave
+
+    @property
+    def provenance(self) -> dict[str, int]:
+        """What rows say of it; those of the first wave say nothing."""
+        said = {"wave": self.wave, "revision": self.revision}
+        return {name: number for name, number in said.items() if number}
+
+    @classmethod
+    def of(cls, provenance: Mapping[str, Any]) -> Part:
+        """Where a row was made, by what it says of itself."""
+        return cls(provenance.get("wave", 0), provenance.get("revision", 0))
+
+    @property
+    def title(self) -> str:
+        wave = f"wave {self.wave}" if self.wave else ""
+        return ", ".join(filter(None, (wave, f"revision {self.revision}" if self.revision else "")))
+
+
+def wave_parts(wave: int, passes: int) -> list[Part]:
+    """The parts of one wave in their order."""
+    return [Part(wave, revision) for revision in range(passes + 1)]
+
+
+def begun_parts(round_folder: Path, passes: int) -> Iterator[Part]:
+    """The parts of a round that there are, finished or not, in order."""
+    wave = 0
+    while Part(wave).folder(round_folder).is_dir():
+        yield from (part for part in wave_parts(wave, passes) if part.folder(round_folder).is_dir())
+        wave += 1

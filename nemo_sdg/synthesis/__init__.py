@@ -1,0 +1,1 @@
+"""What to ask for: prompts by kind, and the words of a revision."""

@@ -1,0 +1,107 @@
+"""What nearly passed, how it is asked for again, and which version is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from nemo_sdg.config import ATTRIBUTES, MISSING, Select
+from nemo_sdg.quality.revision import Gain, answered, ask, best_versions, gains, root_of, shortfalls
+from nemo_sdg.quality.target import SUPERSEDED, decide_round
+from nemo_sdg.records import Response, Scored
+
+LIMITS = Select(minimum={"helpfulness": 3.0}, maximum={"verbosity": 2.0}, weights={"helpfulness": 1.0})
+
+
+def row(name: str = "p#0", root: str | None = None, text: str = "5", finish: str = "stop", **scores: float) -> Scored:
+    asked = ({"role": "user", "content": "q"},)
+    values = {attribute: scores.get(attribute, 2.0) for attribute in ATTRIBUTES}
+    said = {"root": root} if root else {}
+    return Scored(name, "p", 0, asked, text, finish_reason=finish, provenance=said, scores=values)
+
+
+def test_each_missed_limit_is_told_with_its_distance():
+    found = shortfalls(row(helpfulness=2.25, verbosity=2.5), LIMITS)
+    assert [(s.name, s.kind, s.limit, s.distance) for s in found] == [
+        ("helpfulness", "minimum", 3.0, 0.75), ("verbosity", "maximum", 2.0, 0.5)
+    ]  # fmt: skip
+    (scalar,) = shortfalls(row(helpfulness=3.0), dataclasses.replace(LIMITS, minimum_scalar=3.5))
+    assert (scalar.name, scalar.score, scalar.distance) == ("scalar", 3.0, 0.5)
+
+
+def test_a_limit_itself_passes():
+    assert shortfalls(row(helpfulness=3.0, verbosity=2.0), LIMITS) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        row(text=" "), row(text="<extra_id_1>"), row(finish="length"), row(helpfulness=math.nan), row(coherence=math.inf),
+        row(verbosity=MISSING), row(helpfulness=MISSING),
+    ],
+    ids=["empty", "control piece", "cut off", "nan", "infinity", "not scored", "no weight scored"],
+)  # fmt: skip
+def test_what_a_better_score_does_not_mend(bad):
+    assert shortfalls(bad, LIMITS) is None
+
+
+def test_the_best_version_of_each_answer_in_the_order_of_the_first():
+    rows = [
+        row("a", helpfulness=1.0), row("b", helpfulness=3.0), row("c", helpfulness=math.nan),
+        row("a/r1", root="a", helpfulness=2.0), row("b/r1", root="b", helpfulness=3.0), row("c/r1", root="c"),
+    ]  # fmt: skip
+    assert [version.id for version in best_versions(rows, LIMITS)] == ["a/r1", "b", "c/r1"]
+
+
+def test_a_version_that_passes_goes_before_one_with_a_higher_scalar():
+    rows = [row("a", helpfulness=4.0, verbosity=3.0), row("a/r1", root="a", helpfulness=3.0)]
+    assert [version.id for version in best_versions(rows, LIMITS)] == ["a/r1"]
+
+
+def test_a_revision_is_asked_for_in_a_dialogue_and_answers_the_prompt_itself():
+    first = row("p#3", text="old")
+    prompt = ask(dataclasses.replace(first, sample=3, extra={"topic": "t"}), "Better, please.", 1)
+    assert prompt.id == "p#3/r1"
+    assert [turn["content"] for turn in prompt.messages] == ["q", "old", "Better, please."]
+    made = answered(Response(f"{prompt.id}#0", prompt.id, 0, prompt.messages, "new", extra=prompt.extra))
+    assert (made.id, made.prompt_id, made.sample, made.response) == ("p#3/r1#0", "p", 3, "new")
+    assert made.messages == first.messages and made.extra == {"topic": "t"}
+    assert made.provenance == {"root": "p#3", "revises": "p#3"}
+    again = Scored(**vars(made), scores=first.scores)
+    second = ask(again, "Better still.", 2)
+    last = answered(Response("x", second.id, 0, second.messages, "newer", extra=second.extra))
+    assert root_of(last) == "p#3" and last.provenance["revises"] == "p#3/r1#0"
+    assert [turn["content"] for turn in second.messages] == ["q", "new", "Better still."]
+
+
+def test_any_other_answer_stays_as_it_is():
+    plain = Response("p#0", "p", 0, ({"role": "user", "content": "q"},), "a")
+    assert answered(plain) is plain
+
+
+def test_one_version_is_decided_on_and_the_others_say_why():
+    rows = [row("a", helpfulness=1.0), row("b", helpfulness=3.5), row("a/r1#0", root="a", helpfulness=3.25)]
+    decisions = decide_round(rows, dataclasses.replace(LIMITS, unique=False))
+    assert [(d.id, d.kept, d.reason, d.scalar) for d in decisions] == [
+        ("a", False, SUPERSEDED, 1.0), ("b", True, None, 3.5), ("a/r1#0", True, None, 3.25)
+    ]  # fmt: skip
+
+
+def test_the_target_keeps_the_best_and_of_equals_the_earlier():
+    rows = [row(f"p{i}", helpfulness=score, text=str(i)) for i, score in enumerate((3.0, 3.5, 1.0, 3.5, 3.25))]
+    decisions = decide_round(rows, dataclasses.replace(LIMITS, target=2))
+    beyond = "beyond the target of 2"
+    assert [d.reason for d in decisions] == [beyond, None, "helpfulness below 3", None, beyond]
+    assert sum(d.kept for d in decide_round(rows, dataclasses.replace(LIMITS, target=9))) == 4
+
+
+def test_what_each_pass_won():
+    first = [row("a", helpfulness=1.0), row("b", helpfulness=2.0), row("c", helpfulness=3.5)]
+    one = [row("a/r1", root="a", helpfulness=0.5), row("b/r1", root="b", helpfulness=3.0)]
+    two = [row("a/r1/r2", root="a", helpfulness=2.5)]
+    assert gains([first, one, two], LIMITS) == [
+        Gain(asked=2, better=1, accepted=1, before=1.5, after=2.0), Gain(1, 1, 0, 1.0, 2.5)
+    ]  # fmt: skip
+    assert gains([first, [], []], LIMITS) == [Gain(0, 0, 0, 0.0, 0.0)] * 2

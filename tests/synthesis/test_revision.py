@@ -1,0 +1,53 @@
+"""The words in which a revision is asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemo_sdg.config import ATTRIBUTES
+from nemo_sdg.errors import ConfigError
+from nemo_sdg.quality.revision import Shortfall
+from nemo_sdg.synthesis.revision import Request
+
+
+def told(*found: Shortfall, template: str | None = None) -> str:
+    return Request(template)(shortfalls=list(found), prompt="Add 1 and 2.", response="4")
+
+
+def test_the_shipped_text_names_what_is_wrong_and_nothing_else():
+    text = told(Shortfall("correctness", 2.26, 3.0, "minimum"), Shortfall("verbosity", 3.5, 2.0, "maximum"))
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert "correctness: 2.3, and at least 3.0" in lines[1] and "correct what is wrong" in lines[1]
+    assert "length: 3.5, and at most 2.0" in lines[2] and "Be brief" in lines[2]
+    assert "helpful" not in text and "{" not in text
+
+
+@pytest.mark.parametrize("kind", ["minimum", "maximum"])
+@pytest.mark.parametrize("name", [*ATTRIBUTES, "scalar"])
+def test_there_are_words_for_every_limit(name, kind):
+    assert len(told(Shortfall(name, 1.0, 2.0, kind)).splitlines()) == 3
+
+
+def test_a_text_of_the_users():
+    template = "{{ prompt }} Not {{ response }}{% for s in shortfalls %} ({{ s.name }}){% endfor %}."
+    assert told(Shortfall("scalar", 1.0, 2.0, "minimum"), template=template) == "Add 1 and 2. Not 4 (scalar)."
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ propmt }}", "found propmt.* the nearest is prompt"),
+        ("{{ prompt", "the template is broken"),
+        ("{{ prompt.__class__.__mro__ }}", "cannot be filled in"),
+        ("{% for s in shortfalls %}{{ s.nmae }}{% endfor %}", "cannot be filled in"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_sentence(template, said):
+    with pytest.raises(ConfigError, match=f"(?s){said}") as caught:
+        told(Shortfall("scalar", 1.0, 2.0, "minimum"), template=template)
+    assert "revise.request" in str(caught.value)
+
+
+def test_the_digest_is_of_the_text():
+    assert Request(None).digest == Request(None).digest != Request("{{ prompt }}").digest

@@ -1,0 +1,205 @@
+"""A round with a target: exactly so many rows, wave by wave, however often it is killed and on any ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+from small_run import make_inputs, row_files, small_config
+
+import nemo_sdg.loop
+from nemo_sdg import fork
+from nemo_sdg.config import Budget, Revise, RunConfig, Select, Topology, Training
+from nemo_sdg.console import Console
+from nemo_sdg.engine import residents
+from nemo_sdg.errors import UserError
+from nemo_sdg.evaluation import report
+from nemo_sdg.quality.revision import root_of
+from nemo_sdg.records import Decision
+from nemo_sdg.store import Run, StageStore
+
+TARGET = 25
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def settings(inputs: Path, target: int | None = TARGET, **select) -> RunConfig:
+    """18 candidates a wave, of which about half pass; nothing is trained."""
+    off = Training(enabled=False)
+    config = dataclasses.replace(small_config(inputs, rounds=1), sft=off, reward=off)
+    config.data.prompts_per_round, config.models.dtype = 6, "fp64"
+    config.evaluate.exact_match = config.evaluate.helpsteer2 = None
+    config.select = Select(**{"minimum": {"helpfulness": 0.0}, "unique": False, "target": target, **select})
+    config.revise = Revise(passes=1, margin=0.5, request="{{ prompt }}")
+    return config
+
+
+def do(mesh, config, out, told=None):
+    config = dataclasses.replace(config, topology=Topology(tp=mesh.tp, pp=mesh.pp, dp=mesh.dp))
+    stream = io.StringIO()
+    with Run.open(out, config, writer=mesh.writer) as opened:
+        nemo_sdg.loop.run(config, opened, mesh, Console(stream, speaks=mesh.writer))
+        mesh.barrier()
+    return stream.getvalue()
+
+
+def decisions(out: Path) -> list[Decision]:
+    return [Decision.from_row(row) for row in StageStore.finished(out / "round-0/decisions").read()]
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("target") / "run"
+    return out, run_ranks(do, settings(inputs), out)[0]
+
+
+def test_exactly_as_many_rows_as_were_asked_for(finished):
+    out, said = finished
+    rows = decisions(out)
+    kept = [row for row in rows if row.kept]
+    assert len(kept) == len({row.id for row in kept}) == len({root_of(row) for row in kept}) == TARGET
+    assert (out / "round-0/datasets/sft.jsonl").read_bytes().count(b"\n") == TARGET
+    waves = [row.provenance.get("wave", 0) for row in rows]
+    assert len(set(waves)) > 1, "one wave was enough, so this shows nothing"
+    assert min(row.scalar for row in kept) >= max(
+        (row.scalar for row in rows if row.reason == f"beyond the target of {TARGET}"), default=-9
+    )
+    totals = StageStore.finished(out / "round-0/decisions").totals
+    assert totals["rows_in"] == len(rows) and totals["kept"] == TARGET
+    assert "25 rows accepted" in said and "more candidates" not in said and "candidates, " in said
+
+
+def test_a_prompt_that_comes_again_has_responses_of_its_own(finished):
+    """24 prompts, six a wave: from the fifth wave on they come again."""
+    out, _ = finished
+    rows = decisions(out)
+    assert len({row.id for row in rows}) == len(rows)
+
+
+def test_versions_go_back_to_answers_and_only_the_best_is_kept(finished):
+    out, _ = finished
+    rows = decisions(out)
+    revised = [row for row in rows if "root" in row.provenance]
+    assert revised and all(row.provenance["revision"] == 1 for row in revised)
+    by_id = {row.id: row for row in rows}
+    for row in revised:
+        first = by_id[row.provenance["root"]]
+        assert row.messages == first.messages and row.prompt_id == first.prompt_id
+        assert -0.5 <= first.scores["helpfulness"] < 0, "it was not near enough, or good enough"
+    (won,) = StageStore.finished(out / "round-0/decisions").totals["revised"]
+    assert won["asked"] == len(revised) and won["after"] >= won["before"]
+
+
+@pytest.mark.parametrize("topology", [{"dp": 2}, {"tp": 2}], ids=["dp2", "tp2"])
+def test_the_same_rows_on_any_ranks(inputs, finished, tmp_path, topology):
+    run_ranks(do, settings(inputs), tmp_path / "run", **topology)
+    assert row_files(tmp_path / "run") == row_files(finished[0])
+
+
+def test_stopped_after_any_wave_it_goes_on(inputs, finished, tmp_path):
+    """A budget stops it, with the reason and the figures; a larger one goes on from there."""
+    out, config = tmp_path / "run", settings(inputs)
+    for most in (1, 30, 50):
+        config.budget = Budget(candidates=most)
+
+        def refused(mesh, config=config):
+            with pytest.raises(UserError) as caught:
+                do(mesh, config, out)
+            return str(caught.value)
+
+        said = run_ranks(refused)[0]
+        assert f"of {TARGET} rows accepted" in said and "budget.candidates" in said and "raise budget.candidates" in said
+        before = row_files(out)
+    config.budget = Budget()
+    run_ranks(do, config, out)
+    assert before.items() <= row_files(out).items() and row_files(out) == row_files(finished[0])
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=1), Budget(hours=1e-9)], ids=["tokens", "hours"])
+def test_other_budgets(inputs, tmp_path, budget):
+    config = dataclasses.replace(settings(inputs), budget=budget)
+
+    def refused(mesh):
+        with pytest.raises(UserError, match="the budget is spent"):
+            do(mesh, config, tmp_path / "run")
+
+    run_ranks(refused)
+
+
+def test_the_report_tells_of_every_part(finished):
+    result = report.read(finished[0])
+    stages = [rows.stage for rows in result.rows]
+    for stage in ("generate", "revise, revision 1", "generate, wave 1", "score, wave 1, revision 1", "select"):
+        assert stage in stages, stage
+    stream = io.StringIO()
+    report.show(result, Console(stream))
+    assert "mean scalar before" in stream.getvalue()
+
+
+# ---- fork
+
+
+def test_a_fork_with_another_threshold_runs_no_model_and_gives_the_rows_of_a_whole_run(
+    inputs, finished, tmp_path, monkeypatch, capsys
+):
+    """The target is lower, so that the waves which are there are enough."""
+    new, words = tmp_path / "new", ["select.minimum.helpfulness=0.1", "select.target=9", "revise.passes=0"]
+    assert fork.fork(finished[0], new, words) == 0
+    said = capsys.readouterr().out
+    assert "select.minimum.helpfulness 0.0 -> 0.1" in said and f"nemo-sdg run {new}/run.yaml --out {new}" in said
+    config = settings(inputs, target=9, minimum={"helpfulness": 0.1})
+    config.revise = dataclasses.replace(config.revise, passes=0)
+
+    def without_models(mesh):
+        monkeypatch.setattr(residents, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+        return do(mesh, config, new)
+
+    run_ranks(without_models)
+    run_ranks(do, config, tmp_path / "whole")
+    assert len([row for row in decisions(new) if row.kept]) == 9
+    names = {name for name in row_files(tmp_path / "whole") if "wave" not in name}
+    assert {name: row_files(new)[name] for name in names} == {
+        name: row_files(tmp_path / "whole")[name] for name in names
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "reused"),
+    [
+        ([], {"prompts", "responses", "scored", "decisions", "datasets"}),
+        (["select.per_prompt=1"], {"prompts", "responses", "scored"}),
+        (["score.backend=hf"], {"prompts", "responses"}),
+        (["generate.temperature=0.5"], {"prompts"}),
+        (["data.prompts_per_round=5"], set()),
+        (["generate.slots=4", "topology.tp=2", "budget.tokens=5"], {"prompts", "responses", "scored", "decisions", "datasets"}),
+    ],
+)  # fmt: skip
+def test_what_a_change_leaves(finished, words, reused):
+    before = fork.from_yaml(finished[0] / "run.yaml")
+    after = fork.load(str(finished[0] / "run.yaml"), words)
+    steps = [step for step in fork.plan(finished[0], before, after) if "/" not in step.name]
+    assert {step.name for step in steps if step.reused} - {"evaluation.json"} == reused
+
+
+def test_revisions_depend_on_the_limits_and_waves_do_not(finished):
+    before = fork.from_yaml(finished[0] / "run.yaml")
+    after = fork.load(str(finished[0] / "run.yaml"), ["select.minimum.helpfulness=0.2"])
+    steps = {step.name: step.reused for step in fork.plan(finished[0], before, after)}
+    assert steps["wave-1/scored"] and steps["scored"]
+    assert not steps["revise-1/prompts"] and not steps["wave-1/revise-1/responses"]
+
+
+def test_forks_that_make_no_sense(finished, tmp_path):
+    with pytest.raises(UserError, match="the folder is no run"):
+        fork.fork(tmp_path, tmp_path / "new", [])
+    with pytest.raises(UserError, match="cannot be forked into itself"):
+        fork.fork(finished[0], finished[0], [])
+    fork.fork(finished[0], tmp_path / "new", ["select.target=3"])
+    with pytest.raises(UserError, match="another config"):
+        fork.fork(finished[0], tmp_path / "new", ["select.target=4"])
