@@ -2,10 +2,11 @@
 allowed (checks), and how they are written and named (values)."""
 
 from nemo_sdg.config.checks import validate
-from nemo_sdg.config.loading import from_yaml, load
+from nemo_sdg.config.loading import from_yaml, load, read_mapping
 from nemo_sdg.config.settings import (
     ATTRIBUTES,
     MISSING,
+    PROMPT_KINDS,
     Data,
     Endpoint,
     Evaluate,
@@ -16,6 +17,7 @@ from nemo_sdg.config.settings import (
     RunConfig,
     Score,
     Select,
+    Synthesis,
     Topology,
     Training,
 )
@@ -24,6 +26,7 @@ from nemo_sdg.config.values import fingerprint, flatten, identity, nearest, to_y
 __all__ = [
     "ATTRIBUTES",
     "MISSING",
+    "PROMPT_KINDS",
     "Data",
     "Endpoint",
     "Evaluate",
@@ -34,6 +37,7 @@ __all__ = [
     "RunConfig",
     "Score",
     "Select",
+    "Synthesis",
     "Topology",
     "Training",
     "fingerprint",
@@ -42,6 +46,7 @@ __all__ = [
     "identity",
     "load",
     "nearest",
+    "read_mapping",
     "to_yaml",
     "validate",
 ]
