@@ -73,6 +73,7 @@ def test_every_kind_gets_its_prompts_and_everything_is_counted(tmp_path, server)
     assert {name: totals["by_kind"][name]["wanted"] for name in KINDS} == KINDS
     assert totals["kept"] == len(made) and totals["faulty"] == 0
     assert totals["rows_in"] == totals["kept"] + sum(totals["dropped"].values())
+    assert totals["dropped"]["more than were wanted"] > 0
     levels = [StageStore.finished(folder) for folder in sorted((where.folder / "prompts").glob("answers-*"))]
     assert sum(level.rows for level in levels) == len(server.asked) == sum(asked(server).values())
     topics = levels[0].rows + levels[1].rows
@@ -141,6 +142,10 @@ def test_another_seed_round_or_policy_setting_is_another_stage(tmp_path, server)
     for word in ("run.seed=5", "data.synthesis.per_ask=3", "generate.temperature=0.5", "data.synthesis.max_tokens=9"):
         with pytest.raises(StoreError, match="made with another fingerprint"):
             prompts.run(made_for(tmp_path, server, word, kinds=small))
+    for file in (tmp_path / "run/round-0/prompts").glob("*.json*"):  # as a run that was killed before its end
+        file.unlink()
+    with pytest.raises(StoreError, match="answers-00: the stage was made with another fingerprint"):
+        prompts.run(made_for(tmp_path, server, "data.synthesis.max_tokens=9", kinds=small))
     assert prompts.run(made_for(tmp_path, server, "generate.endpoint.concurrency=1", "generate.samples=9", kinds=small))
     first, second = (made_for(tmp_path, server, kinds=small, number=number) for number in (0, 1))
     prompts.run(second)

@@ -26,6 +26,7 @@ NAMES = {
     "dashed": "1. Alpha - the first\n2. Beta – the second\n3. Gamma — the third",
     "sub-bullets": "1. Alpha\n   - one\n   - two\n2. Beta\n   - three\n3. Gamma",
     "sub-bullets flush": "1. Alpha\n- one\n- two\n2. Beta\n- three\n3. Gamma",
+    "sub-numbers": "1. Alpha\n   1. one\n   2. two\n2. Beta\n3. Gamma",
     "dashes": "- Alpha\n- Beta\n- Gamma",
     "stars": "* Alpha\n* Beta\n* Gamma",
     "dots of a list": "• Alpha\n• Beta\n• Gamma",
