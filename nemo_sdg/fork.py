@@ -23,16 +23,19 @@ from nemo_sdg.store.waves import begun_parts
 _MODELS = ("models.dtype", "models.spec")
 _LIMITS = ("select.minimum", "select.maximum", "select.weights", "select.minimum_scalar", "select.finished")
 DEPENDS = {
-    "prompts": ("data.prompts", "data.prompts_per_round", "generate.group_size"),
+    "prompts": ("data.prompts", "data.prompts_per_round", "data.synthesis.", "generate.group_size"),
     "responses": ("models.instruct", *_MODELS, "generate.", "run.seed"),
     "scored": ("models.reward", *_MODELS, "score."),
     "decisions": ("select.", "revise."),
-    "datasets": ("data.", "evaluate.exact_match", "evaluate.helpsteer2"),
+    "datasets": (
+        "models.", "generate.", "score.", "select.", "revise.", "data.", "sft.", "reward.", "preference.", "evaluate.", "run.",
+    ),
     "policy": ("models.base", *_MODELS, "sft.", "run.seed"),
     "reward": ("models.base", *_MODELS, "reward.", "run.seed"),
     "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
 }
-"""What a stage leaves in a round, and the settings that it depends on beside what the stages before it left."""
+"""What a stage leaves in a round, and the settings that it depends on beside what the stages before it left. The card of a
+dataset tells all settings."""
 REVISION = (*_LIMITS, "revise.")
 """What the prompts of a revision depend on."""
 
@@ -95,7 +98,9 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         for part in begun_parts(folder, before.revise.passes):
             part_changed = part.revision > 0 and (waves_changed or touched(REVISION))
             for name in ("prompts", "responses", "scored"):
-                part_changed = part_changed or touched(DEPENDS[name]) or (earlier and name != "prompts")
+                asks = name != "prompts" or after.data.synthesis.brief is not None
+                part_changed = part_changed or touched(DEPENDS[name]) or (asks and earlier)
+                part_changed = part_changed or (asks and touched(DEPENDS["responses"]))
                 place = part.folder(Path()) / name
                 if (folder / place).is_dir():
                     yield _step(folder, number, str(place), not part_changed)

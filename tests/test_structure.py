@@ -34,7 +34,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = ("cli", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
-LIGHT += ("download", "hub", "hub.cache", "fork", "synthesis")
+LIGHT += ("download", "hub", "hub.cache", "fork", "synthesis", "synthesis.plans")
 LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
 LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")

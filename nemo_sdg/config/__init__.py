@@ -2,11 +2,9 @@
 allowed (checks), and how they are written and named (values)."""
 
 from nemo_sdg.config.checks import validate
-from nemo_sdg.config.loading import from_yaml, load
+from nemo_sdg.config.loading import from_yaml, load, read_mapping
+from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Budget, Revise, Select
 from nemo_sdg.config.settings import (
-    ATTRIBUTES,
-    MISSING,
-    Budget,
     Data,
     Endpoint,
     Evaluate,
@@ -14,19 +12,19 @@ from nemo_sdg.config.settings import (
     Models,
     PhaseTopology,
     Preference,
-    Revise,
     Run,
     RunConfig,
     Score,
-    Select,
     Topology,
     Training,
 )
+from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
 from nemo_sdg.config.values import fingerprint, flatten, identity, identity_yaml, nearest, to_yaml
 
 __all__ = [
     "ATTRIBUTES",
     "MISSING",
+    "PROMPT_KINDS",
     "Budget",
     "Data",
     "Endpoint",
@@ -40,6 +38,7 @@ __all__ = [
     "RunConfig",
     "Score",
     "Select",
+    "Synthesis",
     "Topology",
     "Training",
     "fingerprint",
@@ -49,6 +48,7 @@ __all__ = [
     "identity_yaml",
     "load",
     "nearest",
+    "read_mapping",
     "to_yaml",
     "validate",
 ]

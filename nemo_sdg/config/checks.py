@@ -6,7 +6,9 @@ import math
 from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint
-from nemo_sdg.config.settings import ATTRIBUTES, RunConfig
+from nemo_sdg.config.selection import ATTRIBUTES
+from nemo_sdg.config.settings import RunConfig
+from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
 from nemo_sdg.config.values import flatten, nearest
 from nemo_sdg.errors import ConfigError
 
@@ -84,6 +86,10 @@ RULES: dict[str, Rule] = {
     "data.licence": ("a name", lambda x: bool(x.strip())),
     "preference.margin": _AT_LEAST_0,
     "preference.per_prompt": _AT_LEAST_1,
+    "data.synthesis.topics": _AT_LEAST_0,
+    "data.synthesis.per_ask": _AT_LEAST_1,
+    "data.synthesis.turns": _AT_LEAST_1,
+    "data.synthesis.max_tokens": _AT_LEAST_1,
     "evaluate.max_tokens": _AT_LEAST_1,
     "run.rounds": _AT_LEAST_1,
     "run.seed": _AT_LEAST_0,
@@ -115,6 +121,7 @@ def validate(config: RunConfig) -> RunConfig:
         check_endpoint(settings.endpoint, f"{phase}.endpoint", used=settings.backend == "endpoint")
     _select(config)
     _weights(config)
+    _synthesis(config.data.synthesis)
     _batches(config)
     _backends(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
@@ -167,6 +174,24 @@ def _weights(config: RunConfig) -> None:
                     "no row would be taken", where=f"data.{key}", found=f"{path}: {weight:g}",
                     expected="a weight above 0", way_out="leave the file out",
                 )  # fmt: skip
+
+
+def _synthesis(settings: Synthesis) -> None:
+    for name, count in settings.kinds.items():
+        if name not in PROMPT_KINDS:
+            raise ConfigError(
+                "unknown kind of prompts", where=f"data.synthesis.kinds.{name}", found=name,
+                expected="one of " + ", ".join(PROMPT_KINDS), way_out=f"the nearest is {nearest(name, PROMPT_KINDS)}",
+            )  # fmt: skip
+        if count < 1 or count != int(count):
+            where, expected = f"data.synthesis.kinds.{name}", _AT_LEAST_1[0]
+            raise ConfigError("the value is not allowed", where=where, found=count, expected=expected)
+    if settings.brief is not None and not settings.kinds:
+        way_out = "say how many of which, for example data.synthesis.kinds.open_qa=200"
+        raise ConfigError("no kind of prompts is asked for", where="data.synthesis.kinds", way_out=way_out)
+    if settings.brief is None and settings.kinds:
+        way_out = "set data.synthesis.brief=package:conf/briefs/general.yaml, or a file of your own"
+        raise ConfigError("there is no brief to make prompts for", where="data.synthesis.brief", way_out=way_out)
 
 
 def _backends(config: RunConfig) -> None:

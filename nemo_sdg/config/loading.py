@@ -53,15 +53,28 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> RunConfig:
 
 def from_yaml(path: str | Path) -> RunConfig:
     """The settings in a YAML file: a whole config, a part of one over the defaults, or a run's run.yaml."""
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Strict)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError("cannot read the settings", where=path, found=" ".join(str(error).split())) from None
-    if isinstance(tree, dict) and "fingerprint" in tree and "config" in tree:  # the form that store.Run writes
-        tree = tree["config"]
-    if not isinstance(tree, dict):
-        raise ConfigError("not a mapping of settings", where=path, found=type(tree).__name__, expected="key: value")
+    tree = read_mapping(path, "settings")
+    if "fingerprint" in tree and "config" in tree:  # the form that store.Run writes
+        tree = _mapping_of(tree["config"], path, "settings")
     return validate(_apply(RunConfig(), [(str(key), value) for key, value in tree.items()], str(path)))
+
+
+def read_mapping(path: str | Path, what: str) -> dict[Any, Any]:
+    """The mapping that a YAML file holds: plain data, a key once. Raises ConfigError, which calls it `what`."""
+    try:
+        tree = yaml.load(resources.resolve(path).read_text(encoding="utf-8"), Loader=_Strict)
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start} is not UTF-8"
+        raise ConfigError(f"cannot read the {what}", where=path, found=found, expected="UTF-8 text") from None
+    except (yaml.YAMLError, OSError) as error:
+        raise ConfigError(f"cannot read the {what}", where=path, found=" ".join(str(error).split())) from None
+    return _mapping_of(tree, path, what)
+
+
+def _mapping_of(tree: Any, path: str | Path, what: str) -> dict[Any, Any]:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"not a mapping of {what}", where=path, found=type(tree).__name__, expected="key: value")
+    return tree
 
 
 def _apply(config: RunConfig, changes: list[tuple[str, Any]], where: str) -> RunConfig:

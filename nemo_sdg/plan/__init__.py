@@ -203,6 +203,10 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
     ):
         if value is not None and files and not all(file.is_file() for file in row_files(value)):
             raise ConfigError("there is no such file", where=key, found=value, way_out=f"set {key} to a .jsonl file")
+    made = int(sum(config.data.synthesis.kinds.values()))
+    if made:
+        note = f"{made:,} prompts are made for {config.data.synthesis.brief}; the tokens of making them are not counted"
+        return None if config.data.synthesis.own_prompts else made, False, [note]
     given, taken = row_files(config.data.prompts), config.data.prompts_per_round
     if not all(file.is_file() for file in given):
         return taken, taken is not None, [f"{config.data.prompts} is not here, so its rows are not counted"]

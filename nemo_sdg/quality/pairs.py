@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Iterator, Sequence, Tuple
 
-from nemo_sdg.config.settings import Preference, Select
+from nemo_sdg.config.selection import Select
+from nemo_sdg.config.settings import Preference
 from nemo_sdg.quality.answers import verdict
 from nemo_sdg.quality.rules import complete, usable
 from nemo_sdg.records import Decision, Pair

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from nemo_sdg.config.settings import MISSING, Select
+from nemo_sdg.config.selection import MISSING, Select
 from nemo_sdg.quality.rules import complete, scalarise, usable
 from nemo_sdg.records import Prompt, Response, Scored
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Mapping
 
-from nemo_sdg.config.settings import ATTRIBUTES, MISSING, Select
+from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Select
 from nemo_sdg.records import CONTROL_PIECE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Iterable, Sequence
 
-from nemo_sdg.config.settings import Select
+from nemo_sdg.config.selection import Select
 from nemo_sdg.quality.rules import complete, scalarise, thresholds, usable
 from nemo_sdg.records import Decision, Scored
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nemo_sdg.config.settings import Select
+from nemo_sdg.config.selection import Select
 from nemo_sdg.quality.revision import best_versions
 from nemo_sdg.quality.selection import decide
 from nemo_sdg.quality.rules import scalarise

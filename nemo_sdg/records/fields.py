@@ -9,7 +9,7 @@ import re
 import struct
 from typing import Any
 
-from nemo_sdg.config.settings import ATTRIBUTES
+from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.errors import RowError
 
 Message = dict[str, str]

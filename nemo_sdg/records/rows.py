@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from nemo_sdg.config.settings import ATTRIBUTES
+from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.errors import RowError
 from nemo_sdg.records import fields
 from nemo_sdg.records.fields import RESPONSE_COLUMNS, Message

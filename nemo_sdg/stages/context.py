@@ -53,6 +53,11 @@ class Context:
         return self.config.revise.samples if self.part.revision else self.config.generate.samples
 
     @property
+    def turn(self) -> int:
+        """A number of its own for each wave of each round: what chance follows where prompts are made."""
+        return (self.round << 16) + self.part.wave
+
+    @property
     def provenance(self) -> dict[str, int]:
         """Where in the run a row was made."""
         return {"round": self.round, **self.part.provenance}

@@ -1,20 +1,29 @@
-"""Prompts: the user's file becomes this round's rows; faulty lines are set aside in prompts/faulty.jsonl."""
+"""Prompts: the rows of a round, from the user's file, made by the policy for a domain brief, or both.
+
+What cannot be used of the user's files is set aside in prompts/faulty.jsonl.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Sequence
+from typing import Any
 
 from nemo_sdg.errors import RowError, UserError
-from nemo_sdg.records import Prompt, read_rows
+from nemo_sdg.records import Fault, Prompt, read_rows
+from nemo_sdg.stages.asking import VERSION, Asker, Making
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, commit_rows, rows_digest
+from nemo_sdg.synthesis.kinds import TOPICS, finished, with_own
+from nemo_sdg.synthesis.plans import Plan
 
 
 def run(context: Context) -> dict:
     """Totals of the stage; rows for other rounds count as dropped. Raises UserError when no prompt can be used."""
-    return context.on_writer(lambda: _write(context))
+    if context.config.data.synthesis.brief is None:
+        return context.on_writer(lambda: _write(context))
+    return _synthesise(context)
 
 
 def turn(prompts: Sequence[Prompt], number: int, per_round: int | None, wave: int = 0) -> list[Prompt]:
@@ -32,37 +41,117 @@ def turn(prompts: Sequence[Prompt], number: int, per_round: int | None, wave: in
     return [p if seen[p.id] == 1 else replace(p, id=f"{p.id}~{seen[p.id]}") for p in chosen]
 
 
-def _write(context: Context) -> dict:
-    settings, file = context.config.data, context.config.data.prompts
+def _read(context: Context) -> tuple[list[Prompt], list[Fault]]:
+    """The rows of the user's file."""
+    file = context.config.data.prompts
     prompts, faults = read_rows(file, Prompt)
     if not prompts:
         found = f"{faults[0].reason} in line {faults[0].line}" if faults else "an empty file"
         raise UserError("no prompt can be used", where=file, found=found, expected="rows with 'prompt' or 'messages'")
-    if faults and context.config.run.strict:
-        where, way_out = f"{file}:{faults[0].line}", "correct it, or set run.strict=false"
-        raise RowError(faults[0].reason, where=where, way_out=way_out)
+    return prompts, faults
+
+
+def _write(context: Context) -> dict:
+    settings, (prompts, faults) = context.config.data, _read(context)
+    _strict(context, faults)
     chosen = turn(prompts, context.round, settings.prompts_per_round, context.part.wave)
-    store = StageStore(
-        context.folder / "prompts",
-        context.fingerprint(
-            "prompts",
-            inputs=rows_digest(file),
-            prompts_per_round=settings.prompts_per_round,
-            **context.provenance,
-        ),
-        len(chosen),
-        context.config.generate.group_size,
+    fingerprint = context.fingerprint(
+        "prompts",
+        inputs=rows_digest(settings.prompts),
+        prompts_per_round=settings.prompts_per_round,
+        **context.provenance,
     )
+    left = len(prompts) - len(chosen)
+    dropped = {"left for another round": left} if left else {}
+    return _commit(context, fingerprint, chosen, faults, {"rows_in": len(prompts) + len(faults), "dropped": dropped})
+
+
+def _synthesise(context: Context) -> dict:
+    """Every rank plans the same; the ranks of generation answer, rank 0 writes."""
+    data, settings = context.config.data, context.config.data.synthesis
+    # First on one rank, which tells the others of a mistake in the user's files.
+    name = context.on_writer(lambda: _plan(context)[0].identity())
+    plan, own, faults = _plan(context)
+    role = context.role("policy")
+    identity = context.on_writer(role.identity)
+    asker = Asker(context, role, identity)
+    fingerprint = context.fingerprint(
+        "prompts",
+        version=VERSION,
+        inputs=[name, identity, rows_digest(data.prompts) if settings.own_prompts else None],
+        **context.provenance,
+        prompts_per_round=data.prompts_per_round if settings.own_prompts else None,
+        sampling=vars(asker.sampling),
+    )
+    done = context.on_writer(lambda: _done(context, fingerprint))
+    if done is not None:
+        return done
+    topics = Making(TOPICS, plan.topics, TOPICS.begin(plan.topics, []))
+    asker.run([topics])
+    found = with_own(plan.topics, topics.items)
+    makings = [Making(kind, world, kind.begin(world, found)) for kind, world in plan.worlds]
+    asker.run(makings)
+    return context.on_writer(lambda: _finish(context, fingerprint, plan, [topics, *makings], own, faults))
+
+
+def _plan(context: Context) -> tuple[Plan, list[Prompt], list[Fault]]:
+    """What is to be made, the user's own prompts if they are wanted, and what was set aside of the user's files."""
+    settings = context.config.data.synthesis
+    plan = Plan.load(settings, seed=context.config.run.seed, round=context.turn)
+    own, faults = _read(context) if settings.own_prompts else ([], [])
+    faults = [*plan.faults, *faults]
+    _strict(context, faults)
+    return plan, own, faults
+
+
+def _done(context: Context, fingerprint: str) -> dict | None:
+    """The totals of the stage where it was finished before with the same inputs."""
+    folder = context.folder / "prompts"
+    if not (folder / "SUCCESS.json").exists():
+        return None
+    before = StageStore.finished(folder)
+    store = StageStore(folder, fingerprint, before.rows, before.group_size)
+    return store.totals if store.done else None
+
+
+def _finish(
+    context: Context, fingerprint: str, plan: Plan, makings: Sequence[Making], given: Sequence[Prompt],
+    faults: Sequence[Fault],
+) -> dict:  # fmt: skip
+    """The prompts of all kinds, in the order of the kinds, and what became of everything that was made."""
+    own = turn(given, context.round, context.config.data.prompts_per_round, context.part.wave) if given else []
+    rows, kinds = list(own), {}
+    dropped = Counter({"left for another round": len(given) - len(own)})
+    for making in makings:
+        dropped += making.dropped
+        if making.kind is not TOPICS:
+            prompts, left_out = finished(making.world, making.kind, making.items, plan.checks)
+            dropped += left_out
+            rows += prompts
+            kinds[making.kind.name] = {"wanted": making.world.count, "made": len(prompts), "asked": making.asked}
+    if len(rows) == len(own):
+        found = ", ".join(f"{count} x {reason}" for reason, count in dropped.most_common(3)) or "no answer at all"
+        way_out = "look at the answers in this folder; another policy or data.synthesis.max_tokens may help"
+        raise UserError("no prompt could be made", where=context.folder / "prompts", found=found, way_out=way_out)
+    rows_in = len(rows) + dropped.total() + len(faults)
+    totals = {"rows_in": rows_in, "dropped": dict(dropped.most_common()), "by_kind": kinds}
+    return _commit(context, fingerprint, rows, faults, totals)
+
+
+def _strict(context: Context, faults: Sequence[Fault]) -> None:
+    if faults and context.config.run.strict:
+        where, way_out = f"{faults[0].file}:{faults[0].line}", "correct it, or set run.strict=false"
+        raise RowError(faults[0].reason, where=where, way_out=way_out)
+
+
+def _commit(
+    context: Context, fingerprint: str, chosen: Sequence[Prompt], faults: Sequence[Fault], totals: dict[str, Any]
+) -> dict:
+    group_size = context.config.generate.group_size
+    store = StageStore(context.folder / "prompts", fingerprint, len(chosen), group_size)
     if store.done:
         return store.totals
     for group in store.missing():
         store.commit(group, [prompt.to_row() for prompt in chosen[group.start : group.stop]])
     commit_rows(store.dir / "faulty.jsonl", [fault.to_row() for fault in faults])
-    return store.finish(
-        {
-            "rows_in": len(prompts) + len(faults),
-            "kept": len(chosen),
-            "dropped": {"left for another round": len(prompts) - len(chosen)} if len(prompts) > len(chosen) else {},
-            "faulty": len(faults),
-        }
-    )
+    return store.finish({**totals, "kept": len(chosen), "faulty": len(faults)})

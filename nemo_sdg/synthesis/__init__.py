@@ -1,1 +1,1 @@
-"""What to ask for: prompts by kind, and the words of a revision."""
+"""What to ask: prompts of many kinds for a domain brief, the checks that come with them, and the words of a revision. Asks nobody itself."""

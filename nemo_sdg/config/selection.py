@@ -1,0 +1,61 @@
+"""Settings of what is kept, what goes back to be revised, and how long candidates are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, Optional
+
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+"""The five HelpSteer attributes in the order of the reward model's outputs 4 to 8."""
+
+
+MISSING = -100.0
+"""HelpSteer's mark for an attribute that nobody scored: never a number to compare, to average or to learn."""
+
+
+@dataclass(kw_only=True)
+class Select:
+    minimum: Dict[str, float] = field(default_factory=lambda: {"helpfulness": 3.0})
+    """Lowest score kept, per attribute (NVIDIA's demo: helpfulness 3.0)."""
+    maximum: Dict[str, float] = field(default_factory=dict)
+    """Highest score kept, per attribute."""
+    weights: Dict[str, float] = field(default_factory=lambda: dict(zip(ATTRIBUTES, (0.3, 0.74, 0.46, 0.47, -0.33))))
+    """Weights of the scalar (model card of Nemotron-4-340B-Reward)."""
+    minimum_scalar: Optional[float] = None
+    """Lowest weighted scalar kept."""
+    per_prompt: Optional[int] = None
+    """Best responses kept for one prompt, by the scalar; null keeps all that pass."""
+    finished: bool = True
+    """Drop a response that max_tokens or the context cut off: it would teach to stop in mid-sentence."""
+    unique: bool = True
+    """Drop a response whose text equals one already kept for the same prompt."""
+    target: Optional[int] = None
+    """Accepted rows of a round, exactly: candidates are made wave by wave until so many pass, or the budget is spent. null is one
+    wave, and whatever passes."""
+
+
+@dataclass(kw_only=True)
+class Revise:
+    """Rows that nearly pass go back to the policy, which is told what scored low; the best version of each is kept."""
+
+    passes: int = 0
+    """Times that a row may go back; 0 revises nothing."""
+    margin: float = 1.0
+    """How far at most each score, and the scalar, may lie outside its limits for a row that goes back."""
+    samples: int = 1
+    """Revisions of one row in each pass."""
+    request: Optional[str] = None
+    """What the policy is told, as a jinja2 template; null is the shipped text. It may use `shortfalls` (each with name, score, limit, kind:
+    minimum or maximum), `prompt` (the user's last text) and `response`."""
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """What a round with `select.target` may take until it stops short of the target. It may be raised when a run goes on."""
+
+    candidates: Optional[int] = None
+    """Responses of a round at most; null is 100 for each row of the target."""
+    tokens: Optional[int] = None
+    """Generated tokens of a round at most."""
+    hours: Optional[float] = None
+    """Hours that this start of the command may spend on the candidates of a round."""

@@ -1,0 +1,100 @@
+"""The lines of a brief's `must` and `must_not` as checks: a program where a line has a known form, else a question."""
+
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+from nemo_sdg.errors import ConfigError, RowError
+from nemo_sdg.synthesis.answers import yes_or_no
+from nemo_sdg.synthesis.brief import Brief
+from nemo_sdg.synthesis.forms import recognised
+from nemo_sdg.synthesis.instructions import Spec, check, checked, language_spec
+from nemo_sdg.synthesis.languages import Language
+from nemo_sdg.synthesis.templates import Templates
+
+OFF_TOPIC, LANGUAGE = "off topic", "not in the language of the brief"
+_QUESTIONS = {name: {"line": "x", "conversation": "x", "response": "x"} for name in ("must", "must_not", "on_topic")}
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One thing that holds of a response, or that must not."""
+
+    line: str
+    """In the words of the one who asks for it."""
+    reason: str
+    """Why a response that breaks it is dropped."""
+    wanted: bool = True
+    """Whether the spec, or the yes to the question, is as it should be; False for what is forbidden."""
+    spec: Spec | None = None
+    """The program that checks it; None asks the judge."""
+    question: str = "must"
+    """Template of the question to the judge, in conf/prompts/judge.yaml."""
+
+    def to_row(self) -> dict[str, Any]:
+        row = {"line": self.line, "reason": self.reason, "wanted": self.wanted}
+        return {**row, "spec": dict(self.spec)} if self.spec is not None else {**row, "question": self.question}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], where: str = "check") -> Requirement:
+        """Raises RowError for a row that `to_row` cannot have written."""
+        for key, kind in (("line", str), ("reason", str), ("wanted", bool)):
+            if not isinstance(row.get(key), kind):
+                raise RowError(f"{key} is missing or of another type", where=where, found=repr(row.get(key)))
+        if row.get("spec") is not None:
+            if not isinstance(row["spec"], dict):
+                raise RowError("the spec is not a mapping", where=where, found=type(row["spec"]).__name__)
+            return cls(row["line"], row["reason"], row["wanted"], checked(row["spec"], where))
+        if row.get("question") not in _QUESTIONS:
+            expected = "one of " + ", ".join(_QUESTIONS)
+            raise RowError("no such question", where=where, found=repr(row.get("question")), expected=expected)
+        return cls(row["line"], row["reason"], row["wanted"], None, row["question"])
+
+    def holds(self, response: str, *, strict: bool = True) -> bool | None:
+        """Whether a response meets it, as far as a program can say; None where the judge is to be asked."""
+        return None if self.spec is None else check(self.spec, response, strict) == self.wanted
+
+
+class Questions:
+    """The yes/no questions to a judge, in the language of the brief."""
+
+    def __init__(self, folder: str, brief: Brief, language: Language) -> None:
+        self._values, self._language = brief.slots(), language
+        self._templates = Templates.load(folder, "judge", language.code, _QUESTIONS, brief=self._values)
+
+    def ask(self, requirement: Requirement, messages: Sequence[Mapping[str, str]], response: str) -> str:
+        """What the judge is asked about a response to a conversation."""
+        turns = "\n\n".join(message["content"] for message in messages)
+        values = {"line": requirement.line, "conversation": turns, "response": response}
+        return self._templates[requirement.question].render({**self._values, **values})
+
+    def answered(self, requirement: Requirement, answer: str) -> bool | None:
+        """Whether the requirement is met, by the judge's answer; None where that says neither yes nor no."""
+        said = yes_or_no(answer, self._language)
+        return None if said is None else said == requirement.wanted
+
+
+def requirements(brief: Brief, language: Language) -> list[Requirement]:
+    """What holds of every response: its language, its subject, and each line of the brief.
+
+    Raises ConfigError for a line of `must_not` that forbids an absence ("no e-mail addresses").
+    """
+    found = [
+        Requirement(f"language: {language.name}", LANGUAGE, True, language_spec(language)),
+        Requirement(brief.field, OFF_TOPIC, True, None, "on_topic"),
+    ]
+    for line in brief.must:
+        spec, sense = recognised(line, language)
+        found.append(Requirement(line, f"must: {line}", sense, spec, "must"))
+    for line in brief.must_not:
+        spec, sense = recognised(line, language)
+        if spec is not None and spec["kind"] in ("absent", "exclude") and sense:
+            raise ConfigError(
+                "the line says no twice", where="must_not", found=repr(line), expected="the thing that is forbidden",
+                way_out="move the line to must, or leave its own no away",
+            )  # fmt: skip
+        question = "must_not" if spec is None else "must"
+        found.append(Requirement(line, f"must not: {line}", spec is not None and not sense, spec, question))
+    return found
