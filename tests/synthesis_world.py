@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from nemo_sdg.records import Prompt
@@ -19,6 +20,12 @@ FOLDER = "package:conf/prompts"
 BRIEFS = {"en": "package:conf/briefs/finance.yaml", "ja": "package:conf/briefs/manufacturing_ja.yaml"}
 LISTED = {"en": "numbered list", "ja": "番号付きリスト"}
 CLASSIFIED = {"en": "Say Yes or No first", "ja": "最初に「はい」か「いいえ」"}
+
+
+WORDINGS = lru_cache(load_wordings)
+TEXTS = lru_cache(lambda name, language: (TOPICS if name == "topics" else KINDS[name]).load(FOLDER, *GIVEN(language)))
+GIVEN = lru_cache(lambda language: (Brief.load(BRIEFS[language]), Language.load(FOLDER, language)))
+"""Reading YAML takes longer than all else here."""
 
 
 def name_of(messages: Any) -> str:
@@ -38,11 +45,11 @@ def reply(messages: Any) -> str:
 
 
 def world(kind: Kind, language: str = "en", count: int = 12, **more: Any) -> World:
-    brief = more.pop("brief", None) or Brief.load(BRIEFS[language])
-    told = Language.load(FOLDER, language)
+    brief, told = GIVEN(language)
+    brief = more.pop("brief", brief)
     documents = [Document(f"d{n}", f"{'Text' if language == 'en' else '文書'} {n}.") for n in range(3)]
     given = {"documents": documents, "topics": 6, **more}
-    return World(kind.name, brief, told, kind.load(FOLDER, brief, told), load_wordings(FOLDER, language), count, **given)
+    return World(kind.name, brief, told, TEXTS(kind.name, language), WORDINGS(FOLDER, language), count, **given)
 
 
 def items_of(kind: Kind, where: World, topics: list[Item], answer: Callable = reply) -> tuple[list[Item], Counter, int]:

@@ -1,4 +1,7 @@
-"""The kinds of prompts, by name. `plan` says what a kind is, `steps` what kinds are made of."""
+"""The kinds of prompts, by name. `plan` says what a kind is, `steps` what kinds are made of.
+
+"Report" is the Nemotron-4 340B Technical Report, arXiv 2406.11704; numbers such as 3.2.1 are its sections.
+"""
 
 from nemo_sdg.synthesis.kinds import (
     closed_qa,
