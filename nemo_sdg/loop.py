@@ -30,9 +30,9 @@ STAGES = {
 """The stages of a round in their order."""
 
 
-def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console) -> None:
+def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = ()) -> None:
     """All rounds. The policy and the reward model that a round has trained generate and score in the next."""
-    context = _rounds(config, opened, mesh, console)
+    context = _rounds(config, opened, mesh, console, rules)
     at_once = config.models.placement != "in_turn"
     for number in range(config.run.rounds):
         for name in STAGES:
@@ -42,9 +42,18 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console) -> None:
                 _stage(name, context(number))
 
 
-def run_stage(name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, *, round: int) -> dict[str, Any]:
+def run_stage(
+    name: str,
+    config: RunConfig,
+    opened: Run,
+    mesh: Mesh,
+    console: Console,
+    rules: tuple[Callable, ...] = (),
+    *,
+    round: int,
+) -> dict[str, Any]:
     """One stage of one round; what it counted."""
-    return _stage(name, _rounds(config, opened, mesh, console)(round))
+    return _stage(name, _rounds(config, opened, mesh, console, rules)(round))
 
 
 def _stage(name: str, context: Context) -> dict[str, Any]:
@@ -66,7 +75,9 @@ def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]
     return totals
 
 
-def _rounds(config: RunConfig, opened: Run, mesh: Mesh, console: Console) -> Callable[[int], Context]:
+def _rounds(
+    config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...]
+) -> Callable[[int], Context]:
     """What the stages of a round are given, by its number. All rounds share the ranks' groups and the models."""
     phases, residents = Phases.lay(config, mesh), Residents(several=config.models.placement != "in_turn")
-    return lambda number: Context(config, opened, number, mesh, console, phases, residents)
+    return lambda number: Context(config, opened, number, mesh, console, phases, residents, rules)

@@ -1,8 +1,9 @@
-"""The settings of a run: what they are (settings), where they come from (loading), what is
+"""The settings of a run: what they are (settings), where they come from (loading, recipes), what is
 allowed (checks), and how they are written and named (values)."""
 
 from nemo_sdg.config.checks import validate
-from nemo_sdg.config.loading import from_yaml, load
+from nemo_sdg.config.loading import from_yaml, load, load_recipe, override
+from nemo_sdg.config.recipes import Recipe, rule_digests
 from nemo_sdg.config.settings import (
     ATTRIBUTES,
     MISSING,
@@ -30,6 +31,7 @@ __all__ = [
     "Generate",
     "Models",
     "PhaseTopology",
+    "Recipe",
     "Run",
     "RunConfig",
     "Score",
@@ -41,7 +43,10 @@ __all__ = [
     "from_yaml",
     "identity",
     "load",
+    "load_recipe",
     "nearest",
+    "override",
+    "rule_digests",
     "to_yaml",
     "validate",
 ]

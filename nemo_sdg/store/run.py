@@ -8,7 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import yaml
 
@@ -28,21 +28,25 @@ _MAY_STAND = {"run.lock", "logs"}
 class Run:
     """An open run. Use `Run.open`; `close` (or leaving the `with` block) releases the lock."""
 
-    def __init__(self, out: Path, config: RunConfig, writer: bool, lock: int | None) -> None:
-        self.out, self.config, self.writer = out, config, writer
-        self.fingerprint = fingerprint(identity(config))
+    def __init__(
+        self, out: Path, config: RunConfig, writer: bool, lock: int | None, rules: Mapping[str, str] | None = None
+    ) -> None:
+        self.out, self.config, self.writer, self.rules = out, config, writer, dict(rules or {})
+        own = {"rules": list(self.rules.items())} if self.rules else {}
+        self.fingerprint = fingerprint({**identity(config), **own})
         self._lock = lock
 
     @classmethod
-    def open(cls, out: str | Path, config: RunConfig, *, writer: bool) -> Run:
+    def open(cls, out: str | Path, config: RunConfig, *, writer: bool, rules: Mapping[str, str] | None = None) -> Run:
         """The run in folder `out`, made if need be.
 
         The writer (one process, rank 0) holds `run.lock` and writes `run.yaml`; the others only read.
+        `rules` are the digests of the rules that the recipe brings, by name.
         Raises StoreError when the folder is another config's, no run at all, or in use.
         """
         out = Path(out)
         if not writer:
-            return cls(out, config, False, None)
+            return cls(out, config, False, None, rules)
         if out.exists() and not out.is_dir():
             raise StoreError("not a folder", where=out, way_out="choose another --out")
         if out.is_dir() and not (out / "run.yaml").exists():
@@ -64,9 +68,9 @@ class Run:
                 "cannot make the folder", where=out, found=found, way_out="choose another --out"
             ) from error
         lock = take(out / "run.lock", "the run", "wait for it, stop it, or choose another --out")
-        run = cls(out, config, True, lock)
+        run = cls(out, config, True, lock, rules)
         try:
-            _check_same(out, config)
+            _check_same(out, config, run.rules)
             run._describe()
         except BaseException:
             run.close()
@@ -120,6 +124,7 @@ class Run:
             if from_yaml(file) == self.config:
                 return
         text = {"fingerprint": self.fingerprint, "versions": _versions(), "inputs": inputs}
+        text |= {"rules": self.rules} if self.rules else {}
         head = "# The settings of this run; `nemo-sdg run` takes this file as a recipe.\n"
         config = {"config": yaml.safe_load(to_yaml(self.config))}
         commit_file(file, (head + yaml.safe_dump({**text, **config}, sort_keys=False)).encode())
@@ -140,10 +145,13 @@ def _digest(path: str) -> str | None:
     return resources.commit(path) or digest(here)
 
 
-def _check_same(out: Path, config: RunConfig) -> None:
+def _check_same(out: Path, config: RunConfig, rules: dict[str, str]) -> None:
     if not (out / "run.yaml").exists():
         return
     theirs, ours = identity(from_yaml(out / "run.yaml")), identity(config)
+    saved = yaml.safe_load((out / "run.yaml").read_text()).get("rules", {})
+    for side, some in ((theirs, saved), (ours, rules)):
+        side.update({f"the rule {name}": digest for name, digest in some.items()})
     different = [key for key in {**theirs, **ours} if theirs.get(key, "unset") != ours.get(key, "unset")]
     if different:
         listed = [f"{key} (run: {theirs.get(key, 'unset')}, asked: {ours.get(key, 'unset')})" for key in different]
@@ -152,7 +160,7 @@ def _check_same(out: Path, config: RunConfig) -> None:
             where=out,
             found="; ".join(listed),
             way_out="choose another --out, delete the folder, or continue it as it is with "
-            f"`nemo-sdg run {out}/run.yaml --out {out}`",
+            + ("the recipe that has its rules" if saved else f"`nemo-sdg run {out}/run.yaml --out {out}`"),
         )
 
 
