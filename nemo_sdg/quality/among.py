@@ -17,11 +17,10 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.quality.balance import over_share
 from nemo_sdg.quality.duplicates import NearDuplicates
 from nemo_sdg.quality.ranking import cut, length_slope, without_length
-from nemo_sdg.quality.text import Tokens, hash64, tokens
+from nemo_sdg.quality.text import NOTHING, Tokens, hash64
 from nemo_sdg.records import Scored
 
 _PASSED = -1
-_NOTHING = tokens("")
 
 
 class Among:
@@ -64,7 +63,7 @@ class Among:
             numbers.append(known.setdefault(value, len(known)))
         if self.near_duplicates is not None:
             gone = reason is not None
-            self.near_duplicates.add(row.id, _NOTHING if gone else question, _NOTHING if gone else response)
+            self.near_duplicates.add(row.id, NOTHING if gone else question, NOTHING if gone else response)
 
     def settle(self) -> None:
         """No row comes any more."""

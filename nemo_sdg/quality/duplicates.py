@@ -65,6 +65,7 @@ class NearDuplicates:
         self._bands, self._width = bands(threshold)
         self._keys: list[np.ndarray] = []
         self._waiting: list[np.ndarray] = []
+        self._lines: list[bytes] = []
         self._ends, self._sizes, self._asked = array("q", [0]), array("i"), array("i")
         self._scratch = tempfile.TemporaryFile(prefix="nemo-sdg-shingles-")
         self._place: dict[int, int] = {}
@@ -75,17 +76,11 @@ class NearDuplicates:
         asked = shingles(question, self._n) ^ _OF_PROMPT if 0 < len(said) < SHORT else np.empty(0, np.uint64)
         both = np.concatenate([said, asked])
         line = both.tobytes() + name.encode()
-        try:
-            self._scratch.write(line)
-        except OSError as error:
-            raise StoreError(
-                "no room for the shingles", where=tempfile.gettempdir(), found=error.strerror,
-                way_out="set TMPDIR to a folder with room for about one and a half times the rows",
-            ) from error  # fmt: skip
         self._sizes.append(len(said))
         self._asked.append(len(asked))
         self._ends.append(self._ends[-1] + len(line))
         self._waiting.append(both)
+        self._lines.append(line)
         if len(self._waiting) == _BATCH:
             self._flush()
 
@@ -161,4 +156,12 @@ class NearDuplicates:
             for value in range(self._width):
                 key = (key ^ parts[:, :, value]) * np.uint32(0x01000193) ^ (key >> np.uint32(15))
             self._keys.append(key)
-            self._waiting = []
+            try:
+                self._scratch.write(b"".join(self._lines))
+                self._scratch.flush()
+            except OSError as error:
+                raise StoreError(
+                    "no room for the shingles", where=tempfile.gettempdir(), found=error.strerror,
+                    way_out="set TMPDIR to a folder with room for about twice the rows",
+                ) from error  # fmt: skip
+            self._waiting, self._lines = [], []

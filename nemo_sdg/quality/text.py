@@ -49,6 +49,10 @@ class Tokens:
         return n * CHARACTERS_PER_WORD if self.unspaced else n
 
 
+NOTHING = Tokens(np.empty(0, np.uint64), np.empty(0, np.uint64), False)
+"""A text without tokens."""
+
+
 def tokens(text: str) -> Tokens:
     """A text cut into tokens."""
     kinds, values = _tables()
@@ -64,7 +68,7 @@ def tokens(text: str) -> Tokens:
     starts_C &= kinds_C != 0
     first_T = np.flatnonzero(starts_C)
     if not len(first_T):
-        return Tokens(np.empty(0, np.uint64), np.empty(0, np.uint64), False)
+        return NOTHING
     powers, inverses = _powers(_P, _room(len(points_C)))
     # A sum over the characters of a token, wherever it stands; what lies between tokens adds nothing.
     weighed_C = values.take(points_C)
