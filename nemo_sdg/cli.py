@@ -137,6 +137,19 @@ def score(
     return file_verbs.score(settings, model, rows, out)
 
 
+@app.command()
+def select(
+    overrides: List[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings of `select`, by full key."),
+    rows: Path = typer.Option(..., "--input", metavar="FILE", help="Scored rows, .jsonl or .jsonl.gz."),
+    out: Path = _RESULT,
+    strict: bool = _STRICT,
+) -> int:
+    """Selection only: scored rows from a file, the kept ones to a file, the others beside it with their reasons."""
+    from nemo_sdg import select_verb
+
+    return select_verb.select(rows, out, overrides or [], strict=strict)
+
+
 app.command()(serving.serve)
 
 

@@ -34,9 +34,9 @@ STAGES = {
 """The stages of a round in their order."""
 
 
-def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console) -> None:
+def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = ()) -> None:
     """All rounds. The policy and the reward model that a round has trained generate and score in the next."""
-    context_of = _rounds(config, opened, mesh, console)
+    context_of = _rounds(config, opened, mesh, console, rules)
     for number in range(config.run.rounds):
         context = context_of(number)
         last = _candidates(context)
@@ -77,9 +77,18 @@ def _progress(context: Context, began: float) -> Progress:
     return Progress(config.select.target, passed, *context.on_writer(count))
 
 
-def run_stage(name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, *, round: int) -> dict[str, Any]:
+def run_stage(
+    name: str,
+    config: RunConfig,
+    opened: Run,
+    mesh: Mesh,
+    console: Console,
+    rules: tuple[Callable, ...] = (),
+    *,
+    round: int,
+) -> dict[str, Any]:
     """One stage of one round; what it counted. Candidates are those of the first wave."""
-    context = _rounds(config, opened, mesh, console)(round)
+    context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "revise":
         return _revise(context, 0) or {}
     return _stage(name, context)
@@ -117,7 +126,9 @@ def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]
     return totals
 
 
-def _rounds(config: RunConfig, opened: Run, mesh: Mesh, console: Console) -> Callable[[int], Context]:
+def _rounds(
+    config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...]
+) -> Callable[[int], Context]:
     """What the stages of a round are given, by its number. All rounds share the ranks' groups and the models."""
     phases, residents = Phases.lay(config, mesh), Residents(several=config.models.placement != "in_turn")
-    return lambda number: Context(config, opened, number, mesh, console, phases, residents)
+    return lambda number: Context(config, opened, number, mesh, console, phases, residents, rules)

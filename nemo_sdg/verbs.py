@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_sdg import plan as planning
-from nemo_sdg.config import RunConfig, Topology, load
+from nemo_sdg.config import RunConfig, Topology, load_recipe, rule_digests
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
@@ -27,7 +27,8 @@ NEMO = "nemo_sdg.training.nemo"
 
 def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = None, round_: int = 0) -> int:
     """Does all rounds, or one stage of one round, and returns the exit status."""
-    config = load(recipe, overrides)
+    found = load_recipe(recipe, overrides)
+    config, rules = found.config, rule_digests(found.rules)
     if round_ >= config.run.rounds:
         raise ConfigError(
             "the run has no such round", where="--round", found=round_, expected=f"0 to {config.run.rounds - 1}",
@@ -38,7 +39,7 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
     plan.show(console)
     if rank() == 0:
         # Settles whose folder this is before the slow imports; the rank takes the lock again.
-        Run.open(out, config, writer=True).close()
+        Run.open(out, config, writer=True, rules=rules).close()
     if stage is None and _finished(out, config):
         console.say(f"nothing to do: all {config.run.rounds} rounds in {out} are finished and whole")
         _summary(out, console)
@@ -57,11 +58,11 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
     def work(mesh: Mesh, console: Console) -> int:
         from nemo_sdg import loop
 
-        with Run.open(out, config, writer=mesh.writer) as opened:
+        with Run.open(out, config, writer=mesh.writer, rules=rules) as opened:
             if stage is None:
-                loop.run(config, opened, mesh, console)
+                loop.run(config, opened, mesh, console, found.rules)
             else:
-                loop.run_stage(stage, config, opened, mesh, console, round=round_)
+                loop.run_stage(stage, config, opened, mesh, console, found.rules, round=round_)
             mesh.barrier()
             if mesh.writer:
                 if stage is None:

@@ -54,10 +54,10 @@ def test_verbs_options_recipes_and_settings_exist(line, capsys):
 def test_settings_in_the_text_exist():
     keys = set(flatten(RunConfig()))
     named = set(
-        re.findall(r"`((?:models|topology|generate|score|select|data|sft|reward|evaluate|run)\.[a-z_.]+)", README)
+        re.findall(r"`((?:models|topology|generate|score|select|revise|data|sft|reward|preference|evaluate|budget|run)\.[a-z_.]+)", README)
     )
     for key in named:
-        assert key in keys or key == "run.yaml", key
+        assert key in keys or key.endswith((".yaml", ".jsonl")), key
 
 
 def test_make_targets_exist():
@@ -68,7 +68,7 @@ def test_make_targets_exist():
 
 
 def test_paths_in_the_text_exist():
-    for path in re.findall(r"(?<![\w/])(examples/[\w/]+|recipes/)", README):
+    for path in re.findall(r"(?<![\w/])(examples/[\w/]+(?:\.py)?|recipes/)", README):
         assert (ROOT / path).exists(), path
 
 

@@ -28,7 +28,7 @@ FLOORS = (
     ("session",),
     ("serve",),
     ("loop", "plan"),
-    ("verbs", "file_verbs", "folder_verbs", "download", "fork", "tracing"),
+    ("verbs", "file_verbs", "folder_verbs", "select_verb", "download", "fork", "tracing"),
     ("cli",),
     ("__main__",),
 )
@@ -38,7 +38,7 @@ LIGHT += ("download", "hub", "hub.cache", "fork", "synthesis", "synthesis.plans"
 LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
 LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")
-LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs")
+LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs", "select_verb")
 LIGHT += ("stages.examples", "stages.shapes", "stages.card", "tracing")
 STAGES = ("prompts", "generate", "score", "select", "revise", "assemble", "train", "evaluate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")

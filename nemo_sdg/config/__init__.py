@@ -1,8 +1,9 @@
-"""The settings of a run: what they are (settings), where they come from (loading), what is
+"""The settings of a run: what they are (settings), where they come from (loading, recipes), what is
 allowed (checks), and how they are written and named (values)."""
 
 from nemo_sdg.config.checks import validate
-from nemo_sdg.config.loading import from_yaml, load, read_mapping
+from nemo_sdg.config.loading import from_yaml, load, load_recipe, override, read_mapping
+from nemo_sdg.config.recipes import Recipe, rule_digests
 from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Budget, Revise, Select
 from nemo_sdg.config.settings import (
     Data,
@@ -33,6 +34,7 @@ __all__ = [
     "Models",
     "PhaseTopology",
     "Preference",
+    "Recipe",
     "Revise",
     "Run",
     "RunConfig",
@@ -47,8 +49,11 @@ __all__ = [
     "identity",
     "identity_yaml",
     "load",
+    "load_recipe",
     "nearest",
+    "override",
     "read_mapping",
+    "rule_digests",
     "to_yaml",
     "validate",
 ]

@@ -81,6 +81,13 @@ RULES: dict[str, Rule] = {
     "budget.candidates": _AT_LEAST_1,
     "budget.tokens": _AT_LEAST_1,
     "budget.hours": ("a number above 0", lambda x: x > 0),
+    "select.percentile": ("a number from 0 to 100", lambda x: 0 <= x <= 100),
+    "select.near_duplicates": ("a number from 0.3 to 1", lambda x: 0.3 <= x <= 1),
+    "select.shingle": _AT_LEAST_1,
+    "select.decontaminate": ("paths that are not empty", lambda x: all(isinstance(path, str) and path for path in x)),
+    "select.ngram": _AT_LEAST_1,
+    "select.pii": ('one of "off" (with quotes in YAML), drop, redact', lambda x: x in ("off", "drop", "redact")),
+    "select.maximum_copies": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
     "data.prompts_per_round": _AT_LEAST_1,
     "data.validation_share": _BELOW_1,
     "data.licence": ("a name", lambda x: bool(x.strip())),
@@ -162,6 +169,17 @@ def _select(config: RunConfig) -> None:
                 found=low,
                 expected=f"at most select.maximum.{name} = {select.maximum[name]}",
             )
+    for column, share in select.balance.items():
+        if not 0 < share < 1:
+            raise ConfigError(
+                "the value is not allowed", where=f"select.balance.{column}", found=share,
+                expected="a share above 0 and below 1",
+            )  # fmt: skip
+    if select.maximum_copies is not None and select.likeness is None:
+        raise ConfigError(
+            "there is nothing to copy from", where="select.maximum_copies", found=select.maximum_copies,
+            expected="null without select.likeness", way_out="set select.likeness to a file of your own rows",
+        )  # fmt: skip
     if not select.weights:
         raise ConfigError("without weights there is no scalar", where="select.weights", expected="at least one weight")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 import traceback
 from pathlib import Path
 from typing import Any, Iterable, Iterator, get_args, get_type_hints
@@ -16,6 +17,7 @@ import yaml
 
 from nemo_sdg import resources
 from nemo_sdg.config.checks import validate
+from nemo_sdg.config.recipes import Recipe, rule_digests
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.values import flatten, nearest
 from nemo_sdg.errors import ConfigError
@@ -26,15 +28,21 @@ _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The settings of `load_recipe` without the rules that the recipe may bring."""
+    return load_recipe(recipe, overrides).config
+
+
+def load_recipe(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
     """The checked settings of `recipe` (a name from recipes/, a .py or a .yaml file) with `key=value` words applied.
 
-    Raises ConfigError for a recipe, a key or a value that does not exist or is not allowed.
+    Raises ConfigError for a recipe, a key or a value that does not exist or is not allowed, and for the run.yaml of a
+    run with rules of its own: they are code, which no file of settings holds.
     """
     known = resources.recipes()
     if recipe in known:
-        config = _from_python(known[recipe])
+        found = _from_python(known[recipe])
     elif recipe.endswith(_SUFFIXES) and Path(recipe).is_file():
-        config = _from_python(Path(recipe)) if recipe.endswith(".py") else from_yaml(recipe)
+        found = _from_python(Path(recipe)) if recipe.endswith(".py") else Recipe(_without_rules(recipe))
     else:
         raise ConfigError(
             "there is no recipe of this name",
@@ -42,8 +50,13 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> RunConfig:
             expected="one of " + ", ".join(known) + ", or a .py or .yaml file",
             way_out=f"the nearest is {nearest(recipe, known)}",
         )
+    return dataclasses.replace(found, config=override(found.config, overrides))
+
+
+def override(config: RunConfig, words: Iterable[str]) -> RunConfig:
+    """A checked copy of the config with `key=value` words applied. Raises ConfigError."""
     changes = []
-    for word in overrides:
+    for word in words:
         key, sign, text = word.partition("=")
         if not sign:
             raise ConfigError("not a setting", where=COMMAND_LINE, found=word, expected="key=value")
@@ -57,6 +70,16 @@ def from_yaml(path: str | Path) -> RunConfig:
     if "fingerprint" in tree and "config" in tree:  # the form that store.Run writes
         tree = _mapping_of(tree["config"], path, "settings")
     return validate(_apply(RunConfig(), [(str(key), value) for key, value in tree.items()], str(path)))
+
+
+def _without_rules(path: str) -> RunConfig:
+    tree = read_mapping(path, "settings")
+    if "fingerprint" in tree and tree.get("rules"):
+        raise ConfigError(
+            "the run has rules of its own, which a file of settings does not hold", where=path,
+            found=", ".join(tree["rules"]), way_out="give the Python recipe that brings them instead of this file",
+        )  # fmt: skip
+    return from_yaml(path)
 
 
 def read_mapping(path: str | Path, what: str) -> dict[Any, Any]:
@@ -146,9 +169,12 @@ def _parse_word(key: str, text: str) -> Any:
     return text if textual and value is not None and not isinstance(value, str) else value
 
 
-def _from_python(path: Path) -> RunConfig:
-    """What the function named like the file returns. A recipe is trusted code, so it is simply run."""
-    name = path.stem.replace("-", "_")
+def _from_python(path: Path) -> Recipe:
+    """What the function named like the file returns; a number before the name (`01_mine.py`) does not belong to it.
+
+    A recipe is trusted code, so it is simply run.
+    """
+    name = re.sub(r"^\d+_", "", path.stem.replace("-", "_"))
     spec = importlib.util.spec_from_file_location(f"nemo_sdg_recipe_{name}", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -156,7 +182,7 @@ def _from_python(path: Path) -> RunConfig:
         function = getattr(module, name, None)
         if not callable(function):
             raise ConfigError("the recipe has no function of its file's name", where=path, expected=f"def {name}()")
-        config = function()
+        made = function()
     except ConfigError:
         raise
     except Exception as error:
@@ -166,9 +192,12 @@ def _from_python(path: Path) -> RunConfig:
             where=f"{line.filename}:{line.lineno}",
             found=f"{type(error).__name__}: {error}",
         ) from error
-    if not isinstance(config, RunConfig):
-        raise ConfigError("the recipe returns no RunConfig", where=path, found=type(config).__name__)
-    return validate(config)
+    recipe = Recipe(made) if isinstance(made, RunConfig) else made
+    if not isinstance(recipe, Recipe) or not isinstance(recipe.config, RunConfig):
+        expected = "a RunConfig, or a Recipe with one"
+        raise ConfigError("the recipe returns no settings", where=path, found=type(made).__name__, expected=expected)
+    rule_digests(recipe.rules)
+    return dataclasses.replace(recipe, config=validate(recipe.config))
 
 
 class _Strict(yaml.SafeLoader):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """The five HelpSteer attributes in the order of the reward model's outputs 4 to 8."""
@@ -29,6 +29,30 @@ class Select:
     """Drop a response that max_tokens or the context cut off: it would teach to stop in mid-sentence."""
     unique: bool = True
     """Drop a response whose text equals one already kept for the same prompt."""
+    percentile: Optional[float] = None
+    """Keep rows whose scalar is at or above this percentile (0 to 100, linear interpolation) of the rows that passed the
+    rules which look at one row alone."""
+    length_free: bool = False
+    """Rank rows by what is left of the scalar when its least-squares line over log(characters) is taken away."""
+    near_duplicates: Optional[float] = None
+    """Drop a response whose shingles have at least this Jaccard similarity with those of a better one, of any prompt;
+    of short responses the prompts must be as similar, too."""
+    shingle: int = 5
+    """Words of a shingle; where words are not spaced, twice as many characters."""
+    decontaminate: List[str] = field(default_factory=list)
+    """Evaluation files (.jsonl, .jsonl.gz); a row that shares `ngram` words in a row with one of their texts is dropped."""
+    ngram: int = 13
+    """Words in a row that two texts must share to count as one (GPT-3's 13); where words are not spaced, twice as many
+    characters."""
+    balance: Dict[str, float] = field(default_factory=dict)
+    """Largest share of the kept rows with the same value of a column, by column, for example {topic: 0.2}."""
+    pii: str = "off"
+    """Personal data (e-mail, phone, card, IBAN, national numbers): off, drop (the row goes), or redact (the response
+    says [EMAIL] instead; a row goes if its prompt has any)."""
+    likeness: Optional[str] = None
+    """The user's own rows (.jsonl, .jsonl.gz): how like them the kept ones are, and how many copy one."""
+    maximum_copies: Optional[float] = None
+    """Refuse a selection in which more than this share of the rows copy one of `likeness`; null only counts them."""
     target: Optional[int] = None
     """Accepted rows of a round, exactly: candidates are made wave by wave until so many pass, or the budget is spent. null is one
     wave, and whatever passes."""

@@ -73,6 +73,22 @@ def best_versions(rows: Iterable[Scored], settings: Select) -> list[Scored]:
     return list(best.values())
 
 
+def superseded(rows: Iterable[Scored], settings: Select) -> set[str]:
+    """Ids of the rows that are not the best version of their answer."""
+    best: dict[str, tuple[str, tuple[bool, float]]] = {}
+    older = set()
+    for row in rows:
+        root, rank = root_of(row), _rank(row, settings)
+        if root not in best:
+            best[root] = row.id, rank
+            continue
+        name, before = best[root]
+        older.add(name if rank > before else row.id)
+        if rank > before:
+            best[root] = row.id, rank
+    return older
+
+
 def _rank(row: Scored, settings: Select) -> tuple[bool, float]:
     scalar = scalarise(row.scores, settings.weights)
     return shortfalls(row, settings) == [], scalar if math.isfinite(scalar) else -math.inf

@@ -1,44 +1,160 @@
-"""Which of all scored responses are kept: the rules for each one, then the best of each prompt."""
+"""Which of all scored responses are kept. The order of the rules, of which the first that drops a row gives its reason:
+
+Each row alone
+ 0. of an answer and its revisions, only the best version
+ 1. a text that can be trained on, and that the model ended itself
+ 2. minimum, maximum and minimum_scalar of the scores
+ 3. personal data (`pii`); what is redacted is redacted here
+ 4. a text of an evaluation file (`decontaminate`)
+ 5. the researcher's own rules, in their order
+
+Among those that passed, by rank: the scalar, or with `length_free` what is left of it without length
+ 6. percentile: at or above it, of all that have passed rules 1 to 5
+ 7. from the best on, each against those kept so far: unique, near_duplicates, per_prompt; of equals the earlier sample
+    comes first, then the one whose id has the smaller hash
+ 8. balance
+ 9. target: the best so many
+
+Two passes over the same rows, so that no row has to stay in memory. Nothing depends on the order of the rows.
+"""
 
 from __future__ import annotations
 
-from typing import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from nemo_sdg.config.selection import Select
+from nemo_sdg.errors import StoreError
+from nemo_sdg.quality.among import Among
+from nemo_sdg.quality.own import Context, Rule, first_reason
+from nemo_sdg.quality.personal import personal, redact
+from nemo_sdg.quality.references import References
+from nemo_sdg.quality.report import Report
+from nemo_sdg.quality.revision import superseded
 from nemo_sdg.quality.rules import complete, scalarise, thresholds, usable
+from nemo_sdg.quality.text import Tokens, hash64, tokens
 from nemo_sdg.records import Decision, Scored
 
+SUPERSEDED = "another version of it is better"
+OWN_COLUMNS = ("kept", "reason", "scalar", "duplicate_of", "leaked_from", "scalar_length_free")
+"""Columns that a decision may add; those of an earlier one do not stay. `redacted`, which is of the text, does."""
 
-def decide(rows: Sequence[Scored], settings: Select) -> list[Decision]:
+
+def decide(rows: Sequence[Scored], settings: Select, rules: Sequence[Rule] = ()) -> list[Decision]:
     """One decision per row, in the rows' order; a row that is dropped has a reason."""
-    reasons: list[str | None] = [
-        usable(row.response) or complete(row.finish_reason, settings) or thresholds(row.scores, settings)
-        for row in rows
-    ]
-    scalars = [scalarise(row.scores, settings.weights) for row in rows]
-    by_prompt: dict[str, list[int]] = {}
-    for index, reason in enumerate(reasons):
-        if reason is None:
-            by_prompt.setdefault(rows[index].prompt_id, []).append(index)
-    for indices in by_prompt.values():
-        # Best first; of equals the earlier sample, so that the outcome never depends on the order of arrival.
-        best_first = sorted(indices, key=lambda index: (-scalars[index], rows[index].sample, rows[index].id))
-        for index, reason in zip(best_first, _among(settings, (rows[index].response for index in best_first))):
-            reasons[index] = reason
-    return [
-        Decision(**vars(row), kept=reason is None, reason=reason, scalar=scalar)
-        for row, reason, scalar in zip(rows, reasons, scalars)
-    ]
+    selector = Selector(settings, rules, superseded(rows, settings))
+    for row in rows:
+        selector.add(row)
+    selector.settle()
+    return list(selector.decisions(rows))
 
 
-def _among(settings: Select, responses: Iterable[str]) -> Iterable[str | None]:
-    """Reasons for the responses to one prompt, best first."""
-    kept: list[str] = []
-    for response in responses:
-        if settings.unique and response in kept:
-            yield "same text as a better one"
-        elif settings.per_prompt is not None and len(kept) == settings.per_prompt:
-            yield f"not among the best {settings.per_prompt} of its prompt"
-        else:
-            kept.append(response)
-            yield None
+class Selector:
+    """`add` every row, `settle`, then take the `decisions` on the same rows in the same order, and the `totals`."""
+
+    def __init__(self, settings: Select, rules: Sequence[Rule] = (), superseded: Container[str] = ()) -> None:
+        """
+        Args:
+            superseded: ids of rows of which another version is better.
+        """
+        self._settings, self._rules, self._superseded = settings, tuple(rules), superseded
+        self._leaks = References(settings.decontaminate, settings.ngram) if settings.decontaminate else None
+        self._real = References([settings.likeness], settings.ngram) if settings.likeness else None
+        self._among = Among(settings)
+        self._leaked: dict[int, str] = {}
+        self._rewritten: set[int] = set()
+        self._report = Report(settings)
+
+    def __len__(self) -> int:
+        return len(self._among)
+
+    def add(self, row: Scored) -> None:
+        """The next row."""
+        given, row = row, self._redacted(row)
+        if row is not given:
+            self._rewritten.add(len(self._among))
+        scalar = scalarise(row.scores, self._settings.weights)
+        reason = SUPERSEDED if row.id in self._superseded else self._alone(row)
+        question = response = None
+        if reason is None and (self._leaks or self._real or self._among.near_duplicates):
+            *before, question = [tokens(turn["content"]) for turn in row.messages]
+            response = tokens(row.response)
+            if self._leaks is not None:
+                reason = self._leak(row, [*before, question, response])
+        if reason is None and self._rules:
+            reason = first_reason(self._rules, row, Context(self._settings, scalar))
+        copied = reason is None and self._real is not None and self._real.copied(question, response)
+        self._among.add(row, scalar, reason, copied, question, response)
+
+    @property
+    def num_kept(self) -> int:
+        """Rows that are kept. Asked when all are settled."""
+        return int(np.count_nonzero(self._among.kept))
+
+    def settle(self) -> None:
+        """No row comes any more. Raises UserError when more rows than allowed copy the user's own."""
+        self._among.settle()
+        self._report.expect(self._among)
+
+    def decisions(self, rows: Iterable[Scored]) -> Iterator[Decision]:
+        """A decision for each row. Raises StoreError when these are not the rows that were added."""
+        index = -1
+        for index, given in enumerate(rows):
+            if index >= len(self._among) or hash64(given.id) != self._among.names[index]:
+                raise _changed(given.id)
+            row = self._redacted(given) if index in self._rewritten else given
+            reason = self._among.reason(index)
+            columns: dict[str, Any] = {key: row.extra[key] for key in row.extra if key not in OWN_COLUMNS}
+            if index in self._leaked:
+                columns["leaked_from"] = self._leaked[index]
+            if self._among.better(index) is not None:
+                columns["duplicate_of"] = self._among.better(index)
+            if self._settings.length_free and np.isfinite(self._among.ranks[index]):
+                columns["scalar_length_free"] = float(self._among.ranks[index])
+            self._report.see(index, row, kept=reason is None)
+            decided = {"kept": reason is None, "reason": reason, "scalar": float(self._among.scalars[index])}
+            yield Decision(**{**vars(row), "extra": columns, **decided})
+        if index + 1 != len(self._among):
+            raise _changed("none")
+
+    def totals(self) -> dict[str, Any]:
+        """Rows in, kept and dropped by reason; `length` and `variety`. Asked when the decisions are made."""
+        reasons = [self._among.reason(index) for index in range(len(self._among))]
+        dropped = Counter(reason for reason in reasons if reason is not None)
+        kept = len(reasons) - sum(dropped.values())
+        counts = {"rows_in": len(reasons), "kept": kept, "dropped": dict(dropped.most_common()), "faulty": 0}
+        return {**counts, **self._report.figures()}
+
+    def _alone(self, row: Scored) -> str | None:
+        settings = self._settings
+        return (
+            usable(row.response)
+            or complete(row.finish_reason, settings)
+            or thresholds(row.scores, settings)
+            or personal(row, settings)
+        )
+
+    def _leak(self, row: Scored, texts: Sequence[Tokens]) -> str | None:
+        roles = [*(turn["role"] for turn in row.messages), "assistant"]
+        where = self._leaks.leak(list(zip(roles, texts)))
+        if where is None:
+            return None
+        self._leaked[len(self._among)] = where
+        return "shares a text with an evaluation file"
+
+    def _redacted(self, row: Scored) -> Scored:
+        if self._settings.pii != "redact":
+            return row
+        response, counts = redact(row.response)
+        if not counts:
+            return row
+        # The tokens were those of the text as it was.
+        return replace(row, response=response, response_token_ids=(), extra={**row.extra, "redacted": counts})
+
+
+def _changed(name: str) -> StoreError:
+    return StoreError("the rows changed while they were read", found=f"row {name}", way_out="run again when they rest")

@@ -35,6 +35,8 @@ class Context:
     """Who generates and who scores; None is all ranks, as the job is laid out."""
     residents: Residents | None = None
     """Local models that are kept from stage to stage."""
+    rules: tuple[Callable, ...] = ()
+    """Rules of selection that the recipe brings."""
     part: Part = Part()
     """Which batch of candidates, where a round needs several."""
 

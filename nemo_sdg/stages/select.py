@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-from nemo_sdg.quality.revision import gains
-from nemo_sdg.quality.target import decide_round
-from nemo_sdg.records import Decision, Scored
+from nemo_sdg import resources
+from nemo_sdg.config import Select, rule_digests
+from nemo_sdg.quality import Selector
+from nemo_sdg.quality.revision import gains, superseded
+from nemo_sdg.records import Scored
 from nemo_sdg.stages.context import Context
+from nemo_sdg.store import StageStore, digest
 from nemo_sdg.store.waves import Part, wave_parts
-from nemo_sdg.store import StageStore
+
+VERSION = 2
+"""Raised when the code changes what the same settings give."""
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Decides on all candidates up to the wave of the context; totals of the stage, with the dropped rows counted by
-    reason, and what each pass of revision won."""
+    """Decides on all candidates up to the wave of the context.
+
+    Returns:
+        Totals of the stage: rows in, kept, dropped by reason, faulty; `length` and `variety` of what is kept; what each
+        pass of revision won.
+    """
     return context.on_writer(lambda: _write(context))
 
 
@@ -25,9 +34,8 @@ def accepted(context: Context) -> int:
     """How many rows would be kept, without a target, of the candidates up to the wave of the context."""
 
     def count() -> int:
-        settings = dataclasses.replace(context.config.select, target=None)
-        rows = [row for _, store in _scored(context) for row in _rows(store)]
-        return sum(decision.kept for decision in decide_round(rows, settings))
+        sources = list(_scored(context))
+        return _selector(context, sources, dataclasses.replace(context.config.select, target=None)).num_kept
 
     return context.on_writer(count)
 
@@ -40,42 +48,55 @@ def _scored(context: Context) -> Iterator[tuple[Part, StageStore]]:
             yield part, StageStore.finished(part.folder(folder) / "scored")
 
 
-def _rows(store: StageStore) -> list[Scored]:
-    return [Scored.from_row(row, str(store.dir)) for row in store.read()]
+def _rows(sources: list[tuple[Part, StageStore]]) -> Iterator[Scored]:
+    return (Scored.from_row(row, str(store.dir)) for _, store in sources for row in store.read())
+
+
+def _selector(context: Context, sources: list[tuple[Part, StageStore]], settings: Select) -> Selector:
+    """One that has seen all rows."""
+    older = superseded(_rows(sources), settings) if context.config.revise.passes else set()
+    selector = Selector(settings, context.rules, older)
+    for row in _rows(sources):
+        selector.add(row)
+    selector.settle()
+    return selector
 
 
 def _write(context: Context) -> dict[str, Any]:
-    settings = context.config.select
-    sources = list(_scored(context))
-    by_part = {part: _rows(store) for part, store in sources}
-    rows = [row for part in by_part for row in by_part[part]]
-    store = StageStore(
-        context.run.round(context.round) / "decisions",
-        context.fingerprint(
-            "select", inputs=[source.digest for _, source in sources], **dataclasses.asdict(settings)
-        ),
-        len(rows),
-        context.config.generate.group_size,
+    settings, sources = context.config.select, list(_scored(context))
+    files = [*settings.decontaminate, *([settings.likeness] if settings.likeness else [])]
+    fingerprint = context.fingerprint(
+        "select",
+        version=VERSION,
+        inputs=[*(store.digest for _, store in sources), *(digest(resources.resolve(file)) for file in files)],
+        rules=list(rule_digests(context.rules).items()),
+        **dataclasses.asdict(settings),
     )
+    count = sum(store.totals["kept"] for _, store in sources)
+    folder = context.run.round(context.round) / "decisions"
+    store = StageStore(folder, fingerprint, count, context.config.generate.group_size)
     if store.done:
         return store.totals
-    decisions = decide_round(rows, settings)
-    for group in store.missing():
-        store.commit(group, [decision.to_row() for decision in decisions[group.start : group.stop]])
+    selector = _selector(context, sources, settings)
+    missing = {group.index for group in store.missing()}
+    decisions = selector.decisions(_rows(sources))
+    for group in store.groups:
+        rows = [decision.to_row() for decision in islice(decisions, group.stop - group.start)]
+        if group.index in missing:
+            store.commit(group, rows)
+    assert next(decisions, None) is None, f"{folder.parent} holds more scored rows than it says"
+    totals = selector.totals()
+    narrowed = ", ".join(totals["variety"].get("narrowed", ()))
+    if narrowed:
+        context.console.say(f"the selection narrows variety: {narrowed}; decisions/SUCCESS.json has the figures")
     waves = {} if settings.target is None else {"waves": context.part.wave + 1}
-    return store.finish({**_totals(decisions), **waves, **_revised(context, by_part)})
+    return store.finish({**totals, **waves, **_revised(context, sources)})
 
 
-def _totals(decisions: list[Decision]) -> dict[str, Any]:
-    dropped = Counter(decision.reason for decision in decisions if not decision.kept)
-    kept = len(decisions) - sum(dropped.values())
-    return {"rows_in": len(decisions), "kept": kept, "dropped": dict(dropped.most_common()), "faulty": 0}
-
-
-def _revised(context: Context, by_part: dict[Part, list[Scored]]) -> dict[str, Any]:
+def _revised(context: Context, sources: list[tuple[Part, StageStore]]) -> dict[str, Any]:
     """What each pass of revision won over the one before, over all waves."""
     passes = context.config.revise.passes
     if not passes:
         return {}
-    rows = [[row for part in by_part if part.revision == n for row in by_part[part]] for n in range(passes + 1)]
+    rows = [list(_rows([source for source in sources if source[0].revision == n])) for n in range(passes + 1)]
     return {"revised": [dataclasses.asdict(gain) for gain in gains(rows, context.config.select)]}

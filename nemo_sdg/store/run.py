@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import yaml
 
@@ -36,21 +36,25 @@ RUN = "run.yaml"
 class Run:
     """An open run. Use `Run.open`; `close` (or leaving the `with` block) releases the lock."""
 
-    def __init__(self, out: Path, config: RunConfig, writer: bool, lock: int | None) -> None:
-        self.out, self.config, self.writer = out, config, writer
-        self.fingerprint = fingerprint(identity(config))
+    def __init__(
+        self, out: Path, config: RunConfig, writer: bool, lock: int | None, rules: Mapping[str, str] | None = None
+    ) -> None:
+        self.out, self.config, self.writer, self.rules = out, config, writer, dict(rules or {})
+        own = {"rules": list(self.rules.items())} if self.rules else {}
+        self.fingerprint = fingerprint({**identity(config), **own})
         self._lock = lock
 
     @classmethod
-    def open(cls, out: str | Path, config: RunConfig, *, writer: bool) -> Run:
+    def open(cls, out: str | Path, config: RunConfig, *, writer: bool, rules: Mapping[str, str] | None = None) -> Run:
         """The run in folder `out`, made if need be.
 
         The writer (one process, rank 0) holds `run.lock` and writes `run.yaml`; the others only read.
+        `rules` are the digests of the rules that the recipe brings, by name.
         Raises StoreError when the folder is another config's, no run at all, or in use.
         """
         out = Path(out)
         if not writer:
-            return cls(out, config, False, None)
+            return cls(out, config, False, None, rules)
         if out.exists() and not out.is_dir():
             raise StoreError("not a folder", where=out, way_out="choose another --out")
         if out.is_dir() and not (out / RUN).exists():
@@ -67,9 +71,9 @@ class Run:
         with refusing(out):
             make_folder(out)
             lock = take(out / "run.lock", "the run", "wait for it, stop it, or choose another --out")
-        run = cls(out, config, True, lock)
+        run = cls(out, config, True, lock, rules)
         try:
-            run._describe(_saved(out, config))
+            run._describe(_saved(out, config, run.rules))
             run._clear()
         except BaseException:
             run.close()
@@ -118,6 +122,7 @@ class Run:
             if saved == self.config:
                 return
         text = {"fingerprint": self.fingerprint, "versions": _versions(), "inputs": inputs}
+        text |= {"rules": self.rules} if self.rules else {}
         head = "# The settings of this run; `nemo-sdg run` takes this file as a recipe.\n"
         text["config"] = dataclasses.asdict(self.config)
         commit_text(file, head + yaml.safe_dump(text, sort_keys=False))
@@ -146,13 +151,15 @@ def _digest(path: str) -> str | None:
     return resources.commit(path) or (digest(here) if here.exists() else rows_digest(path))
 
 
-def _saved(out: Path, config: RunConfig) -> RunConfig | None:
+def _saved(out: Path, config: RunConfig, rules: dict[str, str]) -> RunConfig | None:
     """The config that the folder has, if it has one. Raises StoreError when it is another run's, or was altered."""
     if not (out / RUN).exists():
         return None
     check_text(out / RUN, f"put an unaltered copy back, or choose another --out than {out}")
-    saved = from_yaml(out / RUN)
+    saved, their_rules = from_yaml(out / RUN), yaml.safe_load((out / RUN).read_text()).get("rules", {})
     theirs, ours = identity(saved), identity(config)
+    for side, some in ((theirs, their_rules), (ours, rules)):
+        side.update({f"the rule {name}": digest for name, digest in some.items()})
     different = [key for key in {**theirs, **ours} if theirs.get(key, "unset") != ours.get(key, "unset")]
     if different:
         listed = [f"{key} (run: {theirs.get(key, 'unset')}, asked: {ours.get(key, 'unset')})" for key in different]
@@ -161,7 +168,7 @@ def _saved(out: Path, config: RunConfig) -> RunConfig | None:
             where=out,
             found="; ".join(listed),
             way_out="choose another --out, delete the folder, or continue it as it is with "
-            f"`nemo-sdg run {out}/run.yaml --out {out}`",
+            + ("the recipe that has its rules" if their_rules else f"`nemo-sdg run {out}/run.yaml --out {out}`"),
         )
     return saved
 

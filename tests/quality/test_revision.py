@@ -9,7 +9,7 @@ import pytest
 
 from nemo_sdg.config import ATTRIBUTES, MISSING, Select
 from nemo_sdg.quality.revision import Gain, answered, ask, best_versions, gains, root_of, shortfalls
-from nemo_sdg.quality.target import SUPERSEDED, decide_round
+from nemo_sdg.quality.selection import SUPERSEDED, decide
 from nemo_sdg.records import Response, Scored
 
 LIMITS = Select(minimum={"helpfulness": 3.0}, maximum={"verbosity": 2.0}, weights={"helpfulness": 1.0})
@@ -83,7 +83,7 @@ def test_any_other_answer_stays_as_it_is():
 
 def test_one_version_is_decided_on_and_the_others_say_why():
     rows = [row("a", helpfulness=1.0), row("b", helpfulness=3.5), row("a/r1#0", root="a", helpfulness=3.25)]
-    decisions = decide_round(rows, dataclasses.replace(LIMITS, unique=False))
+    decisions = decide(rows, dataclasses.replace(LIMITS, unique=False))
     assert [(d.id, d.kept, d.reason, d.scalar) for d in decisions] == [
         ("a", False, SUPERSEDED, 1.0), ("b", True, None, 3.5), ("a/r1#0", True, None, 3.25)
     ]  # fmt: skip
@@ -91,10 +91,10 @@ def test_one_version_is_decided_on_and_the_others_say_why():
 
 def test_the_target_keeps_the_best_and_of_equals_the_earlier():
     rows = [row(f"p{i}", helpfulness=score, text=str(i)) for i, score in enumerate((3.0, 3.5, 1.0, 3.5, 3.25))]
-    decisions = decide_round(rows, dataclasses.replace(LIMITS, target=2))
+    decisions = decide(rows, dataclasses.replace(LIMITS, target=2))
     beyond = "beyond the target of 2"
     assert [d.reason for d in decisions] == [beyond, None, "helpfulness below 3", None, beyond]
-    assert sum(d.kept for d in decide_round(rows, dataclasses.replace(LIMITS, target=9))) == 4
+    assert sum(d.kept for d in decide(rows, dataclasses.replace(LIMITS, target=9))) == 4
 
 
 def test_what_each_pass_won():

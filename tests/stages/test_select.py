@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rounds import context, scored, write_scored
 
+from nemo_sdg.config import load_recipe
 from nemo_sdg.errors import StoreError
 from nemo_sdg.records import Decision
 from nemo_sdg.stages import select
@@ -25,7 +27,7 @@ def test_every_row_gets_a_decision_and_the_totals_say_why(tmp_path: Path):
     ]
     write_scored(where, rows)
     totals = select.run(where)
-    assert totals == {
+    assert {key: totals[key] for key in ("rows_in", "kept", "dropped", "faulty")} == {
         "rows_in": 5,
         "kept": 1,
         "dropped": {
@@ -40,6 +42,7 @@ def test_every_row_gets_a_decision_and_the_totals_say_why(tmp_path: Path):
     decisions = [Decision.from_row(row) for row in store.read()]
     assert [d.id for d in decisions] == [r.id for r in rows] and [d.kept for d in decisions] == [True] + [False] * 4
     assert math.isnan(decisions[3].scalar)
+    assert totals["length"]["chance"] == 0.2 and totals["variety"]["after"]["characters"]["most"] == 1
     assert select.run(where) == totals
 
 
@@ -50,3 +53,27 @@ def test_it_waits_for_a_finished_score_stage_and_keeps_to_its_settings(tmp_path:
     select.run(context(tmp_path))
     with pytest.raises(StoreError, match="another fingerprint"):
         select.run(context(tmp_path, "select.minimum.helpfulness=1"))
+
+
+def test_what_an_evaluation_file_holds_belongs_to_the_stage(tmp_path: Path):
+    file = tmp_path / "held.jsonl"
+    file.write_text('{"question": "a"}\n')
+    where = context(tmp_path, f"select.decontaminate=[{file}]")
+    write_scored(where, [scored("a"), scored("b")])
+    assert select.run(where)["dropped"] == {"shares a text with an evaluation file": 1}
+    file.write_text('{"question": "b"}\n')
+    with pytest.raises(StoreError, match="another fingerprint"):
+        select.run(where)
+
+
+def test_rules_of_the_recipe_are_applied_and_belong_to_the_stage(tmp_path: Path):
+    """The recipe in examples/, on rows of our own."""
+    recipe = load_recipe("examples/01_own_rule.py")
+    assert recipe.config.run.name == "own_rule" and len(recipe.rules) == 2
+    where = replace(context(tmp_path), rules=recipe.rules)
+    write_scored(where, [scored("a", 0, "5"), scored("b", 0, "b is b"), scored("c", 0, "x" * 41)])
+    assert select.run(where)["dropped"] == {"repeats the question": 1, "more than 40 characters": 1}
+    with pytest.raises(StoreError, match="another fingerprint"):
+        select.run(replace(where, rules=recipe.rules[:1]))
+    with pytest.raises(StoreError, match="another fingerprint"):
+        select.run(replace(where, rules=recipe.rules[::-1]))

@@ -59,7 +59,7 @@ def test_every_field(key, run):
     told = str(caught.value)
     assert "the folder holds a run of another config" in told and f"{key}" in told and "(run: " in told
     # Of what was empty the entry comes, and the emptiness goes.
-    changes = 2 if key in ("select.maximum", "data.labelled", "data.preference", "data.synthesis.kinds") else 1
+    changes = 2 if key in ("select.maximum", "data.labelled", "data.preference", "data.synthesis.kinds", "select.balance") else 1
     assert told.count("(run: ") == changes and "choose another --out" in told and f"run.yaml --out {run}" in told
     assert (run / "run.yaml").read_bytes() == before
 

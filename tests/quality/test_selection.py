@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_sdg.config import ATTRIBUTES, MISSING, Select
+from nemo_sdg.errors import StoreError, UserError
+from nemo_sdg.quality import Context, Drop, Keep, Selector
+from nemo_sdg.quality.personal import find
 from nemo_sdg.quality.rules import complete, scalarise, thresholds, usable
 from nemo_sdg.quality.selection import decide
 from nemo_sdg.records import Scored
@@ -94,13 +99,18 @@ scored_rows = st.lists(
     st.builds(
         lambda p, r, s: (p, r, s),
         st.sampled_from("pq"),
-        st.sampled_from(["a", "b", "", "<extra_id_1>"]),
+        st.sampled_from(["a", "b", "", "<extra_id_1>", "a@b.example", "one two three four five six"]),
         st.fixed_dictionaries({name: numbers for name in ATTRIBUTES}),
     ),
     max_size=12,
 )
 settings = st.builds(
     Select,
+    percentile=st.none() | st.floats(0, 100),
+    length_free=st.booleans(),
+    near_duplicates=st.none() | st.floats(0.3, 1),
+    balance=st.dictionaries(st.sampled_from(["topic", "kind"]), st.floats(0.1, 0.9)),
+    pii=st.sampled_from(["off", "drop", "redact"]),
     minimum=st.dictionaries(st.sampled_from(ATTRIBUTES), st.floats(0, 4)),
     maximum=st.dictionaries(st.sampled_from(ATTRIBUTES), st.floats(2, 6)),
     minimum_scalar=st.none() | st.floats(-5, 5),
@@ -112,6 +122,7 @@ settings = st.builds(
 @given(scored_rows, settings)
 def test_laws_of_selection(made: list, chosen: Select):
     rows = [row(p, i, r or " ", **s) for i, (p, r, s) in enumerate(made)]
+    rows = [replace(one, extra={"topic": one.response[:1]}) for one in rows]
     decisions = decide(rows, chosen)
     assert [d.id for d in decisions] == [r.id for r in rows]
     for d in decisions:
@@ -124,6 +135,11 @@ def test_laws_of_selection(made: list, chosen: Select):
         kept = [d for d in decisions if d.kept and d.prompt_id == prompt]
         assert chosen.per_prompt is None or len(kept) <= chosen.per_prompt
         assert not chosen.unique or len({d.response for d in kept}) == len(kept)
+    everything = [d for d in decisions if d.kept]
+    for column, share in chosen.balance.items():
+        for value in {d.extra.get(column) for d in everything}:
+            assert [d.extra.get(column) for d in everything].count(value) <= share * len(everything) + 1e-6
+    assert chosen.pii == "off" or not any(find(d.response) for d in everything)
     again = {d.id: d.reason for d in decide(rows[::-1], chosen)}
     assert again == {d.id: d.reason for d in decisions}  # the order of arrival decides nothing
 
@@ -136,3 +152,61 @@ def test_a_response_that_was_cut_off_is_dropped_unless_it_is_wanted(finish_reaso
     assert complete(finish_reason, Select(finished=False)) is None
     decision = decide([replace(row("p", 0, "x"), finish_reason=finish_reason)], Select(minimum={}))[0]
     assert (decision.kept, decision.reason) == (reason is None, reason)
+
+
+def test_the_first_rule_in_the_order_gives_the_reason(tmp_path: Path):
+    """One row that breaks every rule; the rule that told of it is taken away each time."""
+    leaked = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    evaluation = tmp_path / "e.jsonl"
+    evaluation.write_text(json.dumps({"text": leaked}) + "\n")
+    better = [replace(row("p", n, f"{leaked[:20]} of another kind {n}"), extra={"topic": "t"}) for n in range(2)]
+    bad = row("p", 9, f"a@b.example {leaked}", helpfulness=1.0)
+    bad = replace(bad, finish_reason="length", extra={"topic": "t"})
+    said = []
+    settings = Select(
+        pii="drop", decontaminate=[str(evaluation)], percentile=50.0, per_prompt=2, balance={"topic": 0.6}, minimum_scalar=6.0
+    )
+    rules = (lambda row, context: Drop("mine") if row.sample == 9 else Keep(),)
+    changes = [
+        {"finished": False}, {"minimum": {}}, {"minimum_scalar": None}, {"pii": "off"}, {"decontaminate": []}, {},
+        {"percentile": None}, {"per_prompt": None}, {"balance": {}},
+    ]  # fmt: skip
+    for number, change in enumerate(changes):
+        said.append(decide([*better, bad], settings, rules)[2].reason)
+        settings = replace(settings, **change)
+        rules = () if number == 5 else rules
+    assert said == [
+        "cut off by length", "helpfulness below 3", "scalar below 6", "personal data in the response: EMAIL",
+        "shares a text with an evaluation file", "mine", "below percentile 50", "not among the best 2 of its prompt",
+        "topic above its share of 0.6",
+    ]  # fmt: skip
+    assert decide([*better, bad], settings)[2].kept
+
+
+def test_own_rules_see_the_row_and_its_scalar_and_must_answer():
+    rows = [row("p", 0, "short"), row("p", 1, "a long answer")]
+
+    def brief(one: Scored, context: Context) -> Keep | Drop:
+        return Drop(f"scalar {context.scalar:.2f}") if len(one.response) > context.settings.per_prompt * 6 else Keep()
+
+    chosen = Select(minimum={}, per_prompt=1)
+    assert [d.reason for d in decide(rows, chosen, [brief])] == [None, "scalar 6.56"]
+    for wrong, said in [
+        (lambda one, context: None, "says neither Keep() nor Drop(reason)"),
+        (lambda one, context: Drop(" "), "says neither Keep() nor Drop(reason)"),
+        (lambda one, context: 1 / 0, "failed, found ZeroDivisionError"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            decide(rows, chosen, [wrong])
+        assert said in str(caught.value) and "row p#0" in str(caught.value)
+
+
+def test_rows_that_change_between_the_passes_are_an_error():
+    rows = [row("p", n) for n in range(3)]
+    for other in (rows[:2], [*rows, row("p", 3)], [rows[0], rows[2], rows[1]]):
+        selector = Selector(Select())
+        for one in rows:
+            selector.add(one)
+        selector.settle()
+        with pytest.raises(StoreError, match="the rows changed"):
+            list(selector.decisions(other))

@@ -1,0 +1,151 @@
+"""Personal data that a program can tell by its form: what it is and where it stands.
+
+Numbers with a check digit count only when it is right. Digits and signs of full width count as plain ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from nemo_sdg.config import Select
+from nemo_sdg.records import Scored
+
+Span = tuple[int, int, str]
+"""Begin and end in the text, and the kind."""
+
+_WIDE = {0xFF01 + offset: chr(0x21 + offset) for offset in range(94)}  # every sign of ASCII in its full width
+_WIDE |= {ord(dash): "-" for dash in "‐‑‒–—―−ー－"} | {0x3000: " ", 0xA0: " "}
+"""One character for one, so that a span in the result is a span in the text."""
+
+_HINT = re.compile(r"\d(?:[ ().-]{0,2}\d){3}", re.ASCII)
+_BEFORE, _BEHIND = 16, 64
+"""All but e-mail addresses have four digits in a row somewhere, at most so many characters before them and behind."""
+_EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])", re.ASCII)
+_IBAN = re.compile(r"(?<![A-Z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
+_DIGITS = re.compile(r"(?<![\w.,/-])\d(?:[ -]?\d){11,18}(?![\w/-])(?!\.\d)", re.ASCII)
+_CARD = re.compile(r"\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(\1\d{1,3})?|\d{4}([ -])\d{6}\3\d{4,5}", re.ASCII)
+_ISSUERS = re.compile(  # Visa, Mastercard, American Express, Diners, JCB, Discover and UnionPay, by prefix and length
+    r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
+    r"|3(?:0[0-5]|[68]\d)\d{11}|35\d{14}|6(?:011|2\d\d|4[4-9]\d|5\d\d)\d{12,15}"
+)
+_TWELVE = re.compile(r"\d{12}|\d{4}([ -])\d{4}\1\d{4}", re.ASCII)
+_SSN = re.compile(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])", re.ASCII)
+_NINO = re.compile(
+    r"(?<![A-Za-z0-9])(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]"
+    r" ?\d\d ?\d\d ?\d\d ?[A-D](?![A-Za-z0-9])"
+)
+_PHONE = re.compile(
+    r"(?<![\w+.,/-])(?:"
+    r"\+[1-9](?:[ .()-]{0,2}\d){7,14}"  # international, E.164
+    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}"  # North American, NANP
+    r"|0\d{1,4}-\d{1,4}-\d{3,4}|0\d{1,4}\(\d{1,4}\)\d{3,4}|\(0\d{1,4}\) ?\d{1,4}-\d{4}|0[5789]0\d{8}"  # Japanese
+    r")(?![\w-]|[./]\d)",
+    re.ASCII,
+)
+
+
+def find(text: str) -> list[Span]:
+    """The spans of personal data, in order and apart from each other."""
+    plain = text.translate(_WIDE) if not text.isascii() else text
+    found = [(match.start(), match.end(), "EMAIL") for match in _EMAIL.finditer(plain)] if "@" in plain else []
+    for begin, stop in _windows(plain):
+        for finder in _NUMBERED:
+            for start, end, kind in finder(plain, begin, stop):
+                if all(end <= other[0] or other[1] <= start for other in found):
+                    found.append((start, end, kind))
+    return sorted(found)
+
+
+def redact(text: str) -> tuple[str, dict[str, int]]:
+    """The text with each span replaced by its kind in brackets, for example `[EMAIL]`, and how many of each kind."""
+    spans = find(text)
+    for start, end, kind in reversed(spans):
+        text = f"{text[:start]}[{kind}]{text[end:]}"
+    return text, dict(sorted(Counter(kind for _, _, kind in spans).items()))
+
+
+def personal(row: Scored, settings: Select) -> str | None:
+    """Why a row with personal data is dropped; under `redact` only what stands in the prompt drops it.
+
+    A prompt is never rewritten: its answer and its id belong to the text as it was asked.
+    """
+    if settings.pii == "off":
+        return None
+    parts = [("prompt", turn["content"]) for turn in row.messages]
+    if settings.pii == "drop":
+        parts.append(("response", row.response))
+    for name, text in parts:
+        spans = find(text)
+        if spans:
+            return f"personal data in the {name}: {spans[0][2]}"
+    return None
+
+
+def _windows(text: str) -> Iterator[tuple[int, int]]:
+    """The parts of a text that can hold numbers, for a look at each character costs more than all the rest."""
+    begin, stop = 0, -1
+    for match in _HINT.finditer(text):
+        if match.start() - _BEFORE > stop:
+            if stop >= 0:
+                yield begin, stop
+            begin = max(match.start() - _BEFORE, 0)
+        stop = match.end() + _BEHIND
+    if stop >= 0:
+        yield begin, stop
+
+
+def _ibans(text: str, begin: int, stop: int) -> Iterator[Span]:
+    for match in _IBAN.finditer(text, begin, stop):
+        end = match.end()
+        while end - match.start() >= 15:  # a word in capitals may follow; the shortest IBAN (Norway) has 15 characters
+            if _is_iban(text[match.start() : end].replace(" ", "")):
+                yield match.start(), end, "IBAN"
+                break
+            end = text.rfind(" ", match.start(), end)
+
+
+def _numbers(text: str, begin: int, stop: int) -> Iterator[Span]:
+    for match in _DIGITS.finditer(text, begin, stop):
+        digits = re.sub(r"[ -]", "", match[0])
+        if _CARD.fullmatch(match[0]) and _ISSUERS.fullmatch(digits) and luhn(digits):
+            yield match.start(), match.end(), "CARD"
+        elif _TWELVE.fullmatch(match[0]) and my_number(digits):
+            yield match.start(), match.end(), "MY_NUMBER"
+
+
+def _phones(text: str, begin: int, stop: int) -> Iterator[Span]:
+    for match in _PHONE.finditer(text, begin, stop):
+        digits = re.sub(r"\D", "", match[0])
+        if 8 <= len(digits) <= 15 if match[0][0] == "+" else 10 <= len(digits) <= 11:
+            yield match.start(), match.end(), "PHONE"
+
+
+def _nationals(text: str, begin: int, stop: int) -> Iterator[Span]:
+    for pattern, kind in ((_SSN, "SSN"), (_NINO, "NINO")):
+        for match in pattern.finditer(text, begin, stop):
+            yield match.start(), match.end(), kind
+
+
+_NUMBERED = (_ibans, _numbers, _nationals, _phones)
+"""Of two that overlap the earlier one here counts."""
+
+
+def luhn(digits: str) -> bool:
+    """Whether the last digit is the check digit of the others (ISO/IEC 7812-1, annex B)."""
+    doubled = (2 * int(digit) for digit in digits[-2::-2])
+    return (sum(int(digit) for digit in digits[-1::-2]) + sum(x - 9 if x > 9 else x for x in doubled)) % 10 == 0
+
+
+def my_number(digits: str) -> bool:
+    """Whether the last of twelve digits is the check digit of a Japanese individual number.
+
+    Ordinance 85 of 2014 of the Ministry of Internal Affairs and Communications, article 5.
+    """
+    total = sum(int(digit) * (n + 1 if n <= 6 else n - 5) for n, digit in enumerate(digits[-2::-1], start=1))
+    return int(digits[-1]) == (0 if total % 11 <= 1 else 11 - total % 11)
+
+
+def _is_iban(code: str) -> bool:
+    """ISO 13616: the first four characters moved to the end, letters as 10 to 35, is 1 modulo 97."""
+    return 15 <= len(code) <= 34 and int("".join(str(int(char, 36)) for char in code[4:] + code[:4])) % 97 == 1

@@ -1,0 +1,133 @@
+"""`select` on a user's file: scored rows in, kept rows out, dropped and faulty ones beside them with their reasons.
+
+It needs no model, no ranks and no torch, and reads the file twice, so that no row has to stay in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo_sdg.config import RunConfig, Select, override
+from nemo_sdg.console import Console
+from nemo_sdg.errors import ConfigError, RowError
+from nemo_sdg.quality import Selector
+from nemo_sdg.quality.text import hash64
+from nemo_sdg.records import Fault, Scored, read_objects
+from nemo_sdg.session import rank
+from nemo_sdg.store import RowFile, conserved
+
+
+def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
+    """Applies the settings `select.*` to a file and returns the exit status.
+
+    Args:
+        words: `select.key=value`, over the defaults.
+        strict: a row that cannot be used is an error, not set aside.
+    Raises:
+        ConfigError: a word that is no setting of selection.
+        RowError: no row can be used, or the result cannot be written.
+    """
+    settings = _settings(words)
+    _writable(source, out)
+    if rank() != 0:  # under torchrun one rank is enough
+        return 0
+    console = Console()
+    selector = Selector(settings)
+    faults: list[Fault] = []
+    with console.progress("reading the scores") as progress:
+        for row in _rows(source, faults):
+            selector.add(row)
+            progress.advance()
+            if faults and strict:
+                break
+    if faults and strict:
+        where, way_out = f"{source}:{faults[0].line}", "correct it, or leave out --strict"
+        raise RowError(faults[0].reason, where=where, way_out=way_out)
+    selector.settle()
+    dropped, beside = (out.with_name(f"{out.name}.{name}.jsonl") for name in ("dropped", "faulty"))
+    with RowFile(out) as good, RowFile(dropped) as bad, console.progress("writing the rows", len(selector)) as progress:
+        for decision in selector.decisions(_rows(source, [])):
+            (good if decision.kept else bad).write(decision.to_row())
+            progress.advance()
+        totals = selector.totals()
+        if not totals["rows_in"]:
+            found = f"in line {faults[0].line}: {faults[0].reason}" if faults else "an empty file"
+            raise RowError("no row can be used", where=source, found=found, way_out="correct the file")
+        with RowFile(beside) as aside:
+            for fault in faults:
+                aside.write(fault.to_row())
+            for file in (bad, aside, good):
+                if file.count or file is good:
+                    file.commit()
+                else:
+                    file.path.unlink(missing_ok=True)  # of an earlier selection
+    _tell(console, conserved({**totals, "rows_in": totals["rows_in"] + len(faults), "faulty": len(faults)}))
+    console.say(f"{totals['kept']} kept rows are in {out}")
+    for file, what in ((bad, "dropped"), (aside, "faulty")):
+        if file.count:
+            console.say(f"{file.count} {what} rows are with their reasons in {file.path}")
+    return 0
+
+
+def _settings(words: list[str]) -> Select:
+    for word in words:
+        if "=" in word and not word.startswith("select"):
+            key = word.partition("=")[0]
+            way_out = f"write select.{key} if that is meant" if key in vars(Select()) else None
+            raise ConfigError("not a setting of selection", where=key, expected="select.KEY=VALUE", way_out=way_out)
+    return override(RunConfig(), words).select
+
+
+def _writable(source: Path, out: Path) -> None:
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        found = "a folder" if out.is_dir() else "no such folder"
+    elif out.suffix == ".gz" or out.resolve() == source.resolve():
+        found = "a compressed file" if out.suffix == ".gz" else "the input itself"
+    else:
+        return
+    raise RowError("the result cannot be written", where=out, found=found, expected="another .jsonl file in a folder")
+
+
+def _rows(source: Path, faults: list[Fault]) -> Iterator[Scored]:
+    """The rows that can be used; why others cannot is added to `faults`. Of two with one id the second cannot."""
+    first_line: dict[int, int] = {}
+    for line, parsed in read_objects(source):
+        where = f"{source}:{line}"
+        try:
+            if isinstance(parsed, Fault):
+                raise RowError(parsed.reason)
+            row = Scored.from_row(parsed, where)
+            name = hash64(row.id)
+            if first_line.setdefault(name, line) != line:
+                raise RowError(f"the id {row.id!r} stands in line {first_line[name]} already", where=where)
+        except RowError as error:
+            faults.append(Fault(str(source), line, str(error).removeprefix(f"{where}: ")))
+        else:
+            yield row
+
+
+def _tell(console: Console, totals: dict[str, Any]) -> None:
+    stages = [("rows in", totals["rows_in"]), ("faulty", totals["faulty"])]
+    stages += [(f"dropped: {reason}", count) for reason, count in totals["dropped"].items()]
+    share = max(totals["rows_in"], 1)
+    rows = [(name, count, f"{100 * count / share:.1f} %") for name, count in (*stages, ("kept", totals["kept"]))]
+    console.table("selection", ("", "rows", "share"), rows)
+    variety = totals["variety"]
+    if not variety:
+        return
+    measures = [name for name in variety["before"] if not isinstance(variety["before"][name], dict)]
+    console.table(
+        f"variety, of {variety['rows']} rows", ("", "before", "after"),
+        [(name, variety["before"][name], variety["after"][name]) for name in measures],
+    )  # fmt: skip
+    if variety["narrowed"]:
+        console.say(f"the selection narrows variety: {', '.join(variety['narrowed'])}")
+    if "copies" in variety:
+        console.say(f"{100 * variety['copies']:.1f} % of the kept rows copy one of yours")
+    same = totals["length"]
+    console.say(
+        f"length alone would have kept {100 * same['longest']:.0f} % of them (the longest) or "
+        f"{100 * same['shortest']:.0f} % (the shortest); chance {100 * same['chance']:.0f} %"
+    )

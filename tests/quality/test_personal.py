@@ -1,0 +1,113 @@
+"""Personal data: known numbers, what only looks like one, and what redaction leaves."""
+
+from __future__ import annotations
+
+import random
+import signal
+from dataclasses import replace
+
+import planted
+import pytest
+
+from nemo_sdg.config import Select
+from nemo_sdg.quality import decide
+from nemo_sdg.quality.personal import find, luhn, my_number, redact
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("write to jane.doe+news@mail.example.co.uk.", "EMAIL"),
+        ("メールはtaro@example.jpまで", "EMAIL"),
+        ("card 4111 1111 1111 1111, 12/27", "CARD"),
+        ("5555555555554444", "CARD"),
+        ("3782-822463-10005", "CARD"),
+        ("カード番号は４１１１　１１１１　１１１１　１１１１です", "CARD"),
+        ("IBAN GB82 WEST 1234 5698 7654 32 IS MINE", "IBAN"),
+        ("DE89370400440532013000", "IBAN"),
+        ("マイナンバーは123456789018です", "MY_NUMBER"),
+        ("1234 5678 9018", "MY_NUMBER"),
+        ("SSN: 219-09-9999", "SSN"),
+        ("NI number AB123456C", "NINO"),
+        ("call (212) 555-0123 now", "PHONE"),
+        ("call 1-212-555-0123.", "PHONE"),
+        ("212.555.0123", "PHONE"),
+        ("+44 20 7946 0958", "PHONE"),
+        ("+81-3-1234-5678", "PHONE"),
+        ("電話は03-1234-5678へ", "PHONE"),
+        ("０９０ー１２３４ー５６７８", "PHONE"),
+        ("09012345678", "PHONE"),
+        ("0120-123-456", "PHONE"),
+    ],
+)
+def test_known_ones(text: str, kind: str):
+    assert [span[2] for span in find(text)] == [kind]
+    clean, counts = redact(text)
+    assert counts == {kind: 1} and f"[{kind}]" in clean and not find(clean)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4111 1111 1111 1112", "5555555555554445", "1234567890123", "GB82 WEST 1234 5698 7654 33", "123456789019",
+        "000-12-3456", "666-12-3456", "123-00-4567", "GB123456C", "2026-11-24", "01-02-2026", "12:30:15", "192.168.100.200",
+        "3.14159265358979", "1,234,567,890", "212 + 555 - 0123 = 644", "ISBN 978-3-16-148410-0", "a@b", "@decorator",
+        "x@y.", "1 2 3 4 5 6 7 8 9 10 11 12 13 14", "20261124133000", "1764000000000", "f(x) = x - 1",
+        "deadbeef-1234-5678-9012-abcdefabcdef", "112233445566778899001122334455", "東京2026年11月24日",
+    ],
+)  # fmt: skip
+def test_what_is_none(text: str):
+    assert find(text) == []
+
+
+def test_check_digits():
+    assert luhn("79927398713") and not any(luhn(f"7992739871{digit}") for digit in "012456789")  # the patent's example
+    assert my_number("123456789018") and not any(my_number(f"12345678901{digit}") for digit in "012345679")
+
+
+def test_no_pattern_backtracks_for_ever():
+    hostile = ("a" * 50_000, "1 " * 30_000, "+1" * 30_000, "a@" * 30_000, "a.@a." * 10_000, "AB12 " * 10_000, "0-" * 30_000)
+    signal.alarm(120)  # seconds of a test that takes less than one, or hours
+    try:
+        assert [len(find(text)) for text in hostile] == [0] * len(hostile)
+    finally:
+        signal.alarm(0)
+
+
+@pytest.mark.parametrize("language", planted.LANGUAGES)
+def test_all_planted_kinds_are_found_in_running_text_and_nothing_else(language: str):
+    rng = random.Random(3)
+    where, found = set(), set()
+    for number in range(400):
+        some = planted.words(rng, language, 60)
+        kinds = list(planted.PERSONAL)
+        if number % 2:
+            kind = kinds[number // 2 % len(kinds)]
+            some.insert(rng.randrange(60), f" {rng.choice(planted.PERSONAL[kind])(rng)} ")
+            where.add((number, kind))
+        else:
+            some.insert(rng.randrange(60), f" {rng.choice(planted.HARMLESS)(rng)} ")
+        found |= {(number, span[2]) for span in find(planted.joined(some, language))}
+    precision, recall = planted.rates(where, found)
+    assert precision >= 0.99 and recall >= 0.98, (sorted(found - where), sorted(where - found))
+
+
+def test_off_drop_and_redact():
+    rows = [
+        planted.row("a", "who?", "jane@example.com or (212) 555-0123, or joe@example.com"),
+        planted.row("b", "I am jane@example.com", "fine"),
+        planted.row("c", "who?", "nobody"),
+    ]
+    rows[0] = replace(rows[0], response_token_ids=(1, 2))
+    assert all(d.kept for d in decide(rows, Select(minimum={})))
+    assert [d.reason for d in decide(rows, Select(minimum={}, pii="drop"))] == [
+        "personal data in the response: EMAIL", "personal data in the prompt: EMAIL", None,
+    ]  # fmt: skip
+    redacted, dropped, plain = decide(rows, Select(minimum={}, pii="redact"))
+    assert redacted.kept and redacted.response == "[EMAIL] or [PHONE], or [EMAIL]"
+    assert redacted.scores == rows[0].scores and redacted.response_token_ids == ()
+    assert redacted.to_row()["redacted"] == {"EMAIL": 2, "PHONE": 1}
+    assert dropped.reason == "personal data in the prompt: EMAIL" and dropped.messages == rows[1].messages
+    assert plain.kept and "redacted" not in plain.to_row()
+    again = decide([redacted], Select(minimum={}, pii="redact"))[0]
+    assert again.response == redacted.response and again.to_row()["redacted"] == {"EMAIL": 2, "PHONE": 1}

@@ -1,0 +1,125 @@
+"""`nemo-sdg select`: any scored file, kept and dropped rows, a sentence for what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_sdg import cli
+from nemo_sdg.config import ATTRIBUTES
+from nemo_sdg.records import Decision, read_rows
+
+SCORES = dict.fromkeys(ATTRIBUTES, 4.0)
+
+
+def line(name: str, response: str, **columns: object) -> str:
+    return json.dumps({"id": name, "prompt": "q " + name, "response": response, "scores": SCORES, **columns}) + "\n"
+
+
+LINES = [
+    line("a", "first", topic="t"),
+    line("b", "low", scores={**SCORES, "helpfulness": 1.0}),
+    "{broken\n",
+    line("c", "jane@example.com"),
+    line("a", "again"),
+    '{"prompt": "x", "response": "y"}\n',
+    "\n",
+    line("d", "last", sample=3),
+]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    file = tmp_path / "scored.jsonl"
+    file.write_text("".join(LINES))
+    return file
+
+
+def select(source: Path, out: Path, *words: str) -> int:
+    return cli.main(["select", "--input", str(source), "--out", str(out), *words])
+
+
+def test_every_row_is_kept_dropped_or_faulty_and_lies_where_it_says(source, tmp_path, capsys):
+    out = tmp_path / "kept.jsonl"
+    assert select(source, out, "select.pii=drop") == 0
+    kept, dropped, faulty = (
+        [json.loads(text) for text in (tmp_path / f"kept.jsonl{end}").read_text().splitlines()]
+        for end in ("", ".dropped.jsonl", ".faulty.jsonl")
+    )
+    assert [row["id"] for row in kept] == ["a", "d"] and kept[0]["topic"] == "t" and kept[1]["sample"] == 3
+    assert {row["id"]: row["reason"] for row in dropped} == {
+        "b": "helpfulness below 3", "c": "personal data in the response: EMAIL",
+    }  # fmt: skip
+    assert [row["line"] for row in faulty] == [3, 5, 6] and "stands in line 1" in faulty[1]["reason"]
+    assert len(read_rows(out, Decision)[0]) == 2 and not list(tmp_path.glob(".*"))
+    told = capsys.readouterr().out
+    for text in ("rows in", "7", "faulty", "3", "dropped: helpfulness below 3", "kept", "28.6 %", "distinct_2", str(out)):
+        assert text in told, told
+    assert select(out, tmp_path / "again.jsonl") == 0  # what it wrote it also reads
+    assert (tmp_path / "again.jsonl").read_text() == out.read_text()
+
+
+def test_a_compressed_file_gives_the_same_and_old_neighbours_go(source, tmp_path, capsys):
+    packed = tmp_path / "scored.jsonl.gz"
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    assert select(source, tmp_path / "one.jsonl") == select(packed, tmp_path / "two.jsonl") == 0
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    source.write_text(LINES[0])
+    assert select(source, tmp_path / "one.jsonl") == 0
+    assert not list(tmp_path.glob("one.jsonl.*")) and len((tmp_path / "one.jsonl").read_text().splitlines()) == 1
+
+
+def test_nothing_kept_is_an_answer(source, tmp_path, capsys):
+    assert select(source, tmp_path / "kept.jsonl", "select.minimum.helpfulness=9") == 0
+    assert (tmp_path / "kept.jsonl").read_text() == "" and "0 kept rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["generate.samples=3"], "not a setting of selection, expected select.KEY=VALUE"),
+        (["percentile=3"], "write select.percentile if that is meant"),
+        (["select.percentil=3"], "the nearest valid key is select.percentile"),
+        (["select.percentile=101"], "found 101"),
+        (["select.near_duplicates=0.1"], "a number from 0.3 to 1"),
+        (["select.pii=maybe"], "drop, redact"),
+        (["select.balance.topic=1.5"], "a share above 0 and below 1"),
+        (["select.maximum_copies=0.1"], "there is nothing to copy from"),
+        (["select.decontaminate=['']"], "paths that are not empty"),
+        (["select.decontaminate=[absent.jsonl]"], "absent.jsonl"),
+        (["--strict"], "scored.jsonl:3"),
+        (["select"], "expected key=value"),
+        (["--out", "/nowhere/kept.jsonl"], "no such folder"),
+        (["--out", "kept.jsonl.gz"], "a compressed file"),
+        (["--input", "absent.jsonl"], "absent.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(words, said, source, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert select(source, tmp_path / "kept.jsonl", *words) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1, told
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["scored.jsonl"]
+
+
+def test_the_input_is_not_written_over_and_an_empty_one_is_told(source, tmp_path, capsys):
+    assert select(source, source) == 2 and "the input itself" in capsys.readouterr().err
+    source.write_text("{}\n")
+    assert select(source, tmp_path / "kept.jsonl") == 2 and "no row can be used" in capsys.readouterr().err
+    assert not (tmp_path / "kept.jsonl").exists()
+
+
+def test_it_needs_no_torch(source, tmp_path):
+    code = (
+        "import sys; from nemo_sdg import cli\n"
+        f"status = cli.main(['select', '--input', {str(source)!r}, '--out', {str(tmp_path / 'k.jsonl')!r},"
+        " 'select.near_duplicates=0.8'])\n"
+        "print(status, [name for name in ('torch', 'megatron', 'nemo', 'sklearn') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert told.stdout.strip().endswith("0 []"), told.stdout + told.stderr
