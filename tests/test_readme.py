@@ -53,6 +53,7 @@ def test_verbs_options_recipes_and_settings_exist(line, capsys):
 
 def test_settings_in_the_text_exist():
     keys = set(flatten(RunConfig()))
+    keys |= {key.rpartition(".")[0] for key in keys}
     named = set(
         re.findall(r"`((?:models|topology|generate|score|select|revise|data|sft|reward|preference|evaluate|budget|run)\.[a-z_.]+)", README)
     )
