@@ -11,7 +11,7 @@ from ranks import run_ranks
 from small_run import make_inputs, row_files, small_config
 
 import nemo_sdg.loop
-from nemo_sdg import fork
+from nemo_sdg import fork, tracing
 from nemo_sdg.config import Budget, Revise, RunConfig, Select, Topology, Training
 from nemo_sdg.console import Console
 from nemo_sdg.engine import residents
@@ -20,6 +20,7 @@ from nemo_sdg.evaluation import report
 from nemo_sdg.quality.revision import root_of
 from nemo_sdg.records import Decision
 from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store.verifying import verify_run
 
 TARGET = 25
 
@@ -140,6 +141,22 @@ def test_the_report_tells_of_every_part(finished):
     stream = io.StringIO()
     report.show(result, Console(stream))
     assert "mean scalar before" in stream.getvalue()
+
+
+def test_every_part_is_verified_and_traced(finished, capsys):
+    out, _ = finished
+    assert verify_run(out, Console(io.StringIO())) == []
+    kept = [row for row in decisions(out) if row.kept]
+    (wave, *_), (revised, *_) = ([row.id for row in kept if row.provenance.get(name)] for name in ("wave", "revision"))
+    for name in (wave, revised):
+        assert tracing.verify_row(out, name) == 0
+        assert f"{name} is in round-0/datasets/sft.jsonl" in capsys.readouterr().out
+    part = next((out / "round-0").glob("wave-*/revise-1/scored/part-*"))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-3])
+    (problem,) = verify_run(out, Console(io.StringIO()))
+    part.write_bytes(whole)
+    assert part.name in problem and verify_run(out, Console(io.StringIO())) == []
 
 
 # ---- fork
