@@ -17,15 +17,16 @@ RECIPE = """
     from nemo_sdg.quality import Drop, Keep
 
     WORDS = {"sorry", "cannot"}
+    SLACK = 0
 
     def bad(text):
-        return any(word in text for word in WORDS) or re.search("as an AI", text)
+        return any(word in WORDS for word in text.split()) or re.search("as an AI", text)
 
     def polite(row, context):
         return Drop("an apology") if bad(row.response) else Keep()
 
     def at_most(limit, unit="characters"):
-        def short(row, context, slack=0):
+        def short(row, context, slack=SLACK):
             return Drop(f"more than {limit} {unit}") if len(row.response) > limit + slack else Keep()
         return short
 
@@ -55,7 +56,7 @@ def test_a_rule_is_named_by_its_source_and_by_all_that_it_uses(tmp_path: Path):
         ("polite", ('"as an AI"', '"as a model"')),
         ("short", ("at_most(40)", "at_most(41)")),
         ("short", ('"characters"', '"letters"')),
-        ("short", ("slack=0", "slack=1")),
+        ("short", ("SLACK = 0", "SLACK = 1")),
         ("short", ("> limit", ">= limit")),
     ]:
         changed = digests(tmp_path, change)

@@ -111,7 +111,7 @@ def test_the_input_is_not_written_over_and_an_empty_one_is_told(source, tmp_path
     assert select(source, source) == 2 and "the input itself" in capsys.readouterr().err
     source.write_text("{}\n")
     assert select(source, tmp_path / "kept.jsonl") == 2 and "no row can be used" in capsys.readouterr().err
-    assert not (tmp_path / "kept.jsonl").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["scored.jsonl"]
 
 
 def test_it_needs_no_torch(source, tmp_path):

@@ -109,6 +109,18 @@ def test_the_best_stays_whatever_the_order_and_its_id_is_told():
     assert all("duplicate_of" not in d.to_row() for d in again)
 
 
+@pytest.mark.parametrize("best", ["a", "b"])
+def test_of_two_better_rows_that_are_alike_the_best_is_named(best: str):
+    some = [f"w{number}" for number in range(140)]
+    parts = {"a": some[:100], "b": some[40:], "c": some[20:120]}  # a and b share 60 of 140 words, c 80 of 120 with each
+    rows = [
+        planted.row(name, name, " ".join(part), scalar=3.0 if name == best else 2.0 - (name == "c"))
+        for name, part in parts.items()
+    ]
+    decisions = decide(rows, Select(minimum={}, near_duplicates=0.5))
+    assert [d.kept for d in decisions] == [True, True, False] and decisions[2].extra["duplicate_of"] == f"{best}#0"
+
+
 def test_a_short_answer_may_be_that_of_many_questions():
     rng = random.Random(4)
     questions = [planted.text(rng, "en", 40) for _ in range(3)]
@@ -118,6 +130,13 @@ def test_a_short_answer_may_be_that_of_many_questions():
     rows.append(planted.row("again", questions[0] + " Now.", "The answer is 5.", scalar=1.0))
     gone = [(d.prompt_id, d.to_row()["duplicate_of"]) for d in decide(rows, settings) if not d.kept]
     assert gone == [("again", "p0#0")]
+
+
+def test_texts_without_a_token_are_not_like_each_other():
+    rows = [planted.row(f"p{n}", f"q{n}", "\u2063" * n) for n in (1, 2)]
+    text = planted.text(random.Random(6), "en", 80)
+    rows = [planted.row(name, name, text, scalar=scalar) for name, scalar in (("x", 2.0), ("y", 1.0))] + rows
+    assert [d.kept for d in decide(rows, Select(minimum={}, near_duplicates=0.5))] == [True, False, True, True]
 
 
 def test_a_row_that_is_dropped_takes_nobody_along():

@@ -26,6 +26,11 @@ def test_distinct():
     assert distinct(text[:0]) == 0.0
 
 
+def test_distinct_is_of_as_many_tokens_on_both_sides():
+    told = compare([tokens("a a a b c d")], [tokens("e f")])
+    assert told["before"]["distinct_1"] == 0.5 and told["after"]["distinct_1"] == 1.0  # of `a a` and `e f`
+
+
 def test_self_bleu_of_equal_texts_is_1_and_of_foreign_ones_0():
     assert self_bleu(cut("a b c d e", "a b c d e", "a b c d e")) == pytest.approx(1.0)
     assert self_bleu(cut("a b c d e", "f g h i j")) == 0.0
