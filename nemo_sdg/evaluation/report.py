@@ -68,10 +68,10 @@ def read(folder: Path) -> Result:
     result = Result(folder, from_yaml(folder / "run.yaml"))
     for number in range(result.config.run.rounds):
         place = folder / f"round-{number}"
-        for stage, folder in stage_folders(place, result.config.revise.passes):
-            totals = (_json(folder / "SUCCESS.json") or {}).get("totals")
+        for stage, made in stage_folders(place, result.config.revise.passes):
+            totals = (_json(made / "SUCCESS.json") or {}).get("totals")
             if totals is not None:
-                dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), folder)
+                dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), made)
                 result.rows.append(StageRows(number, stage, totals["rows_in"], totals["kept"], dropped, faulty))
                 if totals.get("revised"):
                     result.revised[number] = totals["revised"]

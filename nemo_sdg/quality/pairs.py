@@ -12,7 +12,7 @@ from typing import Iterator, Sequence, Tuple
 from nemo_sdg.config.selection import Select
 from nemo_sdg.config.settings import Preference
 from nemo_sdg.quality.answers import verdict
-from nemo_sdg.quality.rules import complete, usable
+from nemo_sdg.quality.rules import complete, may_teach, usable
 from nemo_sdg.records import Decision, Pair
 
 VERIFIER, REWARD = "verifier", "reward"
@@ -29,7 +29,7 @@ def pairs_of(rows: Sequence[Decision], settings: Preference, select: Select) -> 
     is not. Where one is known to be right and the other wrong, that decides, whatever their scores; else the scalars
     must differ by the margin. Verified pairs come first, then the larger margin; a response is in one pair at most.
     """
-    answers = [row for row in rows if _can_be_learned(row, select)]
+    answers = [row for row in rows if may_teach(row.reason) and _can_be_learned(row, select)]
     if len(answers) < 2:
         return [], "fewer than two usable responses"
     rank = {row.id: _RANK[verdict(row.response, row.extra)] for row in answers}

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from nemo_sdg.config import Select
+from nemo_sdg.quality.rules import PERSONAL
 from nemo_sdg.records import Scored
 
 Span = tuple[int, int, str]
@@ -78,7 +79,7 @@ def personal(row: Scored, settings: Select) -> str | None:
     for name, text in parts:
         spans = find(text)
         if spans:
-            return f"personal data in the {name}: {spans[0][2]}"
+            return f"{PERSONAL} {name}: {spans[0][2]}"
     return None
 
 

@@ -9,6 +9,16 @@ from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Select
 from nemo_sdg.records import CONTROL_PIECE
 
 
+LEAKED = "shares a text with an evaluation file"
+PERSONAL = "personal data in the"
+
+
+def may_teach(reason: str | None) -> bool:
+    """Whether a row may be learned from in any way. One that was dropped as poor shows a reward model what is poor; one that
+    was dropped for what stands in it teaches nobody."""
+    return reason is None or not reason.startswith((LEAKED, PERSONAL))
+
+
 def scalarise(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """The weighted sum of the attributes that were scored.
 

@@ -35,7 +35,7 @@ from nemo_sdg.quality.personal import personal, redact
 from nemo_sdg.quality.references import References
 from nemo_sdg.quality.report import Report
 from nemo_sdg.quality.revision import superseded
-from nemo_sdg.quality.rules import complete, scalarise, thresholds, usable
+from nemo_sdg.quality.rules import LEAKED, complete, scalarise, thresholds, usable
 from nemo_sdg.quality.text import Tokens, hash64, tokens
 from nemo_sdg.records import Decision, Scored
 
@@ -144,7 +144,7 @@ class Selector:
         if where is None:
             return None
         self._leaked[len(self._among)] = where
-        return "shares a text with an evaluation file"
+        return LEAKED
 
     def _redacted(self, row: Scored) -> Scored:
         if self._settings.pii != "redact":

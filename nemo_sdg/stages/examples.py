@@ -15,6 +15,7 @@ from typing import Any
 from nemo_sdg.config import Data, Evaluate, RunConfig
 from nemo_sdg.errors import RowError
 from nemo_sdg.quality.pairs import pairs_of
+from nemo_sdg.quality.rules import may_teach
 from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, read_rows
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages import shapes
@@ -86,6 +87,8 @@ class Maker:
 
     def reward(self, row: Decision) -> list[Example] | str:
         """Any scored response, kept or not, as a lesson for the reward model."""
+        if not may_teach(row.reason):
+            return str(row.reason)
         return self._regression(row.id, row.messages, row.response, row.scores)
 
     def pairs(self, rows: Sequence[Decision]) -> list[Example] | str:

@@ -247,3 +247,18 @@ def test_the_bytes_depend_on_rows_and_settings_alone(tmp_path: Path):
     assert names == sorted(str(file.relative_to(two)) for file in two.rglob("*") if file.is_file())
     assert "hf/sft/train.parquet" in names
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+def test_what_was_dropped_for_what_stands_in_it_teaches_nobody(tmp_path: Path):
+    """A poor answer shows the reward model what is poor; personal data and texts of an evaluation show it nothing."""
+    leak = tmp_path / "eval.jsonl"
+    commit_rows(leak, [{"prompt": "one two three four five six", "answer": "seven"}])
+    rows = [
+        scored("Say x", 0, "good", helpfulness=4.0), scored("Say x", 1, "poor", helpfulness=1.0),
+        scored("Say x", 2, "write to ann@example.org", helpfulness=2.0),
+        scored("Say x", 3, "one two three four five six", helpfulness=3.5),
+    ]  # fmt: skip
+    words = ("select.pii=drop", f"select.decontaminate=[{leak}]", "select.ngram=5", "select.minimum={}")
+    totals = assembled(tmp_path, rows, *words)
+    assert totals["reward"]["kept"] == 2 and sum(totals["reward"]["dropped"].values()) == 2
+    assert "ann@example.org" not in every_text(tmp_path) and "two three four" not in every_text(tmp_path)
