@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any
 from nemo_sdg.checkpoints.writing import Unit
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import commit_file, commit_folder
-from nemo_sdg.store.files import make_folder, sync
+from nemo_sdg.store.files import make_folder, sha256_of, sync
 from nemo_sdg.store.lock import release, take
 
 SUMS = "SHA256SUMS"
@@ -84,7 +83,7 @@ class Making:
             entries = []
             for name in unit.files:
                 file = part / name
-                entries.append({"name": name, "size": file.stat().st_size, "sha256": sums.get(name) or _sha256(file)})
+                entries.append({"name": name, "size": file.stat().st_size, "sha256": sums.get(name) or sha256_of(file)})
                 sync(file)
             for name in unit.files:
                 final = self._folder / name
@@ -122,7 +121,7 @@ class Making:
             for file in sorted(path for path in self._folder.rglob("*") if path.is_file()):
                 name = str(file.relative_to(self._folder))
                 if name != SUMS:
-                    lines.append(f"{self.done[name][1] if name in self.done else _sha256(file)}  {name}\n")
+                    lines.append(f"{self.done[name][1] if name in self.done else sha256_of(file)}  {name}\n")
             commit_file(self._folder / SUMS, "".join(lines).encode())
         except OSError as error:
             raise self._refused(self.target, error) from error
@@ -204,11 +203,3 @@ def _whole_lines(ledger: Path) -> list[dict]:
                 break
             lines.append(entry)
     return lines
-
-
-def _sha256(path: Path) -> str:
-    whole = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            whole.update(block)
-    return whole.hexdigest()

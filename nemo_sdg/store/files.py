@@ -118,17 +118,19 @@ def make_folder(path: Path) -> None:
 
 def digest(path: Path) -> str | None:
     """16 hex digits for the content of a file; for a folder, for the names and sizes in it; None when absent."""
-    whole = hashlib.sha256()
     if path.is_dir():
         listing = sorted((str(f.relative_to(path)), f.stat().st_size) for f in path.rglob("*") if f.is_file())
-        whole.update(json.dumps(listing).encode())
-    elif path.is_file():
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                whole.update(block)
-    else:
-        return None
-    return whole.hexdigest()[:16]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+    return sha256_of(path)[:16] if path.is_file() else None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 in hex of the content of a file."""
+    whole = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            whole.update(block)
+    return whole.hexdigest()
 
 
 def dump(row: Any) -> bytes:

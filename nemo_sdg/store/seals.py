@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store.files import commit_file, write_file
+from nemo_sdg.store.files import commit_file, sha256_of, write_file
 
 SUMS = "SHA256SUMS"
 KEY = "sha256"
@@ -106,19 +106,11 @@ def _sums(folder: Path) -> dict[str, str]:
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     names = [name for name in names if name != SUMS]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
-        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names)))
+        return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names)))
 
 
 def _sums_text(sums: Mapping[str, str]) -> bytes:
     return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
-
-
-def _sha256(path: Path) -> str:
-    whole = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            whole.update(block)
-    return whole.hexdigest()
 
 
 def _said(what: str, where: Path, found: object = None, expected: object = None) -> str:
