@@ -179,10 +179,18 @@ def _ends(pid: int, seconds: float) -> bool:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             return True
-        if state in "ZX":
+        # The first thread may be dead while the kernel still ends the others, which hold the files open.
+        if state in "ZX" and _threads(pid) <= 1:
             return True
         time.sleep(0.005)
     return False
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def redone(out: Path, killed: Kill) -> list[str]:

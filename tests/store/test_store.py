@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import yaml
 
 from nemo_sdg.config import RunConfig, load, to_yaml
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder
+from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder, lock
+
 
 ROWS, GROUP = 10, 4
 INPUT = [{"id": i, "text": f"row {i} \u2028 \u00e4"} for i in range(ROWS)]
@@ -299,6 +301,16 @@ def test_a_helper_that_outlives_its_writer_holds_no_lock(tmp_path: Path):
     finally:
         os.kill(helper, signal.SIGKILL)
         writer.stdout.close()
+
+
+def test_a_lock_that_is_let_go_in_a_moment_is_waited_for(tmp_path):
+    """As that of a run which was just killed: its threads end one after the other."""
+    path = tmp_path / "run.lock"
+    held = lock.take(path, "the run", "wait")
+    timer = threading.Timer(0.1, lock.release, [held])
+    timer.start()
+    lock.release(lock.take(path, "the run", "wait"))
+    timer.join()
 
 
 def test_a_second_writer_is_told_who_the_first_is_and_readers_are_free(tmp_path: Path):
