@@ -20,7 +20,6 @@ from nemo_sdg.config import RunConfig, load, to_yaml
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder, lock
 
-
 ROWS, GROUP = 10, 4
 INPUT = [{"id": i, "text": f"row {i} \u2028 \u00e4"} for i in range(ROWS)]
 
