@@ -1,6 +1,7 @@
 """The rules that compare rows with each other, on a few numbers per row.
 
-What is known of a row: its scalar, its length, and 64-bit hashes of its id, its prompt's id and its text.
+What is known of a row: its scalar, its length, and 64-bit hashes of its id, its conversation and its text. A prompt is
+its conversation, whatever its id: one that comes again in a later wave of a round has another.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Among:
         self._characters.append(len(row.response))
         self._copied.append(copied)
         self._names.append(hash64(row.id))
-        self._prompts.append(hash64(row.prompt_id))
+        self._prompts.append(hash64("\x1f".join(part for turn in row.messages for part in turn.values())))
         self._texts.append(hash64(row.response))
         self._samples.append(min(row.sample, 2**63 - 1))
         self._codes.append(_PASSED if reason is None else self._code(reason))

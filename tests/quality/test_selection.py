@@ -94,6 +94,15 @@ def test_the_same_text_twice_is_kept_once_and_takes_no_place():
     assert all(d.kept for d in decide(rows, Select(minimum={}, unique=False)))
 
 
+def test_a_prompt_that_comes_again_under_another_id_is_the_same_prompt():
+    again = [replace(row("p", n, text), id=f"p~2#{n}", prompt_id="p~2") for n, text in enumerate(("5", "V"))]
+    other = replace(row("p", 0, "5"), id="s#0", messages=({"role": "system", "content": "x"}, *again[0].messages))
+    rows = [row("p", 0, "5"), *again, other]
+    reasons = [d.reason for d in decide(rows, Select(minimum={}))]
+    assert sorted(map(str, reasons)) == ["None", "None", "None", "same text as a better one"] and reasons[3] is None
+    assert sum(d.kept for d in decide(rows, Select(minimum={}, unique=False, per_prompt=1))) == 2
+
+
 numbers = st.floats(-5, 9) | st.sampled_from([math.nan, math.inf, -math.inf])
 scored_rows = st.lists(
     st.builds(
