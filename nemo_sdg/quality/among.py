@@ -15,7 +15,7 @@ import numpy as np
 
 from nemo_sdg.config import Select
 from nemo_sdg.errors import UserError
-from nemo_sdg.quality.balance import over_share
+from nemo_sdg.quality.balance import over_share, within_target
 from nemo_sdg.quality.duplicates import NearDuplicates
 from nemo_sdg.quality.ranking import cut, length_slope, without_length
 from nemo_sdg.quality.text import NOTHING, Tokens, hash64
@@ -84,7 +84,8 @@ class Among:
         best_first = passed[np.lexsort((self.names[passed], samples[passed], -self.ranks[passed]))]
         best_first = self._from_the_best(best_first)
         groups = {column: np.frombuffer(numbers, np.int32) for column, (numbers, _) in self._groups.items()}
-        for row, column in over_share(groups, settings.balance, best_first).items():
+        gone, left = within_target(groups, settings.balance, best_first, settings.target)
+        for row, column in {**gone, **over_share(groups, settings.balance, left)}.items():
             self.codes[row] = self._code(f"{column} above its share of {settings.balance[column]:g}")
         if settings.target is not None:
             beyond = best_first[self.codes[best_first] == _PASSED][settings.target :]

@@ -12,7 +12,7 @@ Among those that passed, by rank: the scalar, or with `length_free` what is left
  6. percentile: at or above it, of all that have passed rules 1 to 5
  7. from the best on, each against those kept so far: unique, near_duplicates, per_prompt; of equals the earlier sample
     comes first, then the one whose id has the smaller hash
- 8. balance
+ 8. balance, of the target where there is one
  9. target: the best so many
 
 Two passes over the same rows, so that no row has to stay in memory. Nothing depends on the order of the rows.

@@ -125,6 +125,7 @@ settings = st.builds(
     minimum_scalar=st.none() | st.floats(-5, 5),
     per_prompt=st.none() | st.integers(1, 3),
     unique=st.booleans(),
+    target=st.none() | st.integers(1, 8),
 )
 
 
@@ -148,6 +149,7 @@ def test_laws_of_selection(made: list, chosen: Select):
     for column, share in chosen.balance.items():
         for value in {d.extra.get(column) for d in everything}:
             assert [d.extra.get(column) for d in everything].count(value) <= share * len(everything) + 1e-6
+    assert chosen.target is None or len(everything) <= chosen.target
     assert chosen.pii == "off" or not any(find(d.response) for d in everything)
     again = {d.id: d.reason for d in decide(rows[::-1], chosen)}
     assert again == {d.id: d.reason for d in decisions}  # the order of arrival decides nothing
