@@ -16,7 +16,7 @@ from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, digest
 from nemo_sdg.store.waves import Part, wave_parts
 
-VERSION = 2
+VERSION = 3
 """Raised when the code changes what the same settings give."""
 
 
