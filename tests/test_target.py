@@ -157,6 +157,12 @@ def test_every_part_is_verified_and_traced(finished, capsys):
     (problem,) = verify_run(out, Console(io.StringIO()))
     part.write_bytes(whole)
     assert part.name in problem and verify_run(out, Console(io.StringIO())) == []
+    for name in ("wave-1", "wave-1/scored", "revise-1", "wave-1/revise-1/prompts"):
+        folder = out / "round-0" / name
+        folder.rename(out / "logs/lost")
+        (problem,) = verify_run(out, Console(io.StringIO()))
+        (out / "logs/lost").rename(folder)
+        assert f"round-0/{name}" in problem and "is not there" in problem
 
 
 # ---- fork

@@ -21,6 +21,7 @@ from nemo_sdg.records import Prompt
 from nemo_sdg.stages import prompts
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store.verifying import check_entry
 from nemo_sdg.store.waves import Part
 from nemo_sdg.synthesis.requirements import Requirement
 
@@ -61,6 +62,19 @@ def rows(where: Context) -> list[Prompt]:
 
 def asked(server: SimpleNamespace) -> Counter:
     return Counter(json.dumps([request["messages"], request["seed"]]) for request in server.asked)
+
+
+def test_the_answers_are_verified_with_the_prompts(tmp_path, server):
+    where = made_for(tmp_path, server, kinds={"open_qa": 2})
+    prompts.run(where)
+    assert check_entry(where.folder / "prompts") == []
+    for file in sorted((where.folder / "prompts").glob("answers-*/*")):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-2])
+        assert any(str(file.parent) in problem for problem in check_entry(where.folder / "prompts"))
+        file.unlink()
+        assert any(str(file.parent) in problem for problem in check_entry(where.folder / "prompts"))
+        file.write_bytes(whole)
 
 
 def test_waves_that_make_the_same_prompts_give_them_ids_of_their_own(tmp_path, server):
