@@ -73,19 +73,19 @@ def best_versions(rows: Iterable[Scored], settings: Select) -> list[Scored]:
     return list(best.values())
 
 
-def superseded(rows: Iterable[Scored], settings: Select) -> set[str]:
-    """Ids of the rows that are not the best version of their answer."""
-    best: dict[str, tuple[str, tuple[bool, float]]] = {}
+def superseded(rows: Iterable[Scored], settings: Select) -> set[int]:
+    """Numbers, from 0 in their order, of the rows that are not the best version of their answer."""
+    best: dict[str, tuple[int, tuple[bool, float]]] = {}
     older = set()
-    for row in rows:
+    for number, row in enumerate(rows):
         root, rank = root_of(row), _rank(row, settings)
         if root not in best:
-            best[root] = row.id, rank
+            best[root] = number, rank
             continue
-        name, before = best[root]
-        older.add(name if rank > before else row.id)
+        there, before = best[root]
+        older.add(there if rank > before else number)
         if rank > before:
-            best[root] = row.id, rank
+            best[root] = number, rank
     return older
 
 

@@ -57,10 +57,10 @@ def decide(rows: Sequence[Scored], settings: Select, rules: Sequence[Rule] = ())
 class Selector:
     """`add` every row, `settle`, then take the `decisions` on the same rows in the same order, and the `totals`."""
 
-    def __init__(self, settings: Select, rules: Sequence[Rule] = (), superseded: Container[str] = ()) -> None:
+    def __init__(self, settings: Select, rules: Sequence[Rule] = (), superseded: Container[int] = ()) -> None:
         """
         Args:
-            superseded: ids of rows of which another version is better.
+            superseded: numbers, from 0 in their order, of rows of which another version is better.
         """
         self._settings, self._rules, self._superseded = settings, tuple(rules), superseded
         self._leaks = References(settings.decontaminate, settings.ngram) if settings.decontaminate else None
@@ -80,7 +80,7 @@ class Selector:
             self._rewritten.add(len(self._among))
         scalar = scalarise(row.scores, self._settings.weights)
         reason = personal(row, self._settings)
-        poor = SUPERSEDED if row.id in self._superseded else self._poor(row)
+        poor = SUPERSEDED if len(self._among) in self._superseded else self._poor(row)
         question = response = None
         if reason is None and (self._leaks or (poor is None and (self._real or self._among.near_duplicates))):
             *before, question = [tokens(turn["content"]) for turn in row.messages]

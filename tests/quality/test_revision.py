@@ -89,6 +89,11 @@ def test_one_version_is_decided_on_and_the_others_say_why():
     ]  # fmt: skip
 
 
+def test_of_two_rows_with_one_id_the_better_stays():
+    rows = [row("a", helpfulness=3.0, text="x"), row("a", helpfulness=3.5, text="y"), row("a", helpfulness=3.0, text="z")]
+    assert [d.reason for d in decide(rows, LIMITS)] == [SUPERSEDED, None, SUPERSEDED]
+
+
 def test_the_target_keeps_the_best_and_of_equals_the_earlier():
     rows = [row(f"p{i}", helpfulness=score, text=str(i)) for i, score in enumerate((3.0, 3.5, 1.0, 3.5, 3.25))]
     decisions = decide(rows, dataclasses.replace(LIMITS, target=2))
