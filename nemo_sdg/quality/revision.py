@@ -103,22 +103,22 @@ def ask(row: Scored, request: str, revision: int) -> Prompt:
     """
     of = {"id": row.id, "root": root_of(row), "prompt_id": row.prompt_id, "sample": row.sample}
     turns = ({"role": "assistant", "content": row.response}, {"role": "user", "content": request})
-    columns = {**row.extra, _COLUMN: {**of, "turns": len(row.messages)}}
+    # A column of the user's may be called the same, and comes back with the answer.
+    of |= {"turns": len(row.messages), "own": {_COLUMN: row.extra[_COLUMN]} if _COLUMN in row.extra else {}}
+    columns = {**row.extra, _COLUMN: of}
     return Prompt(f"{row.id}/r{revision}", (*row.messages, *turns), columns)
 
 
 def answered(row: Response) -> Response:
-    """The answer to `ask` as an answer to the prompt itself; any other answer as it is."""
-    of = row.extra.get(_COLUMN)
-    if of is None:
-        return row
+    """The answer to `ask` as an answer to the prompt itself."""
+    of = row.extra[_COLUMN]
     return replace(
         row,
         prompt_id=of["prompt_id"],
         sample=of["sample"],
         messages=row.messages[: of["turns"]],
         provenance={**row.provenance, "root": of["root"], _COLUMN: of["id"]},
-        extra={name: value for name, value in row.extra.items() if name != _COLUMN},
+        extra={name: value for name, value in row.extra.items() if name != _COLUMN} | of["own"],
     )
 
 

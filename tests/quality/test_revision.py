@@ -76,9 +76,11 @@ def test_a_revision_is_asked_for_in_a_dialogue_and_answers_the_prompt_itself():
     assert [turn["content"] for turn in second.messages] == ["q", "new", "Better still."]
 
 
-def test_any_other_answer_stays_as_it_is():
-    plain = Response("p#0", "p", 0, ({"role": "user", "content": "q"},), "a")
-    assert answered(plain) is plain
+def test_a_column_of_the_users_that_is_called_like_ours_comes_back():
+    first = dataclasses.replace(row("p#0"), extra={"revises": "v1", "topic": "t"})
+    prompt = ask(first, "Better, please.", 1)
+    made = answered(Response("p#0/r1#0", prompt.id, 0, prompt.messages, "new", extra=prompt.extra))
+    assert made.extra == first.extra and made.provenance["revises"] == "p#0"
 
 
 def test_one_version_is_decided_on_and_the_others_say_why():
