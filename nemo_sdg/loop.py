@@ -87,10 +87,12 @@ def run_stage(
     *,
     round: int,
 ) -> dict[str, Any]:
-    """One stage of one round; what it counted. Candidates are those of the first wave."""
+    """One stage of one round; what it counted. Candidates are those of the first wave; selection is of all it needs."""
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "revise":
         return _revise(context, 0) or {}
+    if name == "select":
+        context = context.at(select.last_wave(context))
     return _stage(name, context)
 
 
