@@ -233,7 +233,7 @@ def finished(world, tmp_path) -> list[str]:
         store.finish({"rows_in": 2, "kept": 2})
     commit_rows(folder / "datasets" / "sft.jsonl", [{"id": "a"}])
     digests = {"sft.jsonl": digest(folder / "datasets" / "sft.jsonl")}
-    commit_file(folder / "datasets" / "summary.json", json.dumps({"digests": digests}).encode())
+    commit_file(folder / "datasets" / "summary.json", json.dumps({"digests": digests, "totals": {}}).encode())
     nothing = {"policy": None, "reward": None}
     commit_json(folder / "evaluation.json", {**nothing, "before": nothing})
     folder.rename(tmp_path / "aside")  # a folder becomes a run while it is empty
