@@ -29,6 +29,9 @@ class Select:
     """Drop a response that max_tokens or the context cut off: it would teach to stop in mid-sentence."""
     unique: bool = True
     """Drop a response whose text equals one already kept for the same prompt."""
+    checks: bool = True
+    """Drop a response that breaks the brief or an instruction of its prompt: the requirements that no program can check are
+    asked of the judge, and the column `broken` names those that are broken. Without a brief nothing is asked."""
     percentile: Optional[float] = None
     """Keep rows whose scalar is at or above this percentile (0 to 100, linear interpolation) of the rows that passed the
     rules which look at one row alone."""
@@ -70,7 +73,7 @@ class Revise:
     """Revisions of one row in each pass."""
     request: Optional[str] = None
     """What the policy is told, as a jinja2 template; null is the shipped text. It may use `shortfalls` (each with name, score, limit, kind:
-    minimum or maximum), `prompt` (the user's last text) and `response`."""
+    minimum or maximum), `broken` (requirements, each with line and reason), `prompt` (the user's last text) and `response`."""
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_sdg.config import RunConfig, fingerprint, identity
+from nemo_sdg.config.judging import checks_responses, compares, has_judge, judge_backend, judge_endpoint, judge_model
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.parallel.topology import PHASES, Grids, check_global_batch, grids, ranks_wanted, remote
@@ -168,6 +169,12 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
 def _elsewhere(config: RunConfig) -> list[str]:
     """What others than our ranks hold."""
     notes = []
+    if has_judge(config):
+        endpoint, _ = judge_endpoint(config)
+        server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else judge_model(config)
+        asked = [what for what, wanted in (("whether they keep to the brief", checks_responses(config)),
+                                           ("which of two is better", compares(config))) if wanted]  # fmt: skip
+        notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
     for phase, trained in (("generate", config.sft), ("score", config.reward)):
         settings = getattr(config, phase)
         if remote(config, phase):

@@ -2,7 +2,7 @@
 
 Each row alone
  0. of an answer and its revisions, only the best version
- 1. a text that can be trained on, and that the model ended itself
+ 1. a text that can be trained on, that the model ended itself, and that breaks no check (`broken`)
  2. minimum, maximum and minimum_scalar of the scores
  3. personal data (`pii`); what is redacted is redacted here
  4. a text of an evaluation file (`decontaminate`)
@@ -35,7 +35,7 @@ from nemo_sdg.quality.personal import personal, redact
 from nemo_sdg.quality.references import References
 from nemo_sdg.quality.report import Report
 from nemo_sdg.quality.revision import superseded
-from nemo_sdg.quality.rules import LEAKED, complete, scalarise, thresholds, usable
+from nemo_sdg.quality.rules import LEAKED, checks, complete, scalarise, thresholds, usable
 from nemo_sdg.quality.text import Tokens, hash64, tokens
 from nemo_sdg.records import Decision, Scored
 
@@ -134,6 +134,7 @@ class Selector:
         return (
             usable(row.response)
             or complete(row.finish_reason, settings)
+            or next(iter(checks(row.extra, settings)), None)
             or thresholds(row.scores, settings)
             or personal(row, settings)
         )

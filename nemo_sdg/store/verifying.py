@@ -12,9 +12,10 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.store.run import RUN
 from nemo_sdg.store.seals import SUMS, check_sums, check_text, read_json
 from nemo_sdg.store.stage import StageStore
-from nemo_sdg.store.waves import FOLDER
+from nemo_sdg.store.waves import FOLDER, part_folders, round_folders
 
-STAGES = ("prompts", "responses", "scored", "decisions")
+STAGES = ("prompts", "responses", "scored", "judged", "decisions", "compared")
+"""Folders that a run fills row group by row group."""
 _NOTES = ("logs", "run.lock")
 _PAGE = "report.html"
 
@@ -81,7 +82,7 @@ def check_entry(entry: Path) -> list[str] | None:
 def _expected(config: RunConfig) -> tuple[str, ...]:
     """What a finished round holds."""
     trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
-    return (*STAGES, "datasets", *trained, "evaluation.json")
+    return (*part_folders(config), *round_folders(config), "datasets", *trained, "evaluation.json")
 
 
 def _stage(folder: Path) -> list[str]:
@@ -89,7 +90,9 @@ def _stage(folder: Path) -> list[str]:
     problems = _told(lambda: StageStore.finished(folder))
     if problems:
         return problems
-    return list(StageStore.finished(folder).problems())
+    # What a judge or a policy has answered on the way lies below.
+    inner = [place for place in sorted(folder.glob("answers*")) if place.is_dir()]
+    return [*StageStore.finished(folder).problems(), *(problem for place in inner for problem in _stage(place))]
 
 
 def _told(check: Callable[[], object]) -> list[str]:

@@ -14,7 +14,7 @@ from nemo_sdg import resources
 from nemo_sdg.config.values import nearest
 from nemo_sdg.errors import ConfigError
 
-_NAMES = ("shortfalls", "prompt", "response", "words", "higher", "lower")
+_NAMES = ("shortfalls", "broken", "prompt", "response", "words", "higher", "lower")
 _SETTING = "revise.request"
 
 
