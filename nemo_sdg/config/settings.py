@@ -22,8 +22,8 @@ class Models:
     reward: str = "package:examples/tiny/reward"
     """Folder of the Reward checkpoint that scores in round 0."""
     judge: Optional[str] = None
-    """Folder of the checkpoint that answers the questions about responses, the same one in every round, so that no policy judges
-    itself as it learns; null is who generates in round 0 (see judge.backend for a server)."""
+    """Folder of the checkpoint that answers questions about responses, in every round the same, so that no policy judges
+    itself as it learns; null is who generates in round 0 (a server of its own: judge.backend)."""
     dtype: Optional[str] = None
     """fp64, fp32 or bf16; null is the checkpoint's own on a GPU and fp32 on a CPU."""
     spec: str = "auto"
@@ -131,7 +131,7 @@ class Score:
 
 @dataclass(kw_only=True)
 class Judge:
-    """Who answers questions about responses: whether they keep to the brief, and which of two is better. Always greedy."""
+    """Who answers questions about responses: whether they keep to the brief, which of two is better. Always greedy."""
 
     backend: str = "local"
     """local (models.judge, or where that is null who generates in round 0, a server too), or endpoint (a server of its own)."""
@@ -163,8 +163,8 @@ class Data:
 @dataclass(kw_only=True)
 class Preference:
     judge: str = "reward"
-    """Who tells right from wrong where no verifier does: reward (the scalars, by the margin), or llm (the judge, asked in both
-    orders about the pairs with the largest difference of the scalars; only what it says both times counts)."""
+    """Who says which of two is better where no verifier does: reward (the scalars, by the margin), or llm (the judge, asked
+    in both orders about the pairs whose scalars differ most; only what it says both times counts)."""
     margin: float = 0.5
     """Least difference of the weighted scalars within a pair, where the reward model is the judge."""
     per_prompt: int = 1

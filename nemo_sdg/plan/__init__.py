@@ -172,8 +172,8 @@ def _elsewhere(config: RunConfig) -> list[str]:
     if has_judge(config):
         endpoint, _ = judge_endpoint(config)
         server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else judge_model(config)
-        asked = [what for what, wanted in (("whether they keep to the brief", checks_responses(config)),
-                                           ("which of two is better", compares(config))) if wanted]  # fmt: skip
+        asked = ["whether they keep to the brief"] if checks_responses(config) else []
+        asked += ["which of two is better"] if compares(config) else []
         notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
     for phase, trained in (("generate", config.sft), ("score", config.reward)):
         settings = getattr(config, phase)

@@ -21,7 +21,8 @@ Judged = Tuple[str, float, Decision, Decision]
 """(judge, margin of the scalars, better, worse)"""
 Compared = Mapping[str, Tuple["str | None", "str | None"]]
 """Name of two responses -> (id of the better one, why there is none): what a language model has said."""
-TIE, INCONSISTENT, SILENT = "the judge sees a tie", "the judge prefers what stands first or last", "the judge does not say"
+TIE, INCONSISTENT, SILENT = "the judge sees a tie", "the judge contradicts itself", "the judge does not say"
+_NOT_ALLOWED = "the judge prefers a response that was not selected, or is not right"
 _RANK = {False: 0, None: 1, True: 2}
 
 
@@ -55,7 +56,7 @@ def pairs_of(
 def candidates(
     rows: Sequence[Decision], settings: Preference, select: Select
 ) -> list[tuple[Decision, Decision]]:
-    """The responses to one prompt that a language model is to compare, two by two, the one with the higher scalar first.
+    """The responses to one prompt that a language model is to compare, two by two, the higher scalar first.
 
     As many as there may be pairs, less those that a verifier decides. Of every two one at least may be chosen, if it is
     found better. Those that differ most come first; a response is compared once at most.
@@ -96,7 +97,7 @@ def _usable(
 def _compared_pairs(
     answers: Sequence[Decision], rank: dict[str, int], settings: Preference, compared: Compared
 ) -> tuple[list[Pair], str | None]:
-    """Verified pairs, and those that the judge has decided; the reason of the first that it has not where there is none."""
+    """Verified pairs and those that the judge has decided; where there is none, why it has not decided the first."""
     chosen = _verified(answers, rank, settings)
     pairs = [_pair(better, worse, judge) for judge, _, better, worse in chosen]
     allowed = {(better.id, worse.id) for _, _, better, worse in _in_order(answers, rank, settings)}
@@ -111,7 +112,7 @@ def _compared_pairs(
                 if (better.id, worse.id) in allowed:
                     pairs.append(_pair(better, worse, LLM))
                 else:
-                    reasons.append("the judge prefers a response that was not selected, or is not right")
+                    reasons.append(_NOT_ALLOWED)
     return pairs, None if pairs else next(iter(reasons), "tie")
 
 

@@ -34,8 +34,8 @@ class Shortfall:
 
 
 def shortfalls(row: Scored, settings: Select) -> list[Shortfall] | None:
-    """The limits that a row misses; empty for one that passes them all, None for one that another answer does not mend: it may
-    be the prompt that is off topic."""
+    """The limits that a row misses; empty for one that passes them all, None for one that another answer does not mend:
+    it may be the prompt that is off topic."""
     scalar = scalarise(row.scores, settings.weights)
     if usable(row.response) or complete(row.finish_reason, settings) or not math.isfinite(scalar):
         return None

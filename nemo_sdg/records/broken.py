@@ -1,5 +1,5 @@
-"""What a judged row says of its checks. `broken`: the reasons of the checks that it breaks; `unclear`: those of the checks of
-which nobody knows; `correct`: whether it follows the instructions that a program can check."""
+"""What a judged row says of its checks. `broken`: the reasons of those that it breaks; `unclear`: of those that nobody can
+tell; `correct`: whether it follows the instructions that a program can check."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Compare: which of two responses is better, where no verifier says it? decisions/ becomes compared/.
 
-The judge is shown the two in both orders. Only what it says both times makes a pair; a row of compared/ says which of the two is
-better, or why nobody knows.
+The judge is shown the two in both orders. Only what it says both times makes a pair; a row of compared/ says which of the
+two is better, or why nobody knows.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def run(context: Context) -> dict[str, Any]:
     """Compares what is not compared yet.
 
     Returns:
-        {"rows_in", "kept", "dropped", "faulty"} in couples of responses: those with a better one are kept, and "dropped" says why
-        the others have none; "asked", questions to the judge.
+        {"rows_in", "kept", "dropped", "faulty"} in couples of responses: those with a better one are kept, and "dropped"
+        says why the others have none; "asked", questions to the judge.
     Raises:
         ConfigError: the settings want no judge of pairs.
     """

@@ -1,7 +1,7 @@
 """Judge: does each response keep to the brief and to the instructions of its prompt? scored/ becomes judged/.
 
-What a program can check is checked by a program; about the rest the judge is asked, each question once for a response. A row
-of judged/ is the scored row with `broken`, the reasons of the checks that it breaks.
+What a program can check is checked by a program; about the rest the judge is asked, each question once for a response.
+A row of judged/ is the scored row with `broken`, the reasons of the checks that it breaks.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Asking the judge about rows: its answers are committed group by group, in a store of their own, so that a run which was
-killed loses a group at most and asks nothing twice that it has kept."""
+"""Asking the judge about rows: its answers are committed group by group, in a store of their own, so that a run which
+was killed asks nothing twice that it has kept."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def choice(answer: str, ties: Iterable[str]) -> str | None:
     Args:
         ties: how an answer begins that finds neither better.
     """
-    start = folded(answer).strip(_EDGE)
+    start = folded(answer.strip(_EDGE).partition("\n")[0]).strip(_EDGE)
     found = _CHOICE.match(start)
     if found:
         return found[1] or found[2]

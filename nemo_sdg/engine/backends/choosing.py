@@ -22,7 +22,7 @@ KINDS = {"policy": "generate", "reward": "score", "judge": "generate"}
 
 @dataclass
 class Role:
-    """Who answers (`policy`), scores (`reward`) or is asked about responses (`judge`), before it is loaded or connected.
+    """Who answers (`policy`), scores (`reward`) or is asked about responses (`judge`), before it is there.
 
     Args:
         model: the folder of a local model; None takes what the settings say, a server too.
