@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.config.judging import checks_responses, compares, has_judge, judge_backend, judge_endpoint, judge_model
 from nemo_sdg.console import Console
@@ -137,7 +138,9 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     if config.revise.passes:
         Request(config.revise.request)  # a template that cannot be filled in is refused now
     models = model_plans(config, laid, dtype, gpu, files)
-    prompts, exact, notes = _prompts(config, files)
+    if files:
+        _require_files(config)
+    prompts, exact, notes = _prompts(config)
     responses = (prompts or 0) * config.generate.samples
     context = {model.role: model.shape.seq_length for model in models}
     kinds = {"sft": ("train sft", config.sft), "reward": ("train rm", config.reward)}
@@ -198,8 +201,8 @@ def _target(config: RunConfig) -> str | None:
     )
 
 
-def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:
-    """(prompts of a round, counted exactly, notes)."""
+def _require_files(config: RunConfig) -> None:
+    """Raises ConfigError for a file of rows that is not there, also for one that is read only when all is generated."""
     for key, value in (
         ("data.prompts", config.data.prompts),
         ("data.helpsteer2", config.data.helpsteer2),
@@ -207,9 +210,18 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
         *(("data.preference", path) for path in config.data.preference),
         ("evaluate.exact_match", config.evaluate.exact_match),
         ("evaluate.helpsteer2", config.evaluate.helpsteer2),
+        *(("select.decontaminate", path) for path in config.select.decontaminate),
+        ("select.likeness", config.select.likeness),
     ):
-        if value is not None and files and not all(file.is_file() for file in row_files(value)):
+        if value is None:
+            continue
+        there = [resources.resolve(value)] if key.startswith("select.") else row_files(value)
+        if not all(file.is_file() for file in there):
             raise ConfigError("there is no such file", where=key, found=value, way_out=f"set {key} to a .jsonl file")
+
+
+def _prompts(config: RunConfig) -> tuple[int | None, bool, list[str]]:
+    """(prompts of a round, counted exactly, notes)."""
     made = int(sum(config.data.synthesis.kinds.values()))
     if made:
         note = f"{made:,} prompts are made for {config.data.synthesis.brief}; the tokens of making them are not counted"

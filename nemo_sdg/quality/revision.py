@@ -82,19 +82,19 @@ def best_versions(rows: Iterable[Scored], settings: Select) -> list[Scored]:
     return list(best.values())
 
 
-def superseded(rows: Iterable[Scored], settings: Select) -> set[str]:
-    """Ids of the rows that are not the best version of their answer."""
-    best: dict[str, tuple[str, tuple[bool, float]]] = {}
+def superseded(rows: Iterable[Scored], settings: Select) -> set[int]:
+    """Numbers, from 0 in their order, of the rows that are not the best version of their answer."""
+    best: dict[str, tuple[int, tuple[bool, float]]] = {}
     older = set()
-    for row in rows:
+    for number, row in enumerate(rows):
         root, rank = root_of(row), _rank(row, settings)
         if root not in best:
-            best[root] = row.id, rank
+            best[root] = number, rank
             continue
-        name, before = best[root]
-        older.add(name if rank > before else row.id)
+        there, before = best[root]
+        older.add(there if rank > before else number)
         if rank > before:
-            best[root] = row.id, rank
+            best[root] = number, rank
     return older
 
 
@@ -112,23 +112,22 @@ def ask(row: Scored, request: str, revision: int) -> Prompt:
     """
     of = {"id": row.id, "root": root_of(row), "prompt_id": row.prompt_id, "sample": row.sample}
     turns = ({"role": "assistant", "content": row.response}, {"role": "user", "content": request})
-    columns = {name: value for name, value in row.extra.items() if name not in JUDGED_COLUMNS}
-    columns |= {_COLUMN: {**of, "turns": len(row.messages)}}
+    # A column of the user's may be called the same, and comes back with the answer.
+    of |= {"turns": len(row.messages), "own": {_COLUMN: row.extra[_COLUMN]} if _COLUMN in row.extra else {}}
+    columns = {name: value for name, value in row.extra.items() if name not in JUDGED_COLUMNS} | {_COLUMN: of}
     return Prompt(f"{row.id}/r{revision}", (*row.messages, *turns), columns)
 
 
 def answered(row: Response) -> Response:
-    """The answer to `ask` as an answer to the prompt itself; any other answer as it is."""
-    of = row.extra.get(_COLUMN)
-    if of is None:
-        return row
+    """The answer to `ask` as an answer to the prompt itself."""
+    of = row.extra[_COLUMN]
     return replace(
         row,
         prompt_id=of["prompt_id"],
         sample=of["sample"],
         messages=row.messages[: of["turns"]],
         provenance={**row.provenance, "root": of["root"], _COLUMN: of["id"]},
-        extra={name: value for name, value in row.extra.items() if name != _COLUMN},
+        extra={name: value for name, value in row.extra.items() if name != _COLUMN} | of["own"],
     )
 
 

@@ -16,7 +16,7 @@ from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, digest
 from nemo_sdg.store.waves import Part, candidates, wave_parts
 
-VERSION = 2
+VERSION = 3
 """Raised when the code changes what the same settings give."""
 
 
@@ -31,11 +31,11 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def accepted(context: Context) -> int:
-    """How many rows would be kept, without a target, of the candidates up to the wave of the context."""
+    """How many rows would be kept of the candidates up to the wave of the context; never more than the target."""
 
     def count() -> int:
         sources = list(_scored(context))
-        return _selector(context, sources, dataclasses.replace(context.config.select, target=None)).num_kept
+        return _selector(context, sources, context.config.select).num_kept
 
     return context.on_writer(count)
 

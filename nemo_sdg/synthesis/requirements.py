@@ -124,6 +124,8 @@ def requirements(brief: Brief, language: Language) -> list[Requirement]:
                 "the line says no twice", where="must_not", found=repr(line), expected="the thing that is forbidden",
                 way_out="move the line to must, or leave its own no away",
             )  # fmt: skip
+        if spec is not None and spec["kind"] == "include":  # of several things none, and not: not all of them
+            spec, sense = {**spec, "kind": "exclude"}, False
         question = "must_not" if spec is None else "must"
         found.append(Requirement(line, f"must not: {line}", spec is not None and not sense, spec, question))
     return found

@@ -105,9 +105,11 @@ def test_a_revision_is_asked_for_in_a_dialogue_and_answers_the_prompt_itself():
     assert [turn["content"] for turn in second.messages] == ["q", "new", "Better still."]
 
 
-def test_any_other_answer_stays_as_it_is():
-    plain = Response("p#0", "p", 0, ({"role": "user", "content": "q"},), "a")
-    assert answered(plain) is plain
+def test_a_column_of_the_users_that_is_called_like_ours_comes_back():
+    first = dataclasses.replace(row("p#0"), extra={"revises": "v1", "topic": "t"})
+    prompt = ask(first, "Better, please.", 1)
+    made = answered(Response("p#0/r1#0", prompt.id, 0, prompt.messages, "new", extra=prompt.extra))
+    assert made.extra == first.extra and made.provenance["revises"] == "p#0"
 
 
 def test_one_version_is_decided_on_and_the_others_say_why():
@@ -116,6 +118,11 @@ def test_one_version_is_decided_on_and_the_others_say_why():
     assert [(d.id, d.kept, d.reason, d.scalar) for d in decisions] == [
         ("a", False, SUPERSEDED, 1.0), ("b", True, None, 3.5), ("a/r1#0", True, None, 3.25)
     ]  # fmt: skip
+
+
+def test_of_two_rows_with_one_id_the_better_stays():
+    rows = [row("a", helpfulness=3.0, text="x"), row("a", helpfulness=3.5, text="y"), row("a", helpfulness=3.0, text="z")]
+    assert [d.reason for d in decide(rows, LIMITS)] == [SUPERSEDED, None, SUPERSEDED]
 
 
 def test_the_target_keeps_the_best_and_of_equals_the_earlier():

@@ -266,6 +266,21 @@ def test_a_model_in_one_file_is_known_by_its_name_and_size(tmp_path: Path, monke
         Run.open(tmp_path / "run", config, writer=True)
 
 
+def test_what_killed_processes_were_writing_goes_wherever_it_is(tmp_path: Path):
+    """A fork that was killed leaves a folder; a wave and the making of prompts lie deeper than a round's stages."""
+    Run.open(tmp_path / "run", settings(), writer=True).close()
+    begun = [".run.yaml.tmp-x-1", "round-0/.scored.tmp-fork/part-00000", "round-0/.scored.tmp-fork/.part-00001.tmp-x-1"]
+    begun += ["round-0/prompts/.part-00000.tmp-x-1", "round-0/prompts/answers-00/.SUCCESS.json.tmp-x-1"]
+    begun += ["round-0/wave-2/revise-1/scored/.part-00000.tmp-x-1"]
+    for name in [*begun, "round-0/wave-2/revise-1/scored/part-00001"]:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("x")
+    Run.open(tmp_path / "run", settings(), writer=True).close()
+    left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left == {"run.yaml", "run.lock", "round-0/wave-2/revise-1/scored/part-00001"}
+    assert not (tmp_path / "run/round-0/.scored.tmp-fork").exists()
+
+
 def test_a_full_folder_that_is_no_run_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(StoreError, match="full and is no run, found thesis.tex"):

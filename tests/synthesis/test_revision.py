@@ -49,16 +49,31 @@ def test_a_text_of_the_users():
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ propmt }}", "found propmt.* the nearest is prompt"),
-        ("{{ prompt", "the template is broken"),
-        ("{{ prompt.__class__.__mro__ }}", "cannot be filled in"),
-        ("{% for s in shortfalls %}{{ s.nmae }}{% endfor %}", "cannot be filled in"),
+        ("{{ propmt }}", "unknown name 'propmt'.* the nearest is prompt"),
+        ("{{ prompt", "the template cannot be read"),
+        ("{{ prompt.__class__.__mro__ }}", "cannot be rendered"),
+        ("{% for s in shortfalls %}{{ s.nmae }}{% endfor %}", "cannot be rendered.*nmae"),
+        ("{{ 1 / 0 }}", "cannot be rendered.*ZeroDivisionError"),
+        ("{{ prompt + 1 }}", "cannot be rendered.*TypeError"),
+        ("{% include 'x' %}", "takes in another file"),
+        ("{{ [1, 2, 3] | random }}", "the template cannot be read.*random"),
+        ("{{ lipsum() }}", "unknown name 'lipsum'"),
+        ("{# {{ prompt }} #}", "renders to nothing"),
+        ("<extra_id_1>{{ prompt }}", "what no user says.*<extra_id_1>"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_one_sentence(template, said):
+def test_a_template_that_cannot_be_used_is_one_sentence_before_anything_is_asked(template, said):
     with pytest.raises(ConfigError, match=f"(?s){said}") as caught:
-        told(Shortfall("scalar", 1.0, 2.0, "minimum"), template=template)
+        Request(template)
     assert "revise.request" in str(caught.value)
+
+
+def test_a_template_that_some_answers_make_fail_is_one_sentence_too():
+    only = Request("{{ 1 / (shortfalls | length - 1) }}{{ prompt if shortfalls | length > 1 }}")
+    with pytest.raises(ConfigError, match="revise.request: .*cannot be rendered.*ZeroDivisionError"):
+        only(shortfalls=[Shortfall("scalar", 1.0, 2.0, "minimum")], prompt="p", response="r")
+    with pytest.raises(ConfigError, match="what no user says.*nothing"):
+        Request("{{ prompt }}")(shortfalls=[], prompt="", response="r")
 
 
 def test_the_digest_is_of_the_text():
