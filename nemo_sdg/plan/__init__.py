@@ -13,6 +13,7 @@ from typing import Any
 
 from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, identity
+from nemo_sdg.config.judging import checks_responses, compares, has_judge, judge_backend, judge_endpoint, judge_model
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.parallel.topology import PHASES, Grids, check_global_batch, grids, ranks_wanted, remote
@@ -171,6 +172,12 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
 def _elsewhere(config: RunConfig) -> list[str]:
     """What others than our ranks hold."""
     notes = []
+    if has_judge(config):
+        endpoint, _ = judge_endpoint(config)
+        server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else judge_model(config)
+        asked = ["whether they keep to the brief"] if checks_responses(config) else []
+        asked += ["which of two is better"] if compares(config) else []
+        notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
     for phase, trained in (("generate", config.sft), ("score", config.reward)):
         settings = getattr(config, phase)
         if remote(config, phase):

@@ -4,7 +4,7 @@ Each row alone
  0. personal data (`pii`); what is redacted is redacted here
  1. a text of an evaluation file (`decontaminate`)
  2. of an answer and its revisions, only the best version
- 3. a text that can be trained on, and that the model ended itself
+ 3. a text that can be trained on, that the model ended itself, and that breaks no check (`broken`)
  4. minimum, maximum and minimum_scalar of the scores
  5. the researcher's own rules, in their order
 What stands in a row is looked at before how good it is: a poor row still teaches a reward model (`rules.may_teach`).
@@ -36,7 +36,7 @@ from nemo_sdg.quality.personal import personal, redact
 from nemo_sdg.quality.references import References
 from nemo_sdg.quality.report import Report
 from nemo_sdg.quality.revision import superseded
-from nemo_sdg.quality.rules import LEAKED, complete, scalarise, thresholds, usable
+from nemo_sdg.quality.rules import LEAKED, checks, complete, scalarise, thresholds, usable
 from nemo_sdg.quality.text import Tokens, hash64, tokens
 from nemo_sdg.records import Decision, Scored
 
@@ -134,7 +134,12 @@ class Selector:
 
     def _poor(self, row: Scored) -> str | None:
         settings = self._settings
-        return usable(row.response) or complete(row.finish_reason, settings) or thresholds(row.scores, settings)
+        return (
+            usable(row.response)
+            or complete(row.finish_reason, settings)
+            or next(iter(checks(row.extra, settings)), None)
+            or thresholds(row.scores, settings)
+        )
 
     def _leak(self, row: Scored, texts: Sequence[Tokens]) -> str | None:
         roles = [*(turn["role"] for turn in row.messages), "assistant"]

@@ -16,6 +16,7 @@ from nemo_sdg.synthesis.templates import checked
 _MISSED = {"name": "helpfulness", "score": 2.5, "distance": 0.5}
 _GIVEN = {
     "shortfalls": [{**_MISSED, "kind": "minimum", "limit": 3.0}, {**_MISSED, "kind": "maximum", "limit": 2.0}],
+    "broken": [{"reason": "must: x", "line": "x"}],
     "prompt": "x",
     "response": "x",
 }

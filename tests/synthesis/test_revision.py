@@ -10,8 +10,8 @@ from nemo_sdg.quality.revision import Shortfall
 from nemo_sdg.synthesis.revision import Request
 
 
-def told(*found: Shortfall, template: str | None = None) -> str:
-    return Request(template)(shortfalls=list(found), prompt="Add 1 and 2.", response="4")
+def told(*found: Shortfall, broken: tuple = (), template: str | None = None) -> str:
+    return Request(template)(shortfalls=list(found), broken=list(broken), prompt="Add 1 and 2.", response="4")
 
 
 def test_the_shipped_text_names_what_is_wrong_and_nothing_else():
@@ -21,6 +21,18 @@ def test_the_shipped_text_names_what_is_wrong_and_nothing_else():
     assert "correctness: 2.3, and at least 3.0" in lines[1] and "correct what is wrong" in lines[1]
     assert "length: 3.5, and at most 2.0" in lines[2] and "Be brief" in lines[2]
     assert "helpful" not in text and "{" not in text
+
+
+def test_broken_requirements_are_told_in_the_words_of_the_one_who_asks_for_them():
+    broken = (
+        {"reason": "must: names the fee", "line": "names the fee"},
+        {"reason": "instruction not followed: words", "line": "Use at most 9 words."},
+    )
+    first, *lines, last = told(broken=broken).splitlines()
+    assert lines == ["- must: names the fee", "- instruction not followed: words (Use at most 9 words.)"]
+    assert "marks" not in first and "new answer" in last
+    both = told(Shortfall("correctness", 2.0, 3.0, "minimum"), broken=broken).splitlines()
+    assert "marks from 0 to 4" in both[0] and both[2:4] == lines and len(both) == 5
 
 
 @pytest.mark.parametrize("kind", ["minimum", "maximum"])
