@@ -38,6 +38,7 @@ from nemo_sdg.quality.personal import find, luhn, my_number, redact
         ("０９０ー１２３４ー５６７８", "PHONE"),
         ("09012345678", "PHONE"),
         ("0120-123-456", "PHONE"),
+        ("+4. 4. 2. 0. 7. 9. 4. 6", "PHONE"),
     ],
 )
 def test_known_ones(text: str, kind: str):
