@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ from nemo_sdg.quality.text import Tokens, hash64, tokens
 from nemo_sdg.records import Decision, Scored
 
 SUPERSEDED = "another version of it is better"
+_of_prompt = lru_cache(maxsize=32)(tokens)
+"""The answers to a prompt come one after the other."""
 OWN_COLUMNS = ("kept", "reason", "scalar", "duplicate_of", "leaked_from", "scalar_length_free")
 """Columns that a decision may add; those of an earlier one do not stay. `redacted`, which is of the text, does."""
 
@@ -83,7 +86,7 @@ class Selector:
         poor = SUPERSEDED if len(self._among) in self._superseded else self._poor(row)
         question = response = None
         if reason is None and (self._leaks or (poor is None and (self._real or self._among.near_duplicates))):
-            *before, question = [tokens(turn["content"]) for turn in row.messages]
+            *before, question = [_of_prompt(turn["content"]) for turn in row.messages]
             response = tokens(row.response)
             if self._leaks is not None:
                 reason = self._leak(row, [*before, question, response])

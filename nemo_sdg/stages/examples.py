@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ class HeldOut:
                 self.keys |= {_key(row.messages) for row in read_rows(file, kind)[0]}
 
     def __contains__(self, messages: Sequence[Message]) -> bool:
+        if not self.keys:
+            return False
         asked = (end for end, turn in enumerate(messages, start=1) if turn["role"] == "user")
         return any(_key(messages[:end]) in self.keys for end in asked)
 
@@ -176,8 +179,12 @@ def _unit(purpose: str, messages: Sequence[Message]) -> float:
 
     So conversations that begin alike are never parted, neither by a split nor by a weight.
     """
-    first = next(turn["content"].strip() for turn in messages if turn["role"] == "user")
-    return int(hash_of([purpose, first]), 16) / 16**16
+    return _unit_of(purpose, next(turn["content"] for turn in messages if turn["role"] == "user"))
+
+
+@lru_cache(maxsize=32)  # what becomes of the answers to one prompt is asked in a row
+def _unit_of(purpose: str, first: str) -> float:
+    return int(hash_of([purpose, first.strip()]), 16) / 16**16
 
 
 def _key(messages: Sequence[Message]) -> str:

@@ -17,7 +17,7 @@ from nemo_sdg.config.values import fingerprint as fingerprint_of
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 from nemo_sdg.store.files import commit_file, digest, refusing, sync
-from nemo_sdg.store.parts import group_of, named, read_part, two_parts
+from nemo_sdg.store.parts import check_part, group_of, named, read_part, two_parts
 from nemo_sdg.store.seals import commit_json, read_json
 
 _AGAIN = "delete this folder and run again to make the stage once more"
@@ -61,7 +61,7 @@ class StageStore:
         """The groups that have no part yet; the parts that are there have been read and found whole."""
         parts = self._parts()
         for file in parts.values():
-            read_part(file)
+            check_part(file)
         return [group for group in self.groups if group.index not in parts]
 
     def present(self) -> set[int]:
@@ -162,7 +162,7 @@ class StageStore:
                 if name not in expected:
                     raise StoreError("not a file of this stage", where=file, way_out="move it out of the folder")
                 if name in success["parts"]:
-                    read_part(file)
+                    check_part(file)
                 elif name in success["faulty"] and digest(file) != success["faulty"][name]:
                     raise _not_those(file, digest(file), success["faulty"][name])
             except StoreError as error:
