@@ -6,44 +6,37 @@ import hashlib
 import json
 from typing import Any
 
-import yaml
-from jinja2 import StrictUndefined, TemplateError, meta
-from jinja2.sandbox import SandboxedEnvironment
-
-from nemo_sdg import resources
-from nemo_sdg.config.values import nearest
+from nemo_sdg.config import read_mapping
 from nemo_sdg.errors import ConfigError
+from nemo_sdg.synthesis.templates import template
 
-_NAMES = ("shortfalls", "prompt", "response", "words", "higher", "lower")
 _SETTING = "revise.request"
+_EXAMPLES = {
+    "shortfalls": [
+        {"name": "helpfulness", "score": 1.0, "limit": 3.0, "kind": "minimum"},
+        {"name": "verbosity", "score": 3.0, "limit": 2.0, "kind": "maximum"},
+    ],
+    "prompt": "x",
+    "response": "x",
+}
 
 
 class Request:
     """A checked template. Calling it gives the text.
 
     Raises:
-        ConfigError: the template is broken, or uses a name that it is not given.
+        ConfigError: the template is broken, uses a name that it is not given, or gives no text.
     """
 
     def __init__(self, text: str | None) -> None:
-        shipped = yaml.safe_load((resources.root() / "conf/prompts/revise.yaml").read_text(encoding="utf-8"))
+        shipped = read_mapping("package:conf/prompts/revise.yaml", "templates")
         source = shipped["request"] if text is None else text
         self._words = {name: shipped[name] for name in ("words", "higher", "lower")}
         self.digest = hashlib.sha256(json.dumps([source, self._words], sort_keys=True).encode()).hexdigest()[:16]
-        room = SandboxedEnvironment(undefined=StrictUndefined)
-        try:
-            unknown = sorted(meta.find_undeclared_variables(room.parse(source)) - set(_NAMES))
-        except TemplateError as error:
-            raise ConfigError("the template is broken", where=_SETTING, found=str(error)) from None
-        if unknown:
-            raise ConfigError(
-                "the template uses a name that it is not given", where=_SETTING, found=unknown[0],
-                expected="one of " + ", ".join(_NAMES), way_out=f"the nearest is {nearest(unknown[0], _NAMES)}",
-            )  # fmt: skip
-        self._template = room.from_string(source)
+        self._template = template(source, _SETTING, {**_EXAMPLES, **self._words})
 
     def __call__(self, **given: Any) -> str:
-        try:
-            return self._template.render(**given, **self._words)
-        except TemplateError as error:
-            raise ConfigError("the template cannot be filled in", where=_SETTING, found=str(error)) from None
+        text = self._template.render({**given, **self._words})
+        if not text:
+            raise ConfigError("the template renders to nothing", where=_SETTING, found=repr(self._template.text[:40]))
+        return text

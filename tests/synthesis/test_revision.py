@@ -37,16 +37,33 @@ def test_a_text_of_the_users():
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ propmt }}", "found propmt.* the nearest is prompt"),
-        ("{{ prompt", "the template is broken"),
-        ("{{ prompt.__class__.__mro__ }}", "cannot be filled in"),
-        ("{% for s in shortfalls %}{{ s.nmae }}{% endfor %}", "cannot be filled in"),
+        ("{{ propmt }}", "unknown name 'propmt'.* the nearest is prompt"),
+        ("{{ prompt", "cannot be read"),
+        ("{{ prompt.__class__.__mro__ }}", "cannot be rendered"),
+        ("{% for s in shortfalls %}{{ s.nmae }}{% endfor %}", "cannot be rendered"),
+        ("{{ prompt + 1 }}", "cannot be rendered, found TypeError"),
+        ("{{ prompt | random }}", "cannot be read"),
+        ("{{ lipsum() }}", "unknown name 'lipsum'"),
+        ("{{ shortfalls.append(1) }}", "cannot be rendered, found SecurityError"),
+        ("{% if not shortfalls %}x{% endif %}", "renders to nothing"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_one_sentence(template, said):
+def test_a_template_that_cannot_be_used_is_one_sentence_before_anything_is_asked(template, said):
     with pytest.raises(ConfigError, match=f"(?s){said}") as caught:
-        told(Shortfall("scalar", 1.0, 2.0, "minimum"), template=template)
+        Request(template)
     assert "revise.request" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 1 / (response | length - 2) }}", "cannot be rendered, found ZeroDivisionError"),
+        ("{% if response == 'x' %}x{% endif %}", "renders to nothing"),
+    ],
+)
+def test_a_row_that_a_template_does_not_fit_is_one_sentence_too(template, said):
+    with pytest.raises(ConfigError, match=said):
+        Request(template)(shortfalls=[], prompt="x", response="12")
 
 
 def test_the_digest_is_of_the_text():
