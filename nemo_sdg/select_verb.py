@@ -46,7 +46,7 @@ def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
         where, way_out = f"{source}:{faults[0].line}", "correct it, or leave out --strict"
         raise RowError(faults[0].reason, where=where, way_out=way_out)
     selector.settle()
-    dropped, beside = (out.with_name(f"{out.name}.{name}.jsonl") for name in ("dropped", "faulty"))
+    dropped, beside = _beside(out)
     with RowFile(out) as good, RowFile(dropped) as bad, console.progress("writing the rows", len(selector)) as progress:
         for decision in selector.decisions(_rows(source, [])):
             (good if decision.kept else bad).write(decision.to_row())
@@ -80,8 +80,15 @@ def _settings(words: list[str]) -> Select:
     return override(RunConfig(), words).select
 
 
+def _beside(out: Path) -> list[Path]:
+    """The files for rows that are dropped and for those that are set aside."""
+    return [out.with_name(f"{out.name}.{name}.jsonl") for name in ("dropped", "faulty")]
+
+
 def _writable(source: Path, out: Path) -> None:
-    if out.is_dir() or not out.absolute().parent.is_dir():
+    if source.resolve() in [file.resolve() for file in _beside(out)]:
+        found = "the input would be replaced by the rows that are dropped or set aside"
+    elif out.is_dir() or not out.absolute().parent.is_dir():
         found = "a folder" if out.is_dir() else "no such folder"
     elif out.suffix == ".gz" or out.resolve() == source.resolve():
         found = "a compressed file" if out.suffix == ".gz" else "the input itself"

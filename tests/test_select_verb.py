@@ -109,6 +109,10 @@ def test_what_is_wrong_is_one_sentence(words, said, source, tmp_path, capsys, mo
 
 def test_the_input_is_not_written_over_and_an_empty_one_is_told(source, tmp_path, capsys):
     assert select(source, source) == 2 and "the input itself" in capsys.readouterr().err
+    for name in ("dropped", "faulty"):  # what an earlier selection has left, selected anew under its name
+        again = source.rename(tmp_path / f"kept.jsonl.{name}.jsonl")
+        assert select(again, tmp_path / "kept.jsonl") == 2 and "would be replaced" in capsys.readouterr().err
+        source = again.rename(tmp_path / "scored.jsonl")
     source.write_text("{}\n")
     assert select(source, tmp_path / "kept.jsonl") == 2 and "no row can be used" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["scored.jsonl"]

@@ -1,6 +1,7 @@
 """What nearly passed: how far it is from passing, how a revision of it is asked for, and which version is kept.
 
-A revision is asked for in a dialogue, but it is an answer to the prompt itself: only its provenance says what it revises.
+A revision is asked for in a dialogue, but it is an answer to the prompt itself: only its provenance says what it
+revises.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Shortfall:
 
 
 def shortfalls(row: Scored, settings: Select) -> list[Shortfall] | None:
-    """The limits that a row misses; empty for one that passes them all, None for one that a better score does not mend."""
+    """The limits that a row misses; empty for one that passes them all, None for one that no better score mends."""
     scalar = scalarise(row.scores, settings.weights)
     if usable(row.response) or complete(row.finish_reason, settings) or not math.isfinite(scalar):
         return None

@@ -193,7 +193,7 @@ class StageStore:
 
     @cached_property
     def _begun(self) -> dict[int, Path]:
-        """The parts that were there before this process committed any, and those that it has; `finish` lists them anew."""
+        """The parts that were there before this process committed any, and its own; `finish` lists them anew."""
         return self._parts()
 
     @cached_property

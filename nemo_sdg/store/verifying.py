@@ -93,7 +93,7 @@ def _expected(config: RunConfig, place: Path) -> list[str]:
 
 
 def _stage(folder: Path) -> list[str]:
-    """All files of a stage, also those behind the first one that is wrong, and the answers that prompts were made from."""
+    """All files of a stage, also those behind the first one that is wrong, and the answers that prompts come from."""
     problems = _told(lambda: StageStore.finished(folder))
     if not problems:
         problems = list(StageStore.finished(folder).problems())

@@ -1,7 +1,7 @@
 """The parts of a round: waves of candidates, and in each wave the revisions of what nearly passed.
 
-Without `select.target` a round is one wave. Each part has prompts/, responses/ and scored/ of its own; decisions/ are of
-all parts together.
+Without `select.target` a round is one wave. Each part has prompts/, responses/ and scored/ of its own; decisions/ are
+of all parts together.
 
     round-0/                       wave 0
     round-0/revise-1/              what nearly passed in wave 0, revised once

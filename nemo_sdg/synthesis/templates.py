@@ -52,7 +52,7 @@ class Template:
     """16 hex digits of the text: what rows say of it."""
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """The text with the values in it, white space at its ends taken off. Raises ConfigError where they do not fit."""
+        """The text with the values in it, white space at its ends taken off. Raises ConfigError if they do not fit."""
         try:
             return _compiled(self.text).render(values).strip()
         except Exception as error:  # whatever an expression in a template can raise
