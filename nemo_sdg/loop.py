@@ -1,4 +1,4 @@
-"""The rounds, readable aloud: prompts, responses, scores, verdicts, revisions, selection, datasets, training, evaluation, and again.
+"""The rounds, readable aloud: prompts, responses, scores, verdicts, revisions, selection, datasets, training, evaluation.
 
 Each stage reads what the stages before it have committed and does only what is missing, so the same command
 continues a run that was killed anywhere, and does nothing on a run that is finished.

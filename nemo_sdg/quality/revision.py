@@ -1,6 +1,7 @@
 """What nearly passed: how far it is from passing, how a revision of it is asked for, and which version is kept.
 
-A revision is asked for in a dialogue, but it is an answer to the prompt itself: only its provenance says what it revises.
+A revision is asked for in a dialogue, but it is an answer to the prompt itself: only its provenance says what it
+revises.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The only writer of rows: atomic files and folders (files), how they prove themselves (seals), files that are written row by
-row (rows) and where a verb puts them (results), row groups of a stage (stage), a run's folder (run), the files that a round hands on (datasets), and whether
-all of it is as it was written (verifying)."""
+"""The only writer of rows: atomic files and folders (files), how they prove themselves (seals), files that are written
+row by row (rows) and where a verb puts them (results), row groups of a stage (stage), a run's folder (run), the files
+that a round hands on (datasets), and whether all of it is as it was written (verifying)."""
 
 from nemo_sdg.store.datasets import DatasetFolder
 from nemo_sdg.store.files import commit_file, commit_folder, commit_rows, digest
