@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +123,14 @@ def _from_file(config: RunConfig, source: str, number: int) -> Origin:
 
 def _from_responses(config: RunConfig, folder: Path, kind: str, name: str) -> Origin:
     """A row that the run generated."""
-    origin = Origin()
-    for _, rows in groupby(_rows(folder / "decisions"), key=lambda row: row["prompt_id"]):
-        of_prompt = list(rows)
+    origin, decisions = Origin(), folder / "decisions"
+    # Two answers to a prompt, or an answer and its revision, do not lie beside each other.
+    prompts = {row["prompt_id"] for row in _rows(decisions) if name == row["id"] or name.startswith(f"{row['id']}>")}
+    together: dict[str, list[dict]] = {prompt: [] for prompt in sorted(prompts)}
+    for row in _rows(decisions):
+        if row["prompt_id"] in together:
+            together[row["prompt_id"]].append(row)
+    for of_prompt in together.values():
         involved = _involved(of_prompt, name)
         if not involved:
             continue
@@ -134,9 +138,8 @@ def _from_responses(config: RunConfig, folder: Path, kind: str, name: str) -> Or
             asked, problems = _chain(folder, row)
             origin.told += _told(row, asked, config)
             origin.problems += problems
-        decisions = [Decision.from_row(row, f"row {row['id']}") for row in of_prompt]
-        for made_kind, made in examples.generated(Maker(config), decisions):
-            origin.made += made if made_kind == kind and isinstance(made, list) else []
+        decided = [Decision.from_row(row, f"row {row['id']}") for row in of_prompt]
+        origin.made += examples.generated(Maker(config), kind, decided)
         return origin
     origin.problems.append("no decision of the round is of this id")
     return origin

@@ -18,20 +18,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
 from nemo_sdg.stages import card, examples, shapes
+from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, rows_digest
 from nemo_sdg.store.datasets import SUMMARY
 from nemo_sdg.store.waves import begun_parts
 
-VERSION = 2
+VERSION = 3
 """Raised when the code changes what the same settings give."""
 _STAGES = ("prompts", "responses", "scored", "decisions")
 
@@ -114,12 +114,15 @@ def _everything(
 ) -> Iterator[tuple[str, list[Example] | str | Fault]]:
     """(kind, its examples, the reason why it has none, or the fault) of all that comes in, a few rows at a time."""
     maker, data = Maker(context.config), context.config.data
-    parsed = (Decision.from_row(row, str(decisions.dir)) for row in decisions.read())
-    for _, rows in groupby(parsed, key=lambda row: row.prompt_id):  # the responses to a prompt stand together
-        of_prompt = list(rows)
-        for row in of_prompt:
-            facts.see(row)
-        yield from examples.generated(maker, of_prompt)
+    together: Joined[Decision] = Joined(row["prompt_id"] for row in decisions.read())
+    for row in decisions.read():
+        decision = Decision.from_row(row, str(decisions.dir))
+        facts.see(decision)
+        yield "sft", maker.sft(decision)
+        yield "reward", maker.reward(decision)
+        of_prompt = together.add(decision.prompt_id, decision)
+        if of_prompt is not None:
+            yield "preference", maker.pairs(of_prompt)
     sources = [("reward", Labelled, maker.labelled, examples.labelled_sources(data))]
     sources += [("preference", Pair, maker.preferred, examples.preference_sources(data))]
     for kind, shape, make, files in sources:
