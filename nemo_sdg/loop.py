@@ -110,8 +110,8 @@ def _revise(context: Context, wave: int) -> dict[str, Any] | None:
 
 
 def _generate_and_score(context: Context) -> None:
-    """One after the other; or both at the same time, where the scorer reads what the generator commits."""
-    if context.config.models.placement == "in_turn":
+    """One after the other; or both at the same time, where the scorer reads what the one generator commits."""
+    if context.config.models.placement == "in_turn" or len(context.samples) > 1:
         _stage("generate", context)
         _stage("score", context)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable
 
-from nemo_sdg.config.endpoints import check_endpoint
+from nemo_sdg.config.endpoints import check_endpoint, check_others
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
@@ -126,6 +126,7 @@ def validate(config: RunConfig) -> RunConfig:
     for phase in ("generate", "score"):
         settings = getattr(config, phase)
         check_endpoint(settings.endpoint, f"{phase}.endpoint", used=settings.backend == "endpoint")
+    check_others(config.generate)
     _select(config)
     _weights(config)
     _synthesis(config.data.synthesis)

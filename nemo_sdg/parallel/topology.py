@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_sdg.config import PhaseTopology, RunConfig, Topology, Training
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.errors import TopologyError
 
 PHASES = ("generate", "score")
@@ -68,8 +69,9 @@ def ranks_wanted(config: RunConfig) -> int:
     sizes = [_tp_pp(config, phase) * (getattr(config, phase).topology.dp or 1) for phase in local]
     together = sum(sizes) if _split(config) else max(sizes, default=1)
     training = topology.tp * topology.pp * (topology.dp or 1)
-    # Phases that take over the run's topology take over its replicas.
-    inherit = any(getattr(config, phase).topology == PhaseTopology() for phase in local) and not _split(config)
+    # Phases that take over the run's topology take over its replicas; local generators beside a server lie like training.
+    beside = remote(config, "generate") and any(other_server(n, config.generate) is None for n in config.generate.others)
+    inherit = beside or any(getattr(config, phase).topology == PhaseTopology() for phase in local) and not _split(config)
     return max(together, training if trains(config) or inherit else 1)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_sdg.config import RunConfig, fingerprint, identity
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.parallel.topology import PHASES, Grids, check_global_batch, grids, ranks_wanted, remote
@@ -137,7 +138,7 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         Request(config.revise.request)  # a template that cannot be filled in is refused now
     models = model_plans(config, laid, dtype, gpu, files)
     prompts, exact, notes = _prompts(config, files)
-    responses = (prompts or 0) * config.generate.samples
+    responses = (prompts or 0) * (config.generate.samples + sum(config.generate.others.values()))
     context = {model.role: model.shape.seq_length for model in models}
     kinds = {"sft": ("train sft", config.sft), "reward": ("train rm", config.reward)}
     most = config.generate.max_tokens
@@ -167,7 +168,10 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
 
 def _elsewhere(config: RunConfig) -> list[str]:
     """What others than our ranks hold."""
-    notes = []
+    servers = [name for name in config.generate.others if other_server(name, config.generate) is not None]
+    notes = [f"generate also asks the server at {name}" for name in servers]
+    if config.generate.others and config.models.placement != "in_turn":
+        notes.append("several generators answer one after the other; their responses are scored when all are there")
     for phase, trained in (("generate", config.sft), ("score", config.reward)):
         settings = getattr(config, phase)
         if remote(config, phase):

@@ -11,7 +11,7 @@ from nemo_sdg.config import RunConfig
 from nemo_sdg.engine.budget import make_budget
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.models.stages import stage_layers
-from nemo_sdg.parallel.topology import Grid
+from nemo_sdg.parallel.topology import PHASES, Grid
 from nemo_sdg.plan.loading import Loading
 from nemo_sdg.plan.units import bytes_text
 
@@ -49,7 +49,7 @@ class ModelPlan:
     """One model that a run reads, on the ranks of its phase."""
 
     role: str
-    """generate, score, train sft or train rm."""
+    """generate, score, train sft or train rm; further generators are generate 2, generate 3."""
     where: str
     shape: NemotronShape
     reward: bool
@@ -120,7 +120,7 @@ def stage_plans(
     """
     item, layers = ITEM_BYTES[dtype], [len(stage) for stage in pipeline_stages(shape, grid)]
     kv_cache = [0] * grid.pp
-    if role == "generate":
+    if role.startswith("generate"):
         settings = config.generate
         budget = make_budget(
             groups=shape.num_query_groups // grid.tp,
@@ -167,16 +167,22 @@ class Peak:
 
 
 def peak(models: Sequence[ModelPlan], ranks: int, placement: str, gpu: bool) -> Peak:
-    """The fullest rank: `in_turn` holds the larger of two models, the others all that a rank has a part in."""
+    """The fullest rank: `in_turn` holds the largest model, the others all that a rank has a part in, one generator at a
+    time."""
     working = training = waiting = 0
     together = sum if placement != "in_turn" else max
     for rank in range(ranks):
         here = {model.role: stage for model in models if (stage := model.on(rank)) is not None}
-        engine = [stage for role, stage in here.items() if not role.startswith("train")]
-        working = max(working, together([stage.total for stage in engine] or [0]))
-        training = max(training, *(stage.total for stage in here.values() if stage not in engine), 0)
-        if gpu and placement == "in_turn" and len(engine) == 2:
-            waiting = max(waiting, max(stage.weights for stage in engine))
+        engine = {kind: [stage for role, stage in here.items() if role.startswith(kind)] for kind in PHASES}
+        working = max(working, together(max((stage.total for stage in some), default=0) for some in engine.values()))
+        training = max(training, *(stage.total for role, stage in here.items() if role.startswith("train")), 0)
+        if gpu:  # one generator and one scorer wait at most, while another model is there
+            count = sum(map(len, engine.values()))
+            most = [max((stage.weights for stage in some), default=0) for some in engine.values()]
+            if placement == "in_turn" and count > 1:
+                waiting = max(waiting, sum(most) if count > 2 else max(most))
+            elif len(engine["generate"]) > 1:
+                waiting = max(waiting, most[0])
     return Peak(working, training, waiting)
 
 

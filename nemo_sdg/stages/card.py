@@ -122,6 +122,7 @@ def _made(config: RunConfig, number: int, funnel: Mapping[str, Any], facts: Fact
     ]
     data, select = config.data, config.select
     limits = {"minimum": select.minimum, "maximum": select.maximum, "weights": select.weights}
+    others = config.generate.others.items()
     weighed = {"labelled": data.labelled, "preference": data.preference}
     return "\n".join(
         [
@@ -135,6 +136,7 @@ def _made(config: RunConfig, number: int, funnel: Mapping[str, Any], facts: Fact
             _table(("stage", "in", "kept", "dropped", "set aside"), stages),
             "",
             f"* Prompts: `{_line(data.prompts)}`",
+            *(f"* Also answered by: `{_line(name)}`, {samples} to each prompt" for name, samples in others),
             f"* HelpSteer2: `{_line(data.helpsteer2 or 'none')}`",
             *(f"* {what}: `{_line(path)}` x {weight:g}" for what, f in weighed.items() for path, weight in f.items()),
             f"* Selection: `{_line(json.dumps(limits))}`",

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import RunConfig, fingerprint
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.engine.backends.choosing import KINDS, Role
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.parallel.agree import on_writer
+from nemo_sdg.parallel.mesh import Mesh, alone
 from nemo_sdg.parallel.phases import Phase, Phases
+from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.store.waves import Part
 from nemo_sdg.store import Run
 
 if TYPE_CHECKING:
     from nemo_sdg.console import Console
     from nemo_sdg.engine.residents import Residents
-    from nemo_sdg.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,16 @@ class Context:
         return replace(self, part=part)
 
     @property
-    def samples(self) -> int:
-        """Responses to each prompt of this part."""
-        return self.config.revise.samples if self.part.revision else self.config.generate.samples
+    def samples(self) -> tuple[int, ...]:
+        """Responses to each prompt of this part, by generator. Only the policy revises."""
+        settings = self.config.generate
+        return (self.config.revise.samples,) if self.part.revision else (settings.samples, *settings.others.values())
+
+    @property
+    def generators(self) -> list[Role]:
+        """Who answers the prompts of this part, in the order of `samples`: the policy, then generate.others."""
+        others = () if self.part.revision else self.config.generate.others
+        return [self.role("policy"), *map(self._other, others)]
 
     @property
     def turn(self) -> int:
@@ -71,6 +80,8 @@ class Context:
     def place(self, role: Role) -> Phase:
         """The ranks that ask or run a role; a model that was trained beside a server's runs where it was trained."""
         phase = KINDS[role.kind]
+        if not role.local and role.server is not None:
+            return Phase(Grid(), alone(self.mesh))
         apart = role.local and getattr(self.config, phase).backend != "local"
         return Phases.everywhere(self.mesh).generate if apart else self.phase(phase)
 
@@ -117,6 +128,10 @@ class Context:
     def on_writer(self, work: Callable[[], Any]) -> Any:
         """What rank 0 answers, on every rank; see `parallel.agree`."""
         return on_writer(self.mesh, work)
+
+    def _other(self, name: str) -> Role:
+        server = other_server(name, self.config.generate)
+        return Role("policy", self.config, name, given=False, residents=self.residents, server=server)
 
     def _start(self, kind: str) -> str:
         return self.config.models.instruct if kind == "policy" else self.config.models.reward

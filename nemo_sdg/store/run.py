@@ -14,6 +14,7 @@ import yaml
 
 from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 from nemo_sdg.store.files import append, digest, make_folder, refusing
@@ -139,7 +140,9 @@ def _inputs(config: RunConfig) -> dict[str, str]:
     values = flatten(config)
     elsewhere = {"models.instruct"} if config.generate.backend == "endpoint" else set()
     elsewhere |= {"models.reward"} if config.score.backend == "endpoint" else set()
-    weighed = {f"{key}.{path}": path for key in _WEIGHED for path in getattr(config.data, key.removeprefix("data."))}
+    others = [name for name in config.generate.others if other_server(name, config.generate) is None]
+    weighed = {f"generate.others.{name}": name for name in others}
+    weighed |= {f"{key}.{path}": path for key in _WEIGHED for path in getattr(config.data, key.removeprefix("data."))}
     return {key: values[key] for key in _INPUTS if values[key] is not None and key not in elsewhere} | weighed
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.config import Generate, RunConfig, Score
+from nemo_sdg.config import Endpoint, Generate, RunConfig, Score
 from nemo_sdg.engine.requests import Sampling
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
@@ -33,10 +33,14 @@ class Role:
     given: bool = True
     """The one that the settings name; a model that the run has trained is always local."""
     residents: Residents | None = None
+    server: Endpoint | None = None
+    """A server that answers beside whoever the settings name."""
     _remote: Any = field(default=None, repr=False)
 
     @property
     def backend(self) -> str:
+        if self.server is not None:
+            return "endpoint"
         return self.settings.backend if self.given else "local"
 
     @property
@@ -53,6 +57,11 @@ class Role:
         if self.local:
             return {self.kind: ModelFolder.open(self.model).digest}
         return dict(self._other().identity)
+
+    def reach(self) -> None:
+        """Raises UserError where a server does not answer, or does not take the key."""
+        if self.backend == "endpoint":
+            self._other().server.served()
 
     def open(self, mesh: Mesh, identity: dict[str, str] | None = None) -> Any:
         """The `Generator` or the `Scorer`; of a local one every rank of the mesh gets its part.
@@ -84,7 +93,8 @@ class Role:
             elif self.kind == "policy":
                 from nemo_sdg.engine.backends.endpoint import EndpointGenerator
 
-                self._remote = EndpointGenerator(self.settings.endpoint)
+                where = "generate.endpoint" if self.server is None else f"generate.others, {self.server.url}"
+                self._remote = EndpointGenerator(self.server or self.settings.endpoint, where)
             else:
                 from nemo_sdg.engine.backends.endpoint import EndpointScorer
 
