@@ -17,7 +17,8 @@ from typing import Any
 from nemo_sdg.config import RunConfig, from_yaml
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError, UserError
-from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
+from nemo_sdg.quality.personal import redacted
+from nemo_sdg.records import Decision, Fault, Labelled, Pair, Scored, each_row
 from nemo_sdg.records.sources import parquet_rows
 from nemo_sdg.session import rank
 from nemo_sdg.stages import examples, shapes
@@ -135,7 +136,7 @@ def _from_responses(config: RunConfig, folder: Path, kind: str, name: str) -> Or
         if not involved:
             continue
         for row in involved:
-            asked, problems = _chain(folder, row)
+            asked, problems = _chain(config, folder, row)
             origin.told += _told(row, asked, config)
             origin.problems += problems
         decided = [Decision.from_row(row, f"row {row['id']}") for row in of_prompt]
@@ -152,7 +153,7 @@ def _involved(rows: Sequence[dict], name: str) -> list[dict]:
     return one or (two[0] if two else [])
 
 
-def _chain(folder: Path, decision: dict) -> tuple[dict, list[str]]:
+def _chain(config: RunConfig, folder: Path, decision: dict) -> tuple[dict, list[str]]:
     """(the prompt's row, where stages say something else of this response). A stage adds columns and changes none."""
     part = Part.of(decision["provenance"])
     place, turns, name = part.folder(folder), len(decision["messages"]), decision["id"]
@@ -164,6 +165,8 @@ def _chain(folder: Path, decision: dict) -> tuple[dict, list[str]]:
             return {}, [*problems, f"{stage}: there is no row {wanted}"]
         # A revision is asked for in more turns than it answers.
         expected = {"messages": earlier["messages"][:turns]} if stage == "prompts" else earlier
+        if stage == "scored" and config.select.pii == "redact":  # selection has rewritten it, and would again
+            expected = redacted(Scored.from_row(earlier, name), config.select).to_row()
         found = {key: later.get(key) for key in expected}
         if "provenance" in expected:  # scoring adds who scored
             found["provenance"] = {key: later["provenance"].get(key) for key in expected["provenance"]}
@@ -174,6 +177,7 @@ def _chain(folder: Path, decision: dict) -> tuple[dict, list[str]]:
 
 def _told(row: dict, asked: dict, config: RunConfig) -> list[tuple[str, str]]:
     columns = {key: value for key, value in asked.items() if key not in ("id", "messages")}
+    rewritten = [("redacted", _listed(row.get("redacted") or {}) + ": select.pii has rewritten the response")]
     outcome = "kept" if row["kept"] else row["reason"]
     return [
         ("response", row["id"]),
@@ -181,6 +185,7 @@ def _told(row: dict, asked: dict, config: RunConfig) -> list[tuple[str, str]]:
         ("made by", _listed(row["provenance"])),
         ("scores", _listed(row["scores"])),
         ("rule", f"{outcome}, scalar {row['scalar']}, weights {_listed(config.select.weights)}"),
+        *(rewritten if row.get("redacted") else []),
     ]
 
 

@@ -87,6 +87,8 @@ RULES: dict[str, Rule] = {
     "select.decontaminate": ("paths that are not empty", lambda x: all(isinstance(path, str) and path for path in x)),
     "select.ngram": _AT_LEAST_1,
     "select.pii": ('one of "off" (with quotes in YAML), drop, redact', lambda x: x in ("off", "drop", "redact")),
+    "select.pii_engine": _one_of("rules", "presidio"),
+    "select.pii_model": ("a name", lambda x: bool(x.strip())),
     "select.maximum_copies": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
     "data.prompts_per_round": _AT_LEAST_1,
     "data.validation_share": _BELOW_1,

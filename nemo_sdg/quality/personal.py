@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 from nemo_sdg.config import Select
 from nemo_sdg.quality.rules import PERSONAL
 from nemo_sdg.records import Scored
@@ -58,12 +60,34 @@ def find(text: str) -> list[Span]:
     return sorted(found)
 
 
-def redact(text: str) -> tuple[str, dict[str, int]]:
+def spans_of(text: str, settings: Select) -> list[Span]:
+    """What `find` finds; with presidio also what that finds beside it."""
+    found = find(text)
+    if settings.pii_engine == "presidio":
+        from nemo_sdg.quality.presidio import finder
+
+        for span in finder(settings.pii_model)(text):
+            if all(span[1] <= start or end <= span[0] for start, end, _ in found):
+                found.append(span)
+    return sorted(found)
+
+
+def redact(text: str, spans: Sequence[Span]) -> tuple[str, dict[str, int]]:
     """The text with each span replaced by its kind in brackets, for example `[EMAIL]`, and how many of each kind."""
-    spans = find(text)
     for start, end, kind in reversed(spans):
         text = f"{text[:start]}[{kind}]{text[end:]}"
     return text, dict(sorted(Counter(kind for _, _, kind in spans).items()))
+
+
+def redacted(row: Scored, settings: Select) -> Scored:
+    """The row as it may be kept: under `redact` without personal data in its response, else as it is."""
+    if settings.pii != "redact":
+        return row
+    response, counts = redact(row.response, spans_of(row.response, settings))
+    if not counts:
+        return row
+    # The tokens were those of the text as it was.
+    return replace(row, response=response, response_token_ids=(), extra={**row.extra, "redacted": counts})
 
 
 def personal(row: Scored, settings: Select) -> str | None:
@@ -77,7 +101,7 @@ def personal(row: Scored, settings: Select) -> str | None:
     if settings.pii == "drop":
         parts.append(("response", row.response))
     for name, text in parts:
-        spans = find(text)
+        spans = spans_of(text, settings)
         if spans:
             return f"{PERSONAL} {name}: {spans[0][2]}"
     return None

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 import nemo_sdg
-from nemo_sdg.config import ATTRIBUTES, MISSING, RunConfig, identity_yaml
+from nemo_sdg.config import ATTRIBUTES, MISSING, Data, RunConfig, identity_yaml
 from nemo_sdg.records import Decision
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, line_file, table_file
 
@@ -75,6 +75,7 @@ def card(
             _datasets(totals, facts),
             _made(config, number, funnel, facts, run),
             _scores(facts),
+            *_variety(config, funnel.get("decisions", {})),
             _examples(facts),
             _again(config, number),
             f"## Licence\n\n`{_line(config.data.licence)}`, as the setting `data.licence` says. Rows that people\n"
@@ -135,13 +136,52 @@ def _made(config: RunConfig, number: int, funnel: Mapping[str, Any], facts: Fact
             "",
             _table(("stage", "in", "kept", "dropped", "set aside"), stages),
             "",
-            f"* Prompts: `{_line(data.prompts)}`",
+            *_prompts(data, funnel),
             *(f"* Also answered by: `{_line(name)}`, {samples} to each prompt" for name, samples in others),
             f"* HelpSteer2: `{_line(data.helpsteer2 or 'none')}`",
             *(f"* {what}: `{_line(path)}` x {weight:g}" for what, f in weighed.items() for path, weight in f.items()),
             f"* Selection: `{_line(json.dumps(limits))}`",
         ]
     )
+
+
+def _prompts(data: Data, funnel: Mapping[str, Any]) -> list[str]:
+    """Where the prompts come from: the policy, for a brief, the user's file, or both."""
+    synthesis, said = data.synthesis, []
+    if synthesis.brief is not None:
+        made: Counter[str] = Counter()
+        for told in funnel.values():
+            made.update({kind: counts["made"] for kind, counts in told.get("by_kind", {}).items()})
+        kinds = ", ".join(f"{kind} {made[kind]} of {wanted:g} a wave" for kind, wanted in synthesis.kinds.items())
+        said.append(f"* Prompts made by the policy for the brief `{_line(synthesis.brief)}`: {kinds}")
+    if synthesis.brief is None or synthesis.own_prompts:
+        said.append(f"* Prompts: `{_line(data.prompts)}`")
+    return said
+
+
+def _variety(config: RunConfig, decided: Mapping[str, Any]) -> list[str]:
+    """What selection measured of the texts before and after it; see `quality.report`."""
+    told = decided.get("variety")
+    if not told:
+        return []
+    before, after = told["before"], told["after"]
+    names = [name for name in before if name not in ("characters", "kinds", "auc")]
+    rows = [(name.replace("_", "-"), before[name], after[name]) for name in names]
+    sides = [side["characters"] for side in (before, after)]
+    rows += [(f"characters, {name}", *(f"{side[name]:g}" for side in sides)) for name in sides[0]]
+    kinds = dict.fromkeys([*before["kinds"], *after["kinds"]])
+    rows += [(f"kind {kind}", *(side["kinds"].get(kind, 0) for side in (before, after))) for kind in kinds]
+    said = f"Of samples of {told['rows']} rows; characters and kinds of all rows (the figures are those of quality/variety.py)."
+    if config.select.likeness is not None:
+        areas = ("too few" if side["auc"] is None else side["auc"] for side in (before, after))
+        rows.append(("AUC against real rows", *areas))
+        said += f" Real rows are those of `{_line(config.select.likeness)}`; with an AUC of 0.5 they cannot be told apart."
+        said += f" {told['copies']:.2%} of the selected rows copy one."
+    if told["narrowed"]:
+        said += f" The selection narrows variety: {', '.join(told['narrowed'])}."
+    if decided.get("length"):
+        said += " Length: " + ", ".join(f"{name} {share:g}" for name, share in decided["length"].items()) + "."
+    return [f"## Variety and likeness\n\n{_table(('figure', 'of all', 'of the selected'), rows)}\n\n{said}"]
 
 
 def _scores(facts: Facts) -> str:
