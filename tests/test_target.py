@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.evaluation import report
 from nemo_sdg.quality.revision import root_of
 from nemo_sdg.records import Decision
-from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store import Run, StageStore, commit_json, read_json, spent
 from nemo_sdg.store.verifying import verify_run
 
 TARGET = 25
@@ -131,6 +132,31 @@ def test_other_budgets(inputs, tmp_path, budget):
             do(mesh, config, tmp_path / "run")
 
     run_ranks(refused)
+
+
+def test_hours_of_an_earlier_start_count(inputs, tmp_path, monkeypatch):
+    """Each start alone would be far below the budget: the rows that come, and the time before the kill, are noted."""
+    config, out = dataclasses.replace(settings(inputs), budget=Budget(hours=1000.0)), tmp_path / "run"
+
+    def killed(mesh):
+        monkeypatch.setattr(spent, "EVERY_S", 0.0)
+        monkeypatch.setattr(nemo_sdg.loop.STAGES["score"], "run", lambda context: os._exit(9))
+        do(mesh, config, out)
+
+    with pytest.raises(AssertionError, match="without a result"):
+        run_ranks(killed)
+    noted = read_json(out / "round-0" / spent.FILE)["hours"]
+    assert 0 < noted < 1
+    commit_json(out / "round-0" / spent.FILE, {"hours": noted + 1000})
+
+    def refused(mesh):
+        with pytest.raises(UserError, match="budget.hours: the budget is spent"):
+            do(mesh, config, out)
+
+    run_ranks(refused)
+    config.budget = Budget(hours=2000.0)
+    run_ranks(do, config, out)
+    assert len([row for row in decisions(out) if row.kept]) == TARGET and verify_run(out, Console(io.StringIO())) == []
 
 
 def test_the_report_tells_of_every_part(finished):

@@ -87,4 +87,4 @@ class Budget:
     tokens: Optional[int] = None
     """Generated tokens of a round at most."""
     hours: Optional[float] = None
-    """Hours that this start of the command may spend on the candidates of a round."""
+    """Hours that all starts of the command together may spend on the candidates of a round; a fork begins at 0."""

@@ -17,6 +17,7 @@ from nemo_sdg.parallel.phases import Phase, Phases
 from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.store.waves import Part
 from nemo_sdg.store import Run
+from nemo_sdg.store.spent import Spent
 
 if TYPE_CHECKING:
     from nemo_sdg.console import Console
@@ -39,6 +40,8 @@ class Context:
     """Local models that are kept from stage to stage."""
     rules: tuple[Callable, ...] = ()
     """Rules of selection that the recipe brings."""
+    spent: Spent | None = None
+    """The time of the round's candidates, on the writer of a run with a target."""
     part: Part = Part()
     """Which batch of candidates, where a round needs several."""
 

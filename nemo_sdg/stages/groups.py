@@ -61,6 +61,8 @@ class Work:
     def advance(self, rows: int = 1) -> None:
         """So many rows are done; ranks that wait for this one learn that it works."""
         self._advance(rows)
+        if self._context.spent is not None:
+            self._context.spent.note()
         self._context.mesh.alive()
 
     def run(
