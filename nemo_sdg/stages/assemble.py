@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nemo_sdg.config import dataset_settings, fingerprint
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
 from nemo_sdg.stages import card, examples, shapes
@@ -51,8 +52,9 @@ def _write(context: Context) -> dict:
     people = [*examples.labelled_sources(config.data), *examples.preference_sources(config.data)]
     files = [*(path for _, path, _ in people), config.evaluate.exact_match, config.evaluate.helpsteer2]
     inputs = [decisions.digest, *(file and rows_digest(file) for file in files)]
-    # The run's fingerprint stands for all its settings, which the card tells.
-    name = context.fingerprint("assemble", version=VERSION, inputs=inputs, run=context.run.fingerprint)
+    settings = fingerprint(dataset_settings(config, context.round))
+    own = list(context.run.rules.items())
+    name = context.fingerprint("assemble", version=VERSION, inputs=inputs, settings=settings, rules=own)
     if final.exists():
         return _finished(final, name)
     tally, facts = Tally(), card.Facts()
@@ -72,7 +74,7 @@ def _write(context: Context) -> dict:
             if getattr(config, kind).enabled and not totals[kind]["rows"]["train"]:
                 raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else totals[kind])
         funnel = _funnel(context.folder, config.revise.passes, decisions.totals.get("waves", 1))
-        text = card.card(config, context.round, totals, funnel, facts, context.run.fingerprint)
+        text = card.card(config, context.round, totals, funnel, facts, settings, context.run.rules)
         folder.add_text("README.md", text)
         folder.add_text("hf/README.md", text)
         folder.commit({"fingerprint": name, "templates": shapes.template_digests(), "totals": totals})
