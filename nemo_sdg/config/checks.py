@@ -98,6 +98,7 @@ RULES: dict[str, Rule] = {
     "data.synthesis.topics": _AT_LEAST_0,
     "data.synthesis.per_ask": _AT_LEAST_1,
     "data.synthesis.turns": _AT_LEAST_1,
+    "data.synthesis.piece_words": _AT_LEAST_1,
     "data.synthesis.max_tokens": _AT_LEAST_1,
     "evaluate.max_tokens": _AT_LEAST_1,
     "run.rounds": _AT_LEAST_1,

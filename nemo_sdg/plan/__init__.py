@@ -14,7 +14,7 @@ from typing import Any
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.console import Console
-from nemo_sdg.errors import ConfigError
+from nemo_sdg.errors import ConfigError, UserError
 from nemo_sdg.parallel.topology import PHASES, Grids, check_global_batch, grids, ranks_wanted, remote
 from nemo_sdg.plan.counting import count_rows
 from nemo_sdg.plan.memory import ModelPlan, Peak, merged, peak
@@ -23,6 +23,7 @@ from nemo_sdg.plan.units import bytes_text
 from nemo_sdg.records import row_files
 from nemo_sdg.session import under_torchrun
 from nemo_sdg.stages.target import most_candidates
+from nemo_sdg.synthesis.plans import Plan as Synthesising
 from nemo_sdg.synthesis.revision import Request
 
 
@@ -195,6 +196,19 @@ def _target(config: RunConfig) -> str | None:
     )
 
 
+def _making(config: RunConfig, made: int, files: bool) -> str:
+    """What it takes at most until the prompts are there. Raises UserError for a brief that no prompts can be made for."""
+    settings, said = config.data.synthesis, f"{made:,} prompts are made for {config.data.synthesis.brief}"
+    try:
+        questions = Synthesising.load(settings, seed=config.run.seed, round=0).questions()
+    except UserError as error:
+        if files:
+            raise
+        return f"{said}; what that takes is not counted: {error}"
+    tokens = questions * (settings.max_tokens or config.generate.max_tokens)
+    return f"{said}, which takes at most {questions:,} questions and {tokens:,} tokens in answers"
+
+
 def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:
     """(prompts of a round, counted exactly, notes)."""
     for key, value in (
@@ -209,8 +223,7 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
             raise ConfigError("there is no such file", where=key, found=value, way_out=f"set {key} to a .jsonl file")
     made = int(sum(config.data.synthesis.kinds.values()))
     if made:
-        note = f"{made:,} prompts are made for {config.data.synthesis.brief}; the tokens of making them are not counted"
-        return None if config.data.synthesis.own_prompts else made, False, [note]
+        return None if config.data.synthesis.own_prompts else made, False, [_making(config, made, files)]
     given, taken = row_files(config.data.prompts), config.data.prompts_per_round
     if not all(file.is_file() for file in given):
         return taken, taken is not None, [f"{config.data.prompts} is not here, so its rows are not counted"]
