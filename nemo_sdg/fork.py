@@ -18,19 +18,25 @@ from nemo_sdg.config import RunConfig, from_yaml, identity, load
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
 from nemo_sdg.store import Run, commit_folder
-from nemo_sdg.store.waves import begun_parts
+from nemo_sdg.store.verifying import STAGES
+from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 _MODELS = ("models.dtype", "models.spec")
-_LIMITS = ("select.minimum", "select.maximum", "select.weights", "select.minimum_scalar", "select.finished")
 _HELD_OUT = ("evaluate.exact_match", "evaluate.helpsteer2")
+_LIMITS = tuple(
+    f"select.{name}" for name in ("minimum", "maximum", "weights", "minimum_scalar", "finished", "checks")
+)
+_JUDGE = ("models.judge", "models.instruct", *_MODELS, "generate.backend", "judge.")
 DEPENDS = {
     "prompts": ("data.prompts", "data.prompts_per_round", "data.synthesis.", "generate.group_size"),
     "responses": ("models.instruct", *_MODELS, "generate.", "run.seed"),
     "scored": ("models.reward", *_MODELS, "score."),
+    "judged": (*_JUDGE, "select.checks"),
     "decisions": ("select.", "revise."),
+    "compared": (*_JUDGE, "preference.", "data.synthesis."),
     "datasets": (
-        *_MODELS, "models.instruct", "models.reward", "generate.", "score.", "select.", "revise.", "data.", "preference.",
-        *_HELD_OUT, "run.",
+        *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.", "revise.",
+        "data.", "preference.", *_HELD_OUT, "run.",
     ),
     "policy": ("models.base", *_MODELS, "sft.", "run.seed", *_HELD_OUT, "data.validation_share"),
     "reward": (
@@ -102,7 +108,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         waves_changed = False
         for part in begun_parts(folder, before.revise.passes):
             part_changed = part.revision > 0 and (waves_changed or touched(REVISION))
-            for name in ("prompts", "responses", "scored"):
+            for name in part_folders(after):
                 asks = name != "prompts" or after.data.synthesis.brief is not None
                 part_changed = part_changed or touched(DEPENDS[name]) or (asks and earlier)
                 part_changed = part_changed or (asks and touched(DEPENDS["responses"]))
@@ -112,6 +118,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
             waves_changed = waves_changed or part_changed
         changed_rows = waves_changed or earlier or touched(DEPENDS["decisions"])
         stale = {"decisions": changed_rows}
+        stale |= {name: changed_rows or touched(DEPENDS[name]) for name in round_folders(after)[1:]}
         stale |= {name: changed_rows or touched(DEPENDS[name]) for name in ("datasets", "policy", "reward")}
         earlier = stale["policy"] or stale["reward"]
         stale["evaluation.json"] = earlier or touched(DEPENDS["evaluation.json"])
@@ -122,7 +129,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
 
 def _step(folder: Path, number: int, name: str, reused: bool) -> Step:
     success = folder / name / "SUCCESS.json"
-    finished = not name.endswith(("prompts", "responses", "scored", "decisions")) or success.is_file()
+    finished = not name.endswith(STAGES) or success.is_file()
     totals = json.loads(success.read_bytes())["totals"] if success.is_file() else {}
     return Step(number, name, reused and finished, totals.get("kept"), totals.get("tokens"))
 

@@ -19,6 +19,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.quality.personal import redacted
 from nemo_sdg.records import Decision, Fault, Labelled, Pair, Scored, each_row
+from nemo_sdg.records.broken import BROKEN, broken_checks
 from nemo_sdg.records.sources import parquet_rows
 from nemo_sdg.session import rank
 from nemo_sdg.stages import examples, shapes
@@ -26,7 +27,7 @@ from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file,
 from nemo_sdg.store import StageStore
 from nemo_sdg.store.datasets import SUMMARY
 from nemo_sdg.store.files import dump
-from nemo_sdg.store.waves import Part
+from nemo_sdg.store.waves import Part, part_folders
 
 _FILE_ROW = re.compile(r"(helpsteer2|labelled/\d+|preference/\d+):(\d+)(~\d+)?")
 
@@ -140,7 +141,8 @@ def _from_responses(config: RunConfig, folder: Path, kind: str, name: str) -> Or
             origin.told += _told(row, asked, config)
             origin.problems += problems
         decided = [Decision.from_row(row, f"row {row['id']}") for row in of_prompt]
-        origin.made += examples.generated(Maker(config), kind, decided)
+        maker = Maker(config, examples.verdicts(config, folder)[0])
+        origin.made += examples.generated(maker, kind, decided)
         return origin
     origin.problems.append("no decision of the round is of this id")
     return origin
@@ -158,14 +160,15 @@ def _chain(config: RunConfig, folder: Path, decision: dict) -> tuple[dict, list[
     part = Part.of(decision["provenance"])
     place, turns, name = part.folder(folder), len(decision["messages"]), decision["id"]
     prompt = f"{decision['provenance']['revises']}/r{part.revision}" if part.revision else decision["prompt_id"]
-    problems, later = [], decision
-    for stage, wanted in (("scored", name), ("responses", name), ("prompts", prompt)):
+    problems, later, stages = [], decision, part_folders(config)
+    for stage in reversed(stages):
+        wanted = prompt if stage == "prompts" else name
         earlier = next((row for row in _rows(place / stage) if row["id"] == wanted), None)
         if earlier is None:
             return {}, [*problems, f"{stage}: there is no row {wanted}"]
         # A revision is asked for in more turns than it answers.
         expected = {"messages": earlier["messages"][:turns]} if stage == "prompts" else earlier
-        if stage == "scored" and config.select.pii == "redact":  # selection has rewritten it, and would again
+        if stage == stages[-1] and config.select.pii == "redact":  # selection has rewritten it, and would again
             expected = redacted(Scored.from_row(earlier, name), config.select).to_row()
         found = {key: later.get(key) for key in expected}
         if "provenance" in expected:  # scoring adds who scored
@@ -178,12 +181,14 @@ def _chain(config: RunConfig, folder: Path, decision: dict) -> tuple[dict, list[
 def _told(row: dict, asked: dict, config: RunConfig) -> list[tuple[str, str]]:
     columns = {key: value for key, value in asked.items() if key not in ("id", "messages")}
     rewritten = [("redacted", _listed(row.get("redacted") or {}) + ": select.pii has rewritten the response")]
+    broken = "; ".join(broken_checks(row)) or "none"
     outcome = "kept" if row["kept"] else row["reason"]
     return [
         ("response", row["id"]),
         ("prompt", f"{row['prompt_id']} {_listed(columns)}".rstrip()),
         ("made by", _listed(row["provenance"])),
         ("scores", _listed(row["scores"])),
+        *([("broken", broken)] if BROKEN in row else []),
         ("rule", f"{outcome}, scalar {row['scalar']}, weights {_listed(config.select.weights)}"),
         *(rewritten if row.get("redacted") else []),
     ]

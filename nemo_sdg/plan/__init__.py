@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.config.endpoints import other_server
+from nemo_sdg.config.judging import checks_responses, compares, has_judge, judge_backend, judge_endpoint, judge_model
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, UserError
 from nemo_sdg.parallel.topology import PHASES, Grids, check_global_batch, grids, ranks_wanted, remote
@@ -138,6 +140,8 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     if config.revise.passes:
         Request(config.revise.request)  # a template that cannot be filled in is refused now
     models = model_plans(config, laid, dtype, gpu, files)
+    if files:
+        _require_files(config)
     prompts, exact, notes = _prompts(config, files)
     responses = (prompts or 0) * (config.generate.samples + sum(config.generate.others.values()))
     context = {model.role: model.shape.seq_length for model in models}
@@ -173,6 +177,12 @@ def _elsewhere(config: RunConfig) -> list[str]:
     notes = [f"generate also asks the server at {name}" for name in servers]
     if config.generate.others and config.models.placement != "in_turn":
         notes.append("several generators answer one after the other; their responses are scored when all are there")
+    if has_judge(config):
+        endpoint, _ = judge_endpoint(config)
+        server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else judge_model(config)
+        asked = ["whether they keep to the brief"] if checks_responses(config) else []
+        asked += ["which of two is better"] if compares(config) else []
+        notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
     for phase, trained in (("generate", config.sft), ("score", config.reward)):
         settings = getattr(config, phase)
         if remote(config, phase):
@@ -209,8 +219,8 @@ def _making(config: RunConfig, made: int, files: bool) -> str:
     return f"{said}, which takes at most {questions:,} questions and {tokens:,} tokens in answers"
 
 
-def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:
-    """(prompts of a round, counted exactly, notes)."""
+def _require_files(config: RunConfig) -> None:
+    """Raises ConfigError for a file of rows that is not there, also for one that is read only when all is generated."""
     for key, value in (
         ("data.prompts", config.data.prompts),
         ("data.helpsteer2", config.data.helpsteer2),
@@ -218,9 +228,18 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
         *(("data.preference", path) for path in config.data.preference),
         ("evaluate.exact_match", config.evaluate.exact_match),
         ("evaluate.helpsteer2", config.evaluate.helpsteer2),
+        *(("select.decontaminate", path) for path in config.select.decontaminate),
+        ("select.likeness", config.select.likeness),
     ):
-        if value is not None and files and not all(file.is_file() for file in row_files(value)):
+        if value is None:
+            continue
+        there = [resources.resolve(value)] if key.startswith("select.") else row_files(value)
+        if not all(file.is_file() for file in there):
             raise ConfigError("there is no such file", where=key, found=value, way_out=f"set {key} to a .jsonl file")
+
+
+def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:
+    """(prompts of a round, counted exactly, notes)."""
     made = int(sum(config.data.synthesis.kinds.values()))
     if made:
         return None if config.data.synthesis.own_prompts else made, False, [_making(config, made, files)]

@@ -120,7 +120,7 @@ def stage_plans(
     """
     item, layers = ITEM_BYTES[dtype], [len(stage) for stage in pipeline_stages(shape, grid)]
     kv_cache = [0] * grid.pp
-    if role.startswith("generate"):
+    if role.startswith(("generate", "judge")):  # all run as `generate` says
         settings = config.generate
         budget = make_budget(
             groups=shape.num_query_groups // grid.tp,
@@ -173,16 +173,15 @@ def peak(models: Sequence[ModelPlan], ranks: int, placement: str, gpu: bool) -> 
     together = sum if placement != "in_turn" else max
     for rank in range(ranks):
         here = {model.role: stage for model in models if (stage := model.on(rank)) is not None}
-        engine = {kind: [stage for role, stage in here.items() if role.startswith(kind)] for kind in PHASES}
-        working = max(working, together(max((stage.total for stage in some), default=0) for some in engine.values()))
+        engine = [stage for role, stage in here.items() if not role.startswith("train")]
+        # The judge and other generators take the policy's place.
+        answering = [stage.total for role, stage in here.items() if role.startswith(("generate", "judge"))]
+        scoring = [here["score"].total] if "score" in here else []
+        working = max(working, together([max(answering, default=0), *scoring]))
         training = max(training, *(stage.total for role, stage in here.items() if role.startswith("train")), 0)
-        if gpu:  # one generator and one scorer wait at most, while another model is there
-            count = sum(map(len, engine.values()))
-            most = [max((stage.weights for stage in some), default=0) for some in engine.values()]
-            if placement == "in_turn" and count > 1:
-                waiting = max(waiting, sum(most) if count > 2 else max(most))
-            elif len(engine["generate"]) > 1:
-                waiting = max(waiting, most[0])
+        if gpu and placement == "in_turn" and len(engine) > 1:
+            held = [stage.weights for stage in engine]
+            waiting = max(waiting, sum(held) - min(held))
     return Peak(working, training, waiting)
 
 

@@ -18,8 +18,10 @@ Span = tuple[int, int, str]
 """Begin and end in the text, and the kind."""
 
 _WIDE = {0xFF01 + offset: chr(0x21 + offset) for offset in range(94)}  # every sign of ASCII in its full width
-_WIDE |= {ord(dash): "-" for dash in "‐‑‒–—―−ー－"} | {0x3000: " ", 0xA0: " "}
+_WIDE |= {ord(dash): "-" for dash in "‐‑‒–—―−－"} | {0x3000: " ", 0xA0: " "}
 """One character for one, so that a span in the result is a span in the text."""
+_LONG_VOWEL = re.compile(r"(?<=\d)ー(?=\d)")
+"""A hyphen between digits alone: at the end of a word (ナンバー) it is a vowel, and what follows begins anew."""
 
 _HINT = re.compile(r"\d(?:[ ().-]{0,2}\d){3}", re.ASCII)
 _BEFORE, _BEHIND = 16, 64
@@ -50,7 +52,7 @@ _PHONE = re.compile(
 
 def find(text: str) -> list[Span]:
     """The spans of personal data, in order and apart from each other."""
-    plain = text.translate(_WIDE) if not text.isascii() else text
+    plain = text if text.isascii() else _LONG_VOWEL.sub("-", text.translate(_WIDE))
     found = [(match.start(), match.end(), "EMAIL") for match in _EMAIL.finditer(plain)] if "@" in plain else []
     for begin, stop in _windows(plain):
         for finder in _NUMBERED:

@@ -108,7 +108,7 @@ class Stage:
         wanted = sampling(self.context.config, round=self.context.round)
 
         def call(prompts: Iterator[Prompt]) -> Iterator[Response | Refusal]:
-            return map(_as_answer, generator.generate(prompts, wanted, turn.samples, turn.first))
+            return map(self._as_answer, generator.generate(prompts, wanted, turn.samples, turn.first))
 
         def ask(group: Group) -> list[tuple[Prompt, list[str]]]:
             asked = self.source.rows_of(self.source.groups[group.index // len(self.turns)])
@@ -130,6 +130,10 @@ class Stage:
     def _count(self, group: Group) -> int:
         return (group.stop - group.start) * self.context.samples[group.turn]
 
+    def _as_answer(self, row: Response | Refusal) -> Response | Refusal:
+        """A revision is an answer to the prompt that it goes back to."""
+        return answered(row) if self.context.part.revision and isinstance(row, Response) else row
+
     def _totals(self, rows: Iterator[dict], faulty: dict[str, int]) -> dict[str, Any]:
         kept = tokens = 0
         reasons, makers = Counter(), Counter()
@@ -147,8 +151,3 @@ class Stage:
             "by_finish_reason": dict(sorted(reasons.items())),
             **several,
         }
-
-
-def _as_answer(row: Response | Refusal) -> Response | Refusal:
-    """A revision is an answer to the prompt that it goes back to."""
-    return row if isinstance(row, Refusal) else answered(row)

@@ -20,11 +20,12 @@ def most_questions(kind: Kind, world: World, topics: Sequence[Item]) -> tuple[in
         if isinstance(step, Lists):
             asks = list(step.ask(world, items))
             questions += len(asks)
-            # Entries are shared out over the items, rounded up: over fewer items that may be one more for each.
+            # Entries that are shared out over the items are rounded up: over fewer items that may be one more for each.
+            shared = len(asks) == len(items)
             items = [
                 step.into(ask.item.but(id=f"{ask.item.id}.{entry}"), f"entry {number} {entry}")
                 for number, ask in enumerate(asks)
-                for entry in range(ask.wanted + (number > 0))
+                for entry in range(ask.wanted + (shared and number > 0))
             ]
         elif isinstance(step, YesNo):
             asks = list(step.ask(world, items))
