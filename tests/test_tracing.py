@@ -182,3 +182,22 @@ def test_the_same_id_in_two_rounds_is_two_rows(run, capsys):
     assert verify(run, "say 0#0") == 1
     said = capsys.readouterr()
     assert "round-0/datasets" in said.out and "round-1/datasets/sft.jsonl:1: no decision" in said.err
+
+
+def test_a_response_that_selection_redacted_is_rebuilt_and_told(tmp_path, capsys):
+    where = context(tmp_path, "select.minimum={helpfulness: 2}", "select.pii=redact")
+    rows = [scored("say", j, f"{j}: write to ann{j}@example.org", correctness=4.0 - 2 * j) for j in range(2)]
+    write_up_to_scored(where, [dataclasses.replace(row, response_token_ids=(1, 2)) for row in rows])
+    select.run(where)
+    assemble.run(where)
+    out = where.run.out
+    (out / "run.yaml").write_text(to_yaml(where.config))
+    for name in ("say#0", "say#0>say#1"):
+        assert verify(out, name) == 0, capsys.readouterr()
+        said = capsys.readouterr().out
+        assert "redacted  EMAIL 1: select.pii has rewritten the response" in said and "ann0@" not in said
+    # What is not what redaction makes of it is still found.
+    where.config.select.pii = "off"
+    (out / "run.yaml").write_text(to_yaml(where.config))
+    assert verify(out, "say#0") == 1
+    assert "scored.response: found" in capsys.readouterr().err

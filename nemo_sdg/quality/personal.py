@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -70,12 +71,38 @@ def find(text: str) -> list[Span]:
     return sorted(found)
 
 
-def redact(text: str) -> tuple[str, dict[str, int]]:
+def spans_of(text: str, settings: Select) -> list[Span]:
+    """What `find` finds; with presidio also what that finds beside it."""
+    return _spans(text, settings.pii_engine, settings.pii_model)
+
+
+def _spans(text: str, engine: str, model: str) -> list[Span]:
+    found = find(text)
+    if engine == "presidio":
+        from nemo_sdg.quality.presidio import finder
+
+        for span in finder(model)(text):
+            if all(span[1] <= start or end <= span[0] for start, end, _ in found):
+                found.append(span)
+    return sorted(found)
+
+
+def redact(text: str, spans: Sequence[Span]) -> tuple[str, dict[str, int]]:
     """The text with each span replaced by its kind in brackets, for example `[EMAIL]`, and how many of each kind."""
-    spans = find(text)
     for start, end, kind in reversed(spans):
         text = f"{text[:start]}[{kind}]{text[end:]}"
     return text, dict(sorted(Counter(kind for _, _, kind in spans).items()))
+
+
+def redacted(row: Scored, settings: Select) -> Scored:
+    """The row as it may be kept: under `redact` without personal data in its response, else as it is."""
+    if settings.pii != "redact":
+        return row
+    response, counts = redact(row.response, spans_of(row.response, settings))
+    if not counts:
+        return row
+    # The tokens were those of the text as it was.
+    return replace(row, response=response, response_token_ids=(), extra={**row.extra, "redacted": counts})
 
 
 def personal(row: Scored, settings: Select) -> str | None:
@@ -89,15 +116,15 @@ def personal(row: Scored, settings: Select) -> str | None:
     if settings.pii == "drop":
         parts.append(("response", row.response))
     for name, text in parts:
-        kind = _first(text)
+        kind = _first(text, settings.pii_engine, settings.pii_model)
         if kind is not None:
             return f"{PERSONAL} {name}: {kind}"
     return None
 
 
 @lru_cache(maxsize=32)  # the answers to a prompt come one after the other
-def _first(text: str) -> str | None:
-    return next((kind for _, _, kind in find(text)), None)
+def _first(text: str, engine: str, model: str) -> str | None:
+    return next((kind for _, _, kind in _spans(text, engine, model)), None)
 
 
 def _plain(text: str) -> tuple[str, list[int]]:

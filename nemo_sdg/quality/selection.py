@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +32,7 @@ from nemo_sdg.config.selection import Select
 from nemo_sdg.errors import StoreError
 from nemo_sdg.quality.among import Among
 from nemo_sdg.quality.own import Context, Rule, first_reason
-from nemo_sdg.quality.personal import personal, redact
+from nemo_sdg.quality.personal import personal, redacted
 from nemo_sdg.quality.references import References
 from nemo_sdg.quality.report import Report
 from nemo_sdg.quality.revision import superseded
@@ -78,7 +77,7 @@ class Selector:
 
     def add(self, row: Scored) -> None:
         """The next row."""
-        given, row = row, self._redacted(row)
+        given, row = row, redacted(row, self._settings)
         if row is not given:
             self._rewritten.add(len(self._among))
         scalar = scalarise(row.scores, self._settings.weights)
@@ -112,7 +111,7 @@ class Selector:
         for index, given in enumerate(rows):
             if index >= len(self._among) or hash64(given.id) != self._among.names[index]:
                 raise _changed(given.id)
-            row = self._redacted(given) if index in self._rewritten else given
+            row = redacted(given, self._settings) if index in self._rewritten else given
             reason = self._among.reason(index)
             columns: dict[str, Any] = {key: row.extra[key] for key in row.extra if key not in OWN_COLUMNS}
             if index in self._leaked:
@@ -151,15 +150,6 @@ class Selector:
             return None
         self._leaked[len(self._among)] = where
         return LEAKED
-
-    def _redacted(self, row: Scored) -> Scored:
-        if self._settings.pii != "redact":
-            return row
-        response, counts = redact(row.response)
-        if not counts:
-            return row
-        # The tokens were those of the text as it was.
-        return replace(row, response=response, response_token_ids=(), extra={**row.extra, "redacted": counts})
 
 
 def _changed(name: str) -> StoreError:

@@ -166,12 +166,11 @@ def verdicts(config: RunConfig, folder: Path) -> tuple[Compared | None, list[str
     return {row["id"]: (row["better"], row["reason"]) for row in store.read()}, [store.digest]
 
 
-def generated(maker: Maker, rows: Sequence[Decision]) -> Iterator[tuple[str, list[Example] | str]]:
-    """(kind, examples or reason) of everything that one prompt's decisions give."""
-    for row in rows:
-        yield "sft", maker.sft(row)
-        yield "reward", maker.reward(row)
-    yield "preference", maker.pairs(rows)
+def generated(maker: Maker, kind: str, rows: Sequence[Decision]) -> Iterator[Example]:
+    """What all decisions of one prompt give for a kind of dataset."""
+    make = {"sft": maker.sft, "reward": maker.reward}
+    for made in [maker.pairs(rows)] if kind == "preference" else map(make[kind], rows):
+        yield from made if isinstance(made, list) else ()
 
 
 def _unit(purpose: str, messages: Sequence[Message]) -> float:
