@@ -200,6 +200,8 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
         *(("data.preference", path) for path in config.data.preference),
         ("evaluate.exact_match", config.evaluate.exact_match),
         ("evaluate.helpsteer2", config.evaluate.helpsteer2),
+        *(("select.decontaminate", path) for path in config.select.decontaminate),
+        ("select.likeness", config.select.likeness),
     ):
         if value is not None and files and not all(file.is_file() for file in row_files(value)):
             raise ConfigError("there is no such file", where=key, found=value, way_out=f"set {key} to a .jsonl file")
