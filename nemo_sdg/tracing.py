@@ -19,6 +19,7 @@ from nemo_sdg.config import RunConfig, from_yaml
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
+from nemo_sdg.records.broken import BROKEN, broken_checks
 from nemo_sdg.records.sources import parquet_rows
 from nemo_sdg.session import rank
 from nemo_sdg.stages import examples, shapes
@@ -26,7 +27,7 @@ from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file,
 from nemo_sdg.store import StageStore
 from nemo_sdg.store.datasets import SUMMARY
 from nemo_sdg.store.files import dump
-from nemo_sdg.store.waves import Part
+from nemo_sdg.store.waves import Part, part_folders
 
 _FILE_ROW = re.compile(r"(helpsteer2|labelled/\d+|preference/\d+):(\d+)(~\d+)?")
 
@@ -131,11 +132,12 @@ def _from_responses(config: RunConfig, folder: Path, kind: str, name: str) -> Or
         if not involved:
             continue
         for row in involved:
-            asked, problems = _chain(folder, row)
+            asked, problems = _chain(folder, row, part_folders(config))
             origin.told += _told(row, asked, config)
             origin.problems += problems
         decisions = [Decision.from_row(row, f"row {row['id']}") for row in of_prompt]
-        for made_kind, made in examples.generated(Maker(config), decisions):
+        maker = Maker(config, examples.verdicts(config, folder)[0])
+        for made_kind, made in examples.generated(maker, decisions):
             origin.made += made if made_kind == kind and isinstance(made, list) else []
         return origin
     origin.problems.append("no decision of the round is of this id")
@@ -149,13 +151,14 @@ def _involved(rows: Sequence[dict], name: str) -> list[dict]:
     return one or (two[0] if two else [])
 
 
-def _chain(folder: Path, decision: dict) -> tuple[dict, list[str]]:
+def _chain(folder: Path, decision: dict, stages: Sequence[str]) -> tuple[dict, list[str]]:
     """(the prompt's row, where stages say something else of this response). A stage adds columns and changes none."""
     part = Part.of(decision["provenance"])
     place, turns, name = part.folder(folder), len(decision["messages"]), decision["id"]
     prompt = f"{decision['provenance']['revises']}/r{part.revision}" if part.revision else decision["prompt_id"]
     problems, later = [], decision
-    for stage, wanted in (("scored", name), ("responses", name), ("prompts", prompt)):
+    for stage in reversed(stages):
+        wanted = prompt if stage == "prompts" else name
         earlier = next((row for row in _rows(place / stage) if row["id"] == wanted), None)
         if earlier is None:
             return {}, [*problems, f"{stage}: there is no row {wanted}"]
@@ -171,12 +174,14 @@ def _chain(folder: Path, decision: dict) -> tuple[dict, list[str]]:
 
 def _told(row: dict, asked: dict, config: RunConfig) -> list[tuple[str, str]]:
     columns = {key: value for key, value in asked.items() if key not in ("id", "messages")}
+    broken = "; ".join(broken_checks(row)) or "none"
     outcome = "kept" if row["kept"] else row["reason"]
     return [
         ("response", row["id"]),
         ("prompt", f"{row['prompt_id']} {_listed(columns)}".rstrip()),
         ("made by", _listed(row["provenance"])),
         ("scores", _listed(row["scores"])),
+        *([("broken", broken)] if BROKEN in row else []),
         ("rule", f"{outcome}, scalar {row['scalar']}, weights {_listed(config.select.weights)}"),
     ]
 

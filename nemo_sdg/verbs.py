@@ -16,6 +16,7 @@ from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
 from nemo_sdg.session import Session, rank
 from nemo_sdg.store import Run, StageStore, digest, read_json
+from nemo_sdg.store.waves import round_folders
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
@@ -87,8 +88,8 @@ def _finished(out: Path, config: RunConfig) -> bool:
         needed = [*(f"{kind}/training.json" for kind in trained), "datasets/summary.json"]
         if not all((folder / name).is_file() for name in needed) or read_json(folder / "evaluation.json") is None:
             return False
-        stages = [stage for _, stage in report.stage_folders(folder, config.revise.passes)]
-        if len(stages) == 1 or not all((stage / "SUCCESS.json").is_file() for stage in stages):
+        stages = [stage for _, stage in report.stage_folders(folder, config)]
+        if len(stages) == len(round_folders(config)) or not all((stage / "SUCCESS.json").is_file() for stage in stages):
             return False
         if not all(StageStore.finished(stage).done for stage in stages):
             return False

@@ -191,6 +191,14 @@ def test_rows_that_are_not_there(world, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("word", ["select.decontaminate=[{}]", "select.likeness={}"])
+def test_what_selection_will_hold_rows_against_is_missed_before_anything_is_generated(word, world, tmp_path, capsys):
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        sentence = refused(capsys, "run", world / "small.yaml", word.format(path), "--out", tmp_path / "run")
+        assert "there is no such file" in sentence and word.partition("=")[0] in sentence
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_another_config(world, tmp_path, capsys):
     out = tmp_path / "run"
     Run.open(out, load(str(world / "small.yaml")), writer=True).close()

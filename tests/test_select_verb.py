@@ -127,3 +127,13 @@ def test_it_needs_no_torch(source, tmp_path):
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert told.stdout.strip().endswith("0 []"), told.stdout + told.stderr
+
+
+def test_broken_checks_of_any_file_drop_rows_without_torch(tmp_path):
+    source, out = tmp_path / "judged.jsonl", tmp_path / "kept.jsonl"
+    source.write_text(line("a", "x", broken=[]) + line("b", "y", broken=["off topic"]) + line("c", "z"))
+    code = f"import sys; from nemo_sdg import cli; status = cli.main(['select', '--input', {str(source)!r}, '--out', {str(out)!r}])"
+    told = subprocess.run([sys.executable, "-c", code + "; print('torch' in sys.modules, status)"], capture_output=True, text=True)
+    assert told.stdout.splitlines()[-1] == "False 0" and "off topic" in told.stdout
+    assert [json.loads(text)["id"] for text in out.read_text().splitlines()] == ["a", "c"]
+    assert select(source, out, "select.checks=false") == 0 and out.read_text().count("\n") == 3

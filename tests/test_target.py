@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.evaluation import report
 from nemo_sdg.quality.revision import root_of
 from nemo_sdg.records import Decision
-from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store import Run, StageStore, commit_rows
 from nemo_sdg.store.verifying import verify_run
 
 TARGET = 25
@@ -27,7 +28,11 @@ TARGET = 25
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+    """A column of the prompts is called like one of ours."""
+    root = make_inputs(tmp_path_factory.mktemp("inputs"))
+    prompts = [json.loads(line) for line in (root / "prompts.jsonl").read_text().splitlines()]
+    commit_rows(root / "prompts.jsonl", [{**row, "revises": row["id"]} for row in prompts])
+    return root
 
 
 def settings(inputs: Path, target: int | None = TARGET, **select) -> RunConfig:
@@ -92,6 +97,7 @@ def test_versions_go_back_to_answers_and_only_the_best_is_kept(finished):
     for row in revised:
         first = by_id[row.provenance["root"]]
         assert row.messages == first.messages and row.prompt_id == first.prompt_id
+        assert row.extra == first.extra and row.extra["revises"] == row.prompt_id.partition("~")[0]
         assert -0.5 <= first.scores["helpfulness"] < 0, "it was not near enough, or good enough"
     (won,) = StageStore.finished(out / "round-0/decisions").totals["revised"]
     assert won["asked"] == len(revised) and won["after"] >= won["before"]

@@ -4,7 +4,7 @@ Each row alone
  0. personal data (`pii`); what is redacted is redacted here
  1. a text of an evaluation file (`decontaminate`)
  2. of an answer and its revisions, only the best version
- 3. a text that can be trained on, and that the model ended itself
+ 3. a text that can be trained on, that the model ended itself, and that breaks no check (`broken`)
  4. minimum, maximum and minimum_scalar of the scores
  5. the researcher's own rules, in their order
 What stands in a row is looked at before how good it is: a poor row still teaches a reward model (`rules.may_teach`).
@@ -36,7 +36,7 @@ from nemo_sdg.quality.personal import personal, redact
 from nemo_sdg.quality.references import References
 from nemo_sdg.quality.report import Report
 from nemo_sdg.quality.revision import superseded
-from nemo_sdg.quality.rules import LEAKED, complete, scalarise, thresholds, usable
+from nemo_sdg.quality.rules import LEAKED, checks, complete, scalarise, thresholds, usable
 from nemo_sdg.quality.text import Tokens, hash64, tokens
 from nemo_sdg.records import Decision, Scored
 
@@ -57,10 +57,10 @@ def decide(rows: Sequence[Scored], settings: Select, rules: Sequence[Rule] = ())
 class Selector:
     """`add` every row, `settle`, then take the `decisions` on the same rows in the same order, and the `totals`."""
 
-    def __init__(self, settings: Select, rules: Sequence[Rule] = (), superseded: Container[str] = ()) -> None:
+    def __init__(self, settings: Select, rules: Sequence[Rule] = (), superseded: Container[int] = ()) -> None:
         """
         Args:
-            superseded: ids of rows of which another version is better.
+            superseded: numbers, from 0 in their order, of rows of which another version is better.
         """
         self._settings, self._rules, self._superseded = settings, tuple(rules), superseded
         self._leaks = References(settings.decontaminate, settings.ngram) if settings.decontaminate else None
@@ -80,7 +80,7 @@ class Selector:
             self._rewritten.add(len(self._among))
         scalar = scalarise(row.scores, self._settings.weights)
         reason = personal(row, self._settings)
-        poor = SUPERSEDED if row.id in self._superseded else self._poor(row)
+        poor = SUPERSEDED if len(self._among) in self._superseded else self._poor(row)
         question = response = None
         if reason is None and (self._leaks or (poor is None and (self._real or self._among.near_duplicates))):
             *before, question = [tokens(turn["content"]) for turn in row.messages]
@@ -134,7 +134,12 @@ class Selector:
 
     def _poor(self, row: Scored) -> str | None:
         settings = self._settings
-        return usable(row.response) or complete(row.finish_reason, settings) or thresholds(row.scores, settings)
+        return (
+            usable(row.response)
+            or complete(row.finish_reason, settings)
+            or next(iter(checks(row.extra, settings)), None)
+            or thresholds(row.scores, settings)
+        )
 
     def _leak(self, row: Scored, texts: Sequence[Tokens]) -> str | None:
         roles = [*(turn["role"] for turn in row.messages), "assistant"]

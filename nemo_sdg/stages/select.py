@@ -1,4 +1,4 @@
-"""Select: every scored response of a round gets a decision, and each dropped one its reason."""
+"""Select: every candidate of a round gets a decision, and each dropped one its reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_sdg.quality.revision import gains, superseded
 from nemo_sdg.records import Scored
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, digest
-from nemo_sdg.store.waves import Part, wave_parts
+from nemo_sdg.store.waves import Part, candidates, wave_parts
 
 VERSION = 3
 """Raised when the code changes what the same settings give."""
@@ -41,11 +41,11 @@ def accepted(context: Context) -> int:
 
 
 def _scored(context: Context) -> Iterator[tuple[Part, StageStore]]:
-    """The scored rows of each part, in order."""
-    folder = context.run.round(context.round)
+    """The candidates of each part, in order."""
+    folder, rows = context.run.round(context.round), candidates(context.config)
     for wave in range(context.part.wave + 1):
         for part in wave_parts(wave, context.config.revise.passes):
-            yield part, StageStore.finished(part.folder(folder) / "scored")
+            yield part, StageStore.finished(part.folder(folder) / rows)
 
 
 def _rows(sources: list[tuple[Part, StageStore]]) -> Iterator[Scored]:

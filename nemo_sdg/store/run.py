@@ -22,7 +22,7 @@ from nemo_sdg.store.inputs import rows_digest
 from nemo_sdg.store.lock import release, take
 from nemo_sdg.store.seals import check_text, commit_text
 
-_INPUTS = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
+_INPUTS = ("models.base", "models.instruct", "models.reward", "models.judge", "data.prompts", "data.helpsteer2")
 _INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2")
 _WEIGHED = ("data.labelled", "data.preference")
 """Settings whose keys are files."""

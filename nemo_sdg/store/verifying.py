@@ -13,9 +13,10 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.store.run import RUN
 from nemo_sdg.store.seals import SUMS, check_sums, check_text, read_json
 from nemo_sdg.store.stage import StageStore
-from nemo_sdg.store.waves import FOLDER, wave_parts
+from nemo_sdg.store.waves import FOLDER, part_folders, round_folders, wave_parts
 
-STAGES = ("prompts", "responses", "scored", "decisions")
+STAGES = ("prompts", "responses", "scored", "judged", "decisions", "compared")
+"""Folders that a run fills row group by row group."""
 _NOTES = ("logs", "run.lock")
 _PAGE = "report.html"
 
@@ -87,17 +88,17 @@ def _expected(config: RunConfig, place: Path) -> list[str]:
         with contextlib.suppress(UserError):  # a file that was altered is told of where it is looked at
             waves = StageStore.finished(place / "decisions").totals.get("waves", 1)
     parts = [part for wave in range(waves) for part in wave_parts(wave, config.revise.passes)]
-    made = [str(part.folder(Path()) / name) for part in parts for name in STAGES[:-1]]
+    made = [str(part.folder(Path()) / name) for part in parts for name in part_folders(config)]
     trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
-    return [*made, "decisions", "datasets", *trained, "evaluation.json"]
+    return [*made, *round_folders(config), "datasets", *trained, "evaluation.json"]
 
 
 def _stage(folder: Path) -> list[str]:
-    """All files of a stage, also those behind the first one that is wrong, and the answers that prompts come from."""
+    """All files of a stage, also those behind the first one that is wrong, and the answers that it was made from."""
     problems = _told(lambda: StageStore.finished(folder))
     if not problems:
         problems = list(StageStore.finished(folder).problems())
-    return problems + [problem for inner in sorted(folder.glob("answers-*")) for problem in _stage(inner)]
+    return problems + [problem for inner in sorted(folder.glob("answers*")) for problem in _stage(inner)]
 
 
 def _told(check: Callable[[], object]) -> list[str]:

@@ -8,24 +8,25 @@ from typing import Any
 
 from nemo_sdg.config import read_mapping
 from nemo_sdg.errors import ConfigError
-from nemo_sdg.synthesis.templates import template
+from nemo_sdg.records import CONTROL_PIECE
+from nemo_sdg.synthesis.templates import checked
 
-_SETTING = "revise.request"
-_EXAMPLES = {
-    "shortfalls": [
-        {"name": "helpfulness", "score": 1.0, "limit": 3.0, "kind": "minimum"},
-        {"name": "verbosity", "score": 3.0, "limit": 2.0, "kind": "maximum"},
-    ],
+_MISSED = {"name": "helpfulness", "score": 2.5, "distance": 0.5}
+_GIVEN = {
+    "shortfalls": [{**_MISSED, "kind": "minimum", "limit": 3.0}, {**_MISSED, "kind": "maximum", "limit": 2.0}],
+    "broken": [{"reason": "must: x", "line": "x"}],
     "prompt": "x",
     "response": "x",
 }
+"""The names that a template is given, each with an example of its value."""
+_SETTING = "revise.request"
 
 
 class Request:
     """A checked template. Calling it gives the text.
 
     Raises:
-        ConfigError: the template is broken, uses a name that it is not given, or gives no text.
+        ConfigError: the template is broken, uses a name that it is not given, or cannot be filled in with examples.
     """
 
     def __init__(self, text: str | None) -> None:
@@ -33,10 +34,12 @@ class Request:
         source = shipped["request"] if text is None else text
         self._words = {name: shipped[name] for name in ("words", "higher", "lower")}
         self.digest = hashlib.sha256(json.dumps([source, self._words], sort_keys=True).encode()).hexdigest()[:16]
-        self._template = template(source, _SETTING, {**_EXAMPLES, **self._words})
+        self._template = checked(source, _SETTING, {**_GIVEN, **self._words})
+        self(**_GIVEN)
 
     def __call__(self, **given: Any) -> str:
         text = self._template.render({**given, **self._words})
-        if not text:
-            raise ConfigError("the template renders to nothing", where=_SETTING, found=repr(self._template.text[:40]))
+        if not text or CONTROL_PIECE.search(text):
+            found = CONTROL_PIECE.search(text).group() if text else "nothing"
+            raise ConfigError("the template renders to what no user says", where=_SETTING, found=found)
         return text

@@ -90,7 +90,7 @@ class Templates:
         for name, value in found.items():
             where = f"{file}, {name}.{language}"
             entries = texts(value if isinstance(value, list) else [value], where)
-            templates[name] = tuple(template(text, where, {**brief, **slots[name]}) for text in entries)
+            templates[name] = tuple(checked(text, where, {**brief, **slots[name]}) for text in entries)
         return cls(templates, {name: texts(value, f"{file}, {name}.{language}") for name, value in listed.items()})
 
     def __getitem__(self, name: str) -> Template:
@@ -123,14 +123,8 @@ def _known(block: Any, names: Any, where: str) -> None:
             raise ConfigError(f"unknown key {key!r}", where=where, way_out=way_out)
 
 
-def template(text: str, where: str, values: Mapping[str, Any]) -> Template:
-    """A checked template.
-
-    Args:
-        values: the names that it may use, each with an example of its value.
-    Raises:
-        ConfigError: it cannot be read, uses another name, or cannot be rendered with the examples.
-    """
+def checked(text: str, where: str, values: Mapping[str, Any]) -> Template:
+    """A text that can be rendered with values like these. Raises ConfigError for any other."""
     try:
         tree = _JINJA.parse(text)
         _compiled(text)

@@ -234,3 +234,29 @@ def test_rows_that_change_between_the_passes_are_an_error():
         selector.settle()
         with pytest.raises(StoreError, match="the rows changed"):
             list(selector.decisions(other))
+
+
+def judged(prompt: str, broken: object, **scores: float) -> Scored:
+    return replace(row(prompt, 0, **scores), extra={"broken": broken})
+
+
+def test_a_row_that_breaks_a_check_is_dropped_with_its_first_reason():
+    rows = [
+        judged("a", []), judged("b", ["off topic", "must: x"]), judged("c", ["must not: y"], helpfulness=0.0),
+        judged("d", None), judged("e", ["英語では書かない"]), row("f", 0),
+    ]  # fmt: skip
+    reasons = [decision.reason for decision in decide(rows, Select())]
+    assert reasons == [None, "off topic", "must not: y", None, "英語では書かない", None]
+    unchecked = [decision.reason for decision in decide(rows, Select(checks=False))]
+    assert unchecked == [None, None, "helpfulness below 3", None, None, None]
+
+
+@pytest.mark.parametrize("wrong", [True, "off topic", [3], [""], {"a": 1}, 0])
+def test_a_column_that_is_no_list_of_reasons_passes_nothing_in_silence(wrong):
+    (decision,) = decide([judged("a", wrong)], Select())
+    assert decision.reason == "the column broken is no list of reasons"
+    assert decide([judged("a", wrong)], Select(checks=False))[0].kept
+
+
+def test_a_text_that_cannot_be_learned_is_that_first():
+    assert decide([replace(judged("a", ["off topic"]), response=" ")], Select())[0].reason == "empty response"
