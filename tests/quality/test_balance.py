@@ -25,6 +25,7 @@ from nemo_sdg.quality.balance import room
         ([10, 10], 0.3, [0, 0]),
         ([29, 71], 0.71, [29, 71]),
         ([100, 100, 100, 29], 0.29, [64, 64, 64, 29]),
+        ([29, 29, 29, 13], 0.29, [29, 29, 29, 13]),  # 0.29 x 100 is 28.999999999999996
         ([], 0.5, []),
     ],
 )
@@ -65,7 +66,8 @@ def test_several_columns_hold_at_once():
 
 def test_the_target_takes_the_best_and_leaves_no_group_above_its_share_of_it():
     """The eight best are of one topic; cut at four after balancing, only they would be left."""
-    rows = [row(f"{topic}{n}", f"{topic} {n}", "x", scalar=4.0 - (topic == "b"), topic=topic) for topic in "ab" for n in range(8)]
+    rows = [row(f"a{n}", f"a {n}", "x", scalar=4.0, topic="a") for n in range(8)]
+    rows += [row(f"b{n}", f"b {n}", "x", scalar=3.0, topic="b") for n in range(8)]
     told = decide(rows, Select(minimum={}, balance={"topic": 0.5}, target=4))
     assert [d.extra["topic"] for d in told if d.kept] == ["a", "a", "b", "b"]
     assert {d.reason for d in told} == {None, "topic above its share of 0.5", "beyond the target of 4"}

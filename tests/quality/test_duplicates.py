@@ -12,7 +12,7 @@ from datasketch import MinHash, MinHashLSH
 
 from nemo_sdg.config import Select
 from nemo_sdg.quality import decide
-from nemo_sdg.quality.duplicates import PERMUTATIONS, bands, jaccard, signatures
+from nemo_sdg.quality.duplicates import SHORT, PERMUTATIONS, bands, jaccard, signatures
 from nemo_sdg.quality.text import shingles, tokens
 
 THRESHOLD, N = 0.7, 5
@@ -130,6 +130,22 @@ def test_a_short_answer_may_be_that_of_many_questions():
     rows.append(planted.row("again", questions[0] + " Now.", "The answer is 5.", scalar=1.0))
     gone = [(d.prompt_id, d.to_row()["duplicate_of"]) for d in decide(rows, settings) if not d.kept]
     assert gone == [("again", "p0#0")]
+
+
+@pytest.mark.parametrize(("words", "alone"), [(SHORT - 1, False), (SHORT, True)])
+def test_how_long_a_response_is_that_stands_for_itself(words: int, alone: bool):
+    text = " ".join(f"w{number}" for number in range(words))
+    rows = [planted.row(name, f"{name} asks", text, scalar=scalar) for name, scalar in (("a", 2.0), ("b", 1.0))]
+    told = decide(rows, Select(minimum={}, near_duplicates=1.0, shingle=1))
+    assert [d.kept for d in told] == [True, not alone]
+
+
+def test_a_row_at_the_threshold_is_a_near_duplicate():
+    some = [f"w{number}" for number in range(80)]
+    rows = [planted.row("a", "a", " ".join(some[:60])), planted.row("b", "b", " ".join(some[20:]), scalar=1.0)]
+    for threshold, kept in ((0.5, False), (0.501, True)):  # 40 of 80 words
+        told = decide(rows, Select(minimum={}, near_duplicates=threshold, shingle=1))
+        assert [d.kept for d in told] == [True, kept]
 
 
 def test_texts_without_a_token_are_not_like_each_other():

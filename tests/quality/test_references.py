@@ -114,3 +114,11 @@ def test_copies_are_counted_and_too_many_refused(tmp_path: Path):
     assert selector.totals()["variety"]["copies"] == 0.5  # a, c and d
     with pytest.raises(UserError, match=r"copy your own, found 0.6000 of them, expected at most select.maximum_copies"):
         decide(rows[:5], settings)
+
+
+def test_half_of_a_text_is_a_copy_and_of_two_places_the_first_is_named(tmp_path: Path):
+    files = [write(tmp_path / f"{name}.jsonl", {"question": "one two three", "text": "to be"}) for name in "ab"]
+    references = References(files, 1)
+    for question, copied in (("one x", True), ("one x y", False)):
+        assert references.copied(tokens(question), tokens("z")) is copied
+    assert leak(References(files, 13), "to be") == leak(References(files, 2), "one two") == f"{files[0]}:1"

@@ -9,6 +9,7 @@ import pytest
 
 from nemo_sdg.config import ATTRIBUTES, MISSING, Select
 from nemo_sdg.quality.revision import Gain, answered, ask, best_versions, gains, good_enough, root_of, shortfalls
+from nemo_sdg.quality.revision import superseded
 from nemo_sdg.quality.selection import SUPERSEDED, decide
 from nemo_sdg.records import Response, Scored
 
@@ -141,3 +142,9 @@ def test_what_each_pass_won():
         Gain(asked=2, better=1, accepted=1, before=1.5, after=2.0), Gain(1, 1, 0, 1.0, 2.5)
     ]  # fmt: skip
     assert gains([first, [], []], LIMITS) == [Gain(0, 0, 0, 0.0, 0.0)] * 2
+
+
+def test_of_equal_versions_the_first_stays():
+    rows = [row(helpfulness=2.0), row("p#0/r1#0", "p#0", helpfulness=2.0), row("p#0/r1#1", "p#0", helpfulness=2.0)]
+    assert set(superseded(rows, Select())) == {1, 2}
+    assert superseded([*rows, row("p#0/r2#0", "p#0", helpfulness=2.5)], Select()) == {0, 1, 2}

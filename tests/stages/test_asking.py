@@ -83,7 +83,8 @@ def test_waves_that_make_the_same_prompts_give_them_ids_of_their_own(tmp_path, s
     for where in waves:
         prompts.run(where)
     made = [prompt for where in waves for prompt in rows(where)]
-    assert len({prompt.messages[-1]["content"] for prompt in made}) < len(made), "no prompt came twice: this shows nothing"
+    texts = {prompt.messages[-1]["content"] for prompt in made}
+    assert len(texts) < len(made), "no prompt came twice: this shows nothing"
     assert len({prompt.id for prompt in made}) == len(made)
 
 

@@ -48,6 +48,11 @@ def test_the_plan_counts_all_files_and_misses_those_that_are_not_there(tmp_path:
     assert plan.make(config(tmp_path, prompts=str(tmp_path / "in"))).prompts == 5
     with pytest.raises(ConfigError, match="data.labelled: there is no such file"):
         plan.make(config(tmp_path, labelled={str(tmp_path / "absent.jsonl"): 1.0}))
+    for key in ("decontaminate", "likeness"):  # read long after, when everything is generated
+        asked = config(tmp_path)
+        setattr(asked.select, key, ["absent.jsonl"] if key == "decontaminate" else "absent.jsonl")
+        with pytest.raises(ConfigError, match=f"select.{key}: there is no such file, found absent.jsonl"):
+            plan.make(asked)
     with pytest.raises(UserError, match="no file of rows"):
         plan.make(config(tmp_path, preference={f"{tmp_path}/*.absent": 1.0}))
     (tmp_path / "in/b.parquet").write_bytes(b"nonsense")
