@@ -1,7 +1,8 @@
 """`fork`: a new run that takes over every stage which a change of settings leaves as it is.
 
-Nothing is generated, scored or read again that need not be. What is taken over are files that nobody writes to any more, so they are
-linked, not copied, where the file system can; each stage still holds its own fingerprint against what it finds.
+Nothing is generated, scored or read again that need not be. What is taken over are files that nobody writes to any more,
+so they are linked, not copied, where the file system can; each stage still holds its own fingerprint against what it
+finds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rounds, readable aloud: prompts, responses, scores, verdicts, revisions, selection, datasets, training, evaluation, and again.
+"""The rounds, readable aloud: prompts, responses, scores, verdicts, revisions, selection, datasets, training, evaluation.
 
 Each stage reads what the stages before it have committed and does only what is missing, so the same command
 continues a run that was killed anywhere, and does nothing on a run that is finished.
@@ -94,10 +94,12 @@ def run_stage(
     *,
     round: int,
 ) -> dict[str, Any]:
-    """One stage of one round; what it counted. Candidates are those of the first wave."""
+    """One stage of one round; what it counted. Candidates are those of the first wave; selection is of all it needs."""
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "revise":
         return _revise(context, 0) or {}
+    if name == "select":
+        context = context.at(select.last_wave(context))
     return _stage(name, context)
 
 

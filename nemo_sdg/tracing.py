@@ -25,7 +25,7 @@ from nemo_sdg.session import rank
 from nemo_sdg.stages import examples, shapes
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import StageStore
-from nemo_sdg.store.datasets import SUMMARY
+from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.files import dump
 from nemo_sdg.store.waves import Part, part_folders
 
@@ -51,7 +51,7 @@ def verify_row(folder: Path, name: str) -> int:
     if not (folder / "run.yaml").is_file():
         raise StoreError("the folder is no run", where=folder, found="no run.yaml", way_out="give a run's --out")
     console, config = Console(), from_yaml(folder / "run.yaml")
-    rounds = sorted(folder.glob("round-*/datasets"), key=lambda path: int(path.parent.name.split("-")[1]))
+    rounds = [folder / f"round-{number}" / "datasets" for number in range(config.run.rounds)]
     seen, problems = 0, []
     for datasets in rounds:
         for kind in CONFIGS:
@@ -92,10 +92,7 @@ def _origin(config: RunConfig, folder: Path, kind: str, name: str) -> Origin:
     origin.made = [example for example in origin.made if example.line["id"] == name]
     formats = shapes.template_digests()
     origin.told.append(("formats", _listed(formats)))
-    try:
-        then = json.loads((folder / "datasets" / SUMMARY).read_bytes())["templates"]
-    except (OSError, ValueError, KeyError):
-        raise StoreError("the file was torn or altered", where=folder / "datasets" / SUMMARY) from None
+    (then,) = read_summary(folder / "datasets", "templates")
     origin.problems += _differences("prompt formats", then, formats)
     return origin
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,34 @@ def test_versions_go_back_to_answers_and_only_the_best_is_kept(finished):
         assert -0.5 <= first.scores["helpfulness"] < 0, "it was not near enough, or good enough"
     (won,) = StageStore.finished(out / "round-0/decisions").totals["revised"]
     assert won["asked"] == len(revised) and won["after"] >= won["before"]
+
+
+def test_the_stage_alone_selects_from_the_same_waves(inputs, finished, tmp_path):
+    """From as many as a run has needed, whatever was made since; too few are an error and leave nothing behind."""
+    out, config = tmp_path / "run", settings(inputs)
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "round-0/decisions")
+    last = max((out / "round-0").glob("wave-*"), key=lambda wave: int(wave.name[5:]))
+
+    def stage(mesh):
+        with Run.open(out, config, writer=True) as opened:
+            return nemo_sdg.loop.run_stage("select", config, opened, mesh, Console(speaks=False), round=0)
+
+    last.rename(tmp_path / "last")
+
+    def refused(mesh):
+        with pytest.raises(UserError, match=f"not reached yet.*select.target = {TARGET}.*nemo-sdg run"):
+            stage(mesh)
+
+    run_ranks(refused)
+    assert not (out / "round-0/decisions").exists()
+    (tmp_path / "last").rename(last)
+    shutil.copytree(last, last.with_name(f"wave-{int(last.name[5:]) + 1}"))
+    assert run_ranks(stage)[0]["kept"] == TARGET
+    theirs, ours = (row_files(run) for run in (finished[0], out))
+    assert {name: theirs[name] for name in theirs if "decisions" in name} == {
+        name: ours[name] for name in ours if "decisions" in name
+    }
 
 
 @pytest.mark.parametrize("topology", [{"dp": 2}, {"tp": 2}], ids=["dp2", "tp2"])

@@ -33,8 +33,8 @@ class Select:
     """Drop a response that breaks the brief or an instruction of its prompt, by the first reason in its column `broken`.
     The judge is asked about what no program can check. In a run without a brief there is nothing to check."""
     percentile: Optional[float] = None
-    """Keep rows whose scalar is at or above this percentile (0 to 100, linear interpolation) of the rows that passed the
-    rules which look at one row alone."""
+    """Keep rows whose scalar is at or above this percentile (0 to 100, linear interpolation) of the rows that passed
+    the rules which look at one row alone."""
     length_free: bool = False
     """Rank rows by what is left of the scalar when its least-squares line over log(characters) is taken away."""
     near_duplicates: Optional[float] = None
@@ -43,7 +43,8 @@ class Select:
     shingle: int = 5
     """Words of a shingle; where words are not spaced, twice as many characters."""
     decontaminate: List[str] = field(default_factory=list)
-    """Evaluation files (.jsonl, .jsonl.gz); a row that shares `ngram` words in a row with one of their texts is dropped."""
+    """Evaluation files (.jsonl, .jsonl.gz); a row that shares `ngram` words in a row with one of their texts is
+    dropped."""
     ngram: int = 13
     """Words in a row that two texts must share to count as one (GPT-3's 13); where words are not spaced, twice as many
     characters."""
@@ -62,8 +63,8 @@ class Select:
     maximum_copies: Optional[float] = None
     """Refuse a selection in which more than this share of the rows copy one of `likeness`; null only counts them."""
     target: Optional[int] = None
-    """Accepted rows of a round, exactly: candidates are made wave by wave until so many pass, or the budget is spent. null is one
-    wave, and whatever passes."""
+    """Accepted rows of a round, exactly: candidates are made wave by wave until so many pass, or the budget is spent.
+    null is one wave, and whatever passes."""
 
 
 @dataclass(kw_only=True)
@@ -84,11 +85,12 @@ class Revise:
 
 @dataclass(kw_only=True)
 class Budget:
-    """What a round with `select.target` may take until it stops short of the target. It may be raised when a run goes on."""
+    """What a round with `select.target` may take until it stops short of the target. No wave is begun once so much is
+    spent; the last one may go beyond it. It may be raised when a run goes on."""
 
     candidates: Optional[int] = None
-    """Responses of a round at most; null is 100 for each row of the target."""
+    """Responses of a round, revisions too; null is 100 for each row of the target."""
     tokens: Optional[int] = None
-    """Generated tokens of a round at most."""
+    """Generated tokens of a round. Only `nemo-sdg serve` tells them of a server's answers; of others they count as none."""
     hours: Optional[float] = None
     """Hours that all starts of the command together may spend on the candidates of a round; a fork begins at 0."""

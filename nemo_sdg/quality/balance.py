@@ -29,11 +29,11 @@ def room(counts: np.ndarray, share: float) -> np.ndarray:
 def within_target(
     groups: Mapping[str, np.ndarray], shares: Mapping[str, float], best_first: np.ndarray, target: int | None
 ) -> tuple[dict[int, str], np.ndarray]:
-    """The rows that must go, and those that may stay, if the target is reached: the best ones, of which no group is more
-    than its share of the target. Cutting at the target what is balanced without it would keep the best groups alone."""
+    """The rows that must go, and those that may stay, if the target is reached: the best ones, of which no group is
+    more than its share of the target. To cut what is balanced without it would leave the best groups alone."""
     if target is None or not shares:
         return {}, best_first
-    room = {column: np.full(groups[column].max(initial=0) + 1, _most(share, target)) for column, share in shares.items()}
+    room = {name: np.full(groups[name].max(initial=0) + 1, _most(share, target)) for name, share in shares.items()}
     gone, left = {}, []
     for row in best_first.tolist():
         if len(left) == target:

@@ -39,7 +39,7 @@ class Reference:
 
 
 def read(file: str) -> Iterator[Reference]:
-    """The rows of a .jsonl or .jsonl.gz file. Raises UserError for one that cannot be read: it could not be looked for."""
+    """The rows of a file. Raises UserError for one that cannot be read: it could not be looked for."""
     for line, row in read_objects(file):
         where = f"{file}:{line}"
         if isinstance(row, Fault):

@@ -1,6 +1,7 @@
 """What nearly passed: how far it is from passing, how a revision of it is asked for, and which version is kept.
 
-A revision is asked for in a dialogue, but it is an answer to the prompt itself: only its provenance says what it revises.
+A revision is asked for in a dialogue, but it is an answer to the prompt itself: only its provenance says what it
+revises.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def good_enough(row: Scored, settings: Select) -> bool:
 
 def root_of(row: Response) -> str:
     """The id of the answer that a version goes back to; its own, if it revises nothing."""
-    return row.provenance.get("root", row.id)
+    root = row.provenance.get("root") if _COLUMN in row.provenance else None
+    return root if isinstance(root, str) else row.id  # a file of the user's may mean something else by it
 
 
 def best_versions(rows: Iterable[Scored], settings: Select) -> list[Scored]:

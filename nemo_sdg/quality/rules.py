@@ -14,8 +14,8 @@ PERSONAL = "personal data in the"
 
 
 def may_teach(reason: str | None) -> bool:
-    """Whether a row may be learned from in any way. One that was dropped as poor shows a reward model what is poor; one that
-    was dropped for what stands in it teaches nobody."""
+    """Whether a row may be learned from in any way. One that was dropped as poor shows a reward model what is poor; one
+    that was dropped for what stands in it teaches nobody."""
     return reason is None or not reason.startswith((LEAKED, PERSONAL))
 
 

@@ -14,7 +14,6 @@ The folder appears whole, by one rename. A prompt that an evaluation holds out i
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, rows_digest
-from nemo_sdg.store.datasets import SUMMARY
+from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 VERSION = 3
@@ -146,28 +145,23 @@ def _funnel(folder: Path, config: RunConfig, waves: int) -> dict[str, Any]:
 
 def _finished(final: Path, name: str) -> dict:
     """The totals of an earlier start, when its files are still what they were."""
-    try:
-        summary = json.loads((final / SUMMARY).read_bytes())
-    except (OSError, ValueError):
-        raise StoreError(
-            "the folder is not ours or was damaged", where=final, way_out="move it away and run again"
-        ) from None
-    if summary["fingerprint"] != name:
+    made, digests, totals = read_summary(final, "fingerprint", "digests", "totals")
+    if made != name:
         raise StoreError(
             "the files were assembled from other rows or settings",
             where=final,
-            found=summary["fingerprint"],
+            found=made,
             expected=name,
             way_out="write to another --out, or delete this folder to assemble again",
         )
-    for file, expected in summary["digests"].items():
+    for file, expected in digests.items():
         found = digest(final / file)
         if found != expected:
             way_out = "delete the folder and run again to assemble it once more"
             raise StoreError(
                 "the file was altered", where=final / file, found=found, expected=expected, way_out=way_out
             )
-    return summary["totals"]
+    return totals
 
 
 def _nothing_left(kind: str, number: int, totals: dict) -> UserError:

@@ -25,8 +25,8 @@ _LIMITS = ("minimum", "maximum", "weights", "minimum_scalar", "finished", "check
 
 
 def run(context: Context) -> dict:
-    """Totals of the stage, counted in answers, of which the best version so far counts: "dropped" are those that are not
-    asked for again."""
+    """Totals of the stage, counted in answers, of which the best version so far counts: "dropped" are those that are
+    not asked for again."""
     return context.on_writer(lambda: _write(context))
 
 

@@ -85,7 +85,7 @@ class Stage:
 
     def _read(self, group: Group) -> list[dict]:
         deadline = time.monotonic() + self.context.config.run.timeout_s
-        while group.index not in self.source.present() and time.monotonic() < deadline:
+        while self.source.part_of(group) is None and time.monotonic() < deadline:
             time.sleep(0.1)  # a shared file system shows it to some ranks first
         return self.source.rows_of(group)
 

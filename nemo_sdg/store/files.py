@@ -24,12 +24,7 @@ def commit_file(path: Path, data: bytes) -> None:
     with refusing(path):
         try:
             make_folder(path.parent)
-            file = disk.fs.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            try:
-                _fill(file, data)
-                disk.fs.fsync(file)
-            finally:
-                disk.fs.close(file)
+            _write(temporary, data, os.O_TRUNC, synced=True)
             disk.fs.replace(temporary, path)
             sync(path.parent)
         except OSError:
@@ -63,11 +58,7 @@ def commit_folder(temporary: Path, final: Path) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """A file of a folder that `commit_folder` will sync and name; until then it may be torn."""
     with refusing(path):
-        file = disk.fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            _fill(file, data)
-        finally:
-            disk.fs.close(file)
+        _write(path, data, os.O_TRUNC)
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -97,11 +88,7 @@ def append(path: Path, data: bytes) -> None:
     """Adds a note at the end of a file. It is not synced and may be torn: for what nothing reads back."""
     with refusing(path):
         make_folder(path.parent)
-        file = disk.fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            _fill(file, data)
-        finally:
-            disk.fs.close(file)
+        _write(path, data, os.O_APPEND)
 
 
 def make_folder(path: Path) -> None:
@@ -161,7 +148,13 @@ def refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _fill(file: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[disk.fs.write(file, rest) :]
+def _write(path: Path, data: bytes, flag: int, *, synced: bool = False) -> None:
+    file = disk.fs.open(path, os.O_WRONLY | os.O_CREAT | flag)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[disk.fs.write(file, rest) :]
+        if synced:
+            disk.fs.fsync(file)
+    finally:
+        disk.fs.close(file)

@@ -48,6 +48,7 @@ class StageStore:
         self._identity |= {"turns": turns} if turns > 1 else {}
         self._check_owner("stage.json")
         self._check_owner("SUCCESS.json")
+        self._seen: dict[int, Path] = {}
 
     @classmethod
     def finished(cls, dir: Path) -> StageStore:
@@ -80,11 +81,18 @@ class StageStore:
 
     def rows_of(self, group: Group) -> list[dict]:
         """The rows of one committed group, finished stage or not. Raises StoreError when its part was altered."""
-        part = self._parts().get(group.index)
+        part = self.part_of(group)
         if part is None:
             found = f"none for group {group.index}"
             raise StoreError("a part is missing", where=self.dir, found=found, way_out="run again")
         return read_part(part)
+
+    def part_of(self, group: Group) -> Path | None:
+        """The part of one group, if there is one. The folder is listed anew only for a part that was not seen yet: a
+        listing for each group would cost the square of their number."""
+        if group.index not in self._seen or not self._seen[group.index].exists():
+            self._seen = self._parts()
+        return self._seen.get(group.index)
 
     def set_aside(self, group: Group, rows: list[dict]) -> None:
         """Writes what is said of a group's rows that its part will not have; comes before `commit`.
@@ -92,7 +100,7 @@ class StageStore:
         What an earlier attempt, which was killed before its commit, has left of the group goes.
         """
         name, data = named("faulty", group.index, rows)
-        stale = [file for file in self.dir.glob(f"faulty-{group.index:05d}-*.jsonl") if file.name != name]
+        stale = [self.dir / other for other in self._left.get(group.index, ()) if other != name]
         with refusing(self.dir):
             for file in stale:
                 disk.fs.unlink(file)
@@ -101,6 +109,7 @@ class StageStore:
         if rows:
             self._claim()
             commit_file(self.dir / name, data)
+        self._left[group.index] = {name} if rows else set()
 
     def aside(self) -> Counter[str]:
         """How many rows were set aside in all groups, by their "reason"."""
@@ -110,9 +119,9 @@ class StageStore:
     def commit(self, group: Group, rows: list[dict]) -> None:
         """Writes a group's rows. Doing it twice with the same rows is the same as once."""
         name, data = named("part", group.index, rows)
-        for there in self.dir.glob(f"part-{group.index:05d}-*.jsonl"):
-            if there.name != name:
-                raise two_parts(there, self.dir / name)
+        there = self._begun.setdefault(group.index, self.dir / name)
+        if there.name != name:
+            raise two_parts(there, self.dir / name)
         self._claim()
         commit_file(self.dir / name, data)
 
@@ -191,6 +200,19 @@ class StageStore:
                 "the stage is not finished", where=self.dir, expected="SUCCESS.json", way_out="run it first"
             )
         return success
+
+    @cached_property
+    def _begun(self) -> dict[int, Path]:
+        """The parts that were there before this process committed any, and its own; `finish` lists them anew."""
+        return self._parts()
+
+    @cached_property
+    def _left(self) -> dict[int, set[str]]:
+        """Names of the files of rows that were set aside, by group, as `_begun`."""
+        found: dict[int, set[str]] = {}
+        for file in self.dir.glob("faulty-*.jsonl"):
+            found.setdefault(group_of(file), set()).add(file.name)
+        return found
 
     def _parts(self) -> dict[int, Path]:
         parts: dict[int, Path] = {}

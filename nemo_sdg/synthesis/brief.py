@@ -47,7 +47,7 @@ class Brief:
 
     @classmethod
     def load(cls, path: str) -> Brief:
-        """The brief in a YAML file. Raises ConfigError: not UTF-8; a key is missing, empty, of another type, unknown."""
+        """The brief in a YAML file. Raises ConfigError: not UTF-8; a key is missing, empty, unknown or of another type."""
         block, known = read_mapping(path, "brief"), [field.name for field in fields(cls)]
         values = {key: field_of(block, key, _type(key), known, str(path)) for key in block}
         for key in _REQUIRED:

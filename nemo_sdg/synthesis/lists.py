@@ -127,7 +127,8 @@ def _mark(line: str) -> tuple[str, int, str] | None:
 
 
 def _marked(lines: list[str], names: bool) -> list[str]:
-    """Lines with the mark of the first one, at its indent. A text goes on until a blank line, or while it is indented."""
+    """Lines with the mark of the first one, at its indent. A text goes on until a blank line, or while it is
+    indented."""
     marks = [_mark(line) for line in lines]
     first = next((mark for mark in marks if mark), None)
     if first is None:

@@ -6,9 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-import yaml
-
-from nemo_sdg import resources
+from nemo_sdg.config import read_mapping
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.records import CONTROL_PIECE
 from nemo_sdg.synthesis.templates import checked
@@ -32,7 +30,7 @@ class Request:
     """
 
     def __init__(self, text: str | None) -> None:
-        shipped = yaml.safe_load((resources.root() / "conf/prompts/revise.yaml").read_text(encoding="utf-8"))
+        shipped = read_mapping("package:conf/prompts/revise.yaml", "templates")
         source = shipped["request"] if text is None else text
         self._words = {name: shipped[name] for name in ("words", "higher", "lower")}
         self.digest = hashlib.sha256(json.dumps([source, self._words], sort_keys=True).encode()).hexdigest()[:16]
@@ -40,11 +38,7 @@ class Request:
         self(**_GIVEN)
 
     def __call__(self, **given: Any) -> str:
-        try:
-            text = self._template.render({**given, **self._words})
-        except Exception as error:  # whatever an expression can raise with the values of this answer
-            found = f"{type(error).__name__}: {error}"
-            raise ConfigError("the template cannot be rendered", where=_SETTING, found=found) from None
+        text = self._template.render({**given, **self._words})
         if not text or CONTROL_PIECE.search(text):
             found = CONTROL_PIECE.search(text).group() if text else "nothing"
             raise ConfigError("the template renders to what no user says", where=_SETTING, found=found)

@@ -52,8 +52,12 @@ class Template:
     """16 hex digits of the text: what rows say of it."""
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """The text with the values in it, white space at its ends taken off."""
-        return _compiled(self.text).render(values).strip()
+        """The text with the values in it, white space at its ends taken off. Raises ConfigError if they do not fit."""
+        try:
+            return _compiled(self.text).render(values).strip()
+        except Exception as error:  # whatever an expression in a template can raise
+            found = f"{type(error).__name__}: {error}"
+            raise ConfigError("the template cannot be rendered", where=self.where, found=found) from None
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,13 @@ def _known(block: Any, names: Any, where: str) -> None:
 
 
 def checked(text: str, where: str, values: Mapping[str, Any]) -> Template:
-    """A text that can be rendered with values like these. Raises ConfigError for any other."""
+    """A checked template.
+
+    Args:
+        values: the names that it may use, each with an example of its value.
+    Raises:
+        ConfigError: it cannot be read, uses another name, or cannot be rendered with the examples.
+    """
     try:
         tree = _JINJA.parse(text)
         _compiled(text)
@@ -136,12 +146,7 @@ def checked(text: str, where: str, values: Mapping[str, Any]) -> Template:
                 expected="one of " + ", ".join(sorted(values)), way_out=f"the nearest is {nearest(name, values)}",
             )  # fmt: skip
     made = Template(where, text, hashlib.sha256(text.encode()).hexdigest()[:16])
-    try:
-        rendered = made.render(values)
-    except Exception as error:  # whatever an expression in a template can raise
-        found = f"{type(error).__name__}: {error}"
-        raise ConfigError("the template cannot be rendered", where=where, found=found) from None
-    if not rendered:
+    if not made.render(values):
         raise ConfigError("the template renders to nothing", where=where, found=repr(text[:40]))
     return made
 

@@ -145,6 +145,40 @@ def test_two_parts_for_one_group_are_named_and_never_merged(tmp_path: Path):
         stage.missing()
 
 
+def test_each_group_costs_the_same_however_many_there_are(tmp_path: Path, monkeypatch):
+    listings = []
+    listing = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: listings.append(pattern) or listing(self, pattern))
+    stage = StageStore(tmp_path / "stage", "f", 60, 1)
+    for group in stage.groups:
+        stage.set_aside(group, [])
+        stage.commit(group, [{"a": group.index}])
+    stage.finish({"rows_in": 60, "kept": 60})
+    reader = StageStore.finished(tmp_path / "stage")
+    assert [reader.rows_of(group) for group in reader.groups] == [[{"a": index}] for index in range(60)]
+    assert 0 < len(listings) < 10
+
+
+def test_a_part_is_seen_as_soon_as_another_process_has_made_it(tmp_path: Path):
+    reader, writer = (StageStore(tmp_path, "f", 4, 2) for _ in range(2))
+    for group in writer.groups:
+        assert reader.part_of(group) is None
+        writer.commit(group, [{"a": group.index}])
+        assert reader.rows_of(group) == [{"a": group.index}]
+    reader.part_of(reader.groups[0]).unlink()
+    with pytest.raises(StoreError, match="a part is missing"):
+        reader.rows_of(reader.groups[0])
+
+
+def test_what_an_earlier_process_set_aside_of_a_group_goes(tmp_path: Path):
+    for rows in ([{"reason": "x"}], []):
+        store(tmp_path).set_aside(Group(0, 0, 4), rows)
+    assert not list(tmp_path.glob("faulty-*"))
+    store(tmp_path).commit(Group(0, 0, 4), INPUT[:4])
+    with pytest.raises(StoreError, match="two different parts"):
+        store(tmp_path).commit(Group(0, 0, 4), INPUT[1:5])
+
+
 def test_a_strange_part_is_refused(tmp_path: Path):
     stage = run_stage(tmp_path)
     for name in ("part-00007-n1-0123456789abcdef.jsonl", "part-1.jsonl"):

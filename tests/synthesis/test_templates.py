@@ -56,6 +56,13 @@ def test_a_template_sees_its_names_and_those_of_the_brief(tmp_path):
     assert templates["ask"].render({**BRIEF, "n": 2, "topic": "{{ n }}"}) == "2 of banking: rate, fee {{ n }}"
 
 
+def test_values_that_do_not_fit_are_one_sentence(tmp_path):
+    """The example has an entry; a brief without seeds has none."""
+    templates = one(tmp_path, "{{ examples[0] }}", examples=["x"])
+    with pytest.raises(ConfigError, match="kind.yaml, ask.en: the template cannot be rendered, found UndefinedError"):
+        templates["ask"].render({"examples": []})
+
+
 def test_the_digest_is_the_texts(tmp_path):
     first, again, other = (one(tmp_path, text)["ask"].digest for text in ("a {{ field }}", "a {{ field }}", "b"))
     assert first == again != other
