@@ -1,6 +1,8 @@
 .PHONY: help demo test promises bench
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+# Test files at a time. Each forks up to four ranks of one thread, so a core for each is enough.
+WORKERS ?= 2
 
 help:
 	@echo "make demo      two rounds of the tiny world, end to end, into demo/"
@@ -16,7 +18,7 @@ demo: .venv/complete
 	@OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc_per_node 2 -m nemo_sdg run tiny --out demo
 
 test: .venv/complete
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest tests --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 promises: .venv/complete
 	$(PYTHON) -m pytest -s tests/promises

@@ -18,17 +18,24 @@ from nemo_sdg.config import RunConfig, from_yaml, identity, load
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
 from nemo_sdg.store import Run, commit_folder
-from nemo_sdg.store.waves import begun_parts
+from nemo_sdg.store.verifying import STAGES
+from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 _MODELS = ("models.dtype", "models.spec")
-_LIMITS = ("select.minimum", "select.maximum", "select.weights", "select.minimum_scalar", "select.finished")
+_LIMITS = tuple(
+    f"select.{name}" for name in ("minimum", "maximum", "weights", "minimum_scalar", "finished", "checks")
+)
+_JUDGE = ("models.judge", "models.instruct", *_MODELS, "generate.backend", "judge.")
 DEPENDS = {
     "prompts": ("data.prompts", "data.prompts_per_round", "data.synthesis.", "generate.group_size"),
     "responses": ("models.instruct", *_MODELS, "generate.", "run.seed"),
     "scored": ("models.reward", *_MODELS, "score."),
+    "judged": (*_JUDGE, "select.checks"),
     "decisions": ("select.", "revise."),
+    "compared": (*_JUDGE, "preference.", "data.synthesis."),
     "datasets": (
-        "models.", "generate.", "score.", "select.", "revise.", "data.", "sft.", "reward.", "preference.", "evaluate.", "run.",
+        "models.", "generate.", "score.", "judge.", "select.", "revise.", "data.", "sft.", "reward.", "preference.",
+        "evaluate.", "run.",
     ),
     "policy": ("models.base", *_MODELS, "sft.", "run.seed"),
     "reward": ("models.base", *_MODELS, "reward.", "run.seed"),
@@ -97,7 +104,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         waves_changed = False
         for part in begun_parts(folder, before.revise.passes):
             part_changed = part.revision > 0 and (waves_changed or touched(REVISION))
-            for name in ("prompts", "responses", "scored"):
+            for name in part_folders(after):
                 asks = name != "prompts" or after.data.synthesis.brief is not None
                 part_changed = part_changed or touched(DEPENDS[name]) or (asks and earlier)
                 part_changed = part_changed or (asks and touched(DEPENDS["responses"]))
@@ -106,7 +113,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
                     yield _step(folder, number, str(place), not part_changed)
             waves_changed = waves_changed or part_changed
         stale = waves_changed or earlier
-        for name in ("decisions", "datasets", "policy", "reward", "evaluation.json"):
+        for name in (*round_folders(after), "datasets", "policy", "reward", "evaluation.json"):
             stale = stale or touched(DEPENDS[name])
             if (folder / name).exists():
                 yield _step(folder, number, name, not stale)
@@ -115,7 +122,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
 
 def _step(folder: Path, number: int, name: str, reused: bool) -> Step:
     success = folder / name / "SUCCESS.json"
-    finished = not name.endswith(("prompts", "responses", "scored", "decisions")) or success.is_file()
+    finished = not name.endswith(STAGES) or success.is_file()
     totals = json.loads(success.read_bytes())["totals"] if success.is_file() else {}
     return Step(number, name, reused and finished, totals.get("kept"), totals.get("tokens"))
 

@@ -1,4 +1,4 @@
-"""The rounds, readable aloud: prompts, responses, scores, revisions, selection, datasets, training, evaluation, and again.
+"""The rounds, readable aloud: prompts, responses, scores, verdicts, revisions, selection, datasets, training, evaluation, and again.
 
 Each stage reads what the stages before it have committed and does only what is missing, so the same command
 continues a run that was killed anywhere, and does nothing on a run that is finished.
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from nemo_sdg.config import RunConfig
+from nemo_sdg.config.judging import checks_responses, compares
 from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
-from nemo_sdg.stages import assemble, evaluate, generate, overlap, prompts, revise, score, select, train
+from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select, train
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import Part, wave_parts
 from nemo_sdg.stages.target import Progress
@@ -26,7 +27,9 @@ STAGES = {
     "revise": revise,
     "generate": generate,
     "score": score,
+    "judge": judge,
     "select": select,
+    "compare": compare,
     "assemble": assemble,
     "train": train,
     "evaluate": evaluate,
@@ -41,7 +44,7 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
         context = context_of(number)
         last = _candidates(context)
         _stage("select", context.at(last))
-        for name in ("assemble", "train", "evaluate"):
+        for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
             _stage(name, context)
 
 
@@ -50,7 +53,7 @@ def _candidates(context: Context) -> Part:
     config, began, wave = context.config, time.monotonic(), 0
     while True:
         _stage("prompts", context.at(Part(wave)))
-        _generate_and_score(context.at(Part(wave)))
+        _make(context.at(Part(wave)))
         _revise(context, wave)
         if config.select.target is None:
             return Part(wave)
@@ -87,10 +90,12 @@ def run_stage(
     *,
     round: int,
 ) -> dict[str, Any]:
-    """One stage of one round; what it counted. Candidates are those of the first wave."""
+    """One stage of one round; what it counted. Candidates are those of the first wave; selection is of all it needs."""
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "revise":
         return _revise(context, 0) or {}
+    if name == "select":
+        context = context.at(select.last_wave(context))
     return _stage(name, context)
 
 
@@ -105,8 +110,15 @@ def _revise(context: Context, wave: int) -> dict[str, Any] | None:
     totals = None
     for part in wave_parts(wave, context.config.revise.passes)[1:]:
         totals = _stage("revise", context.at(part))
-        _generate_and_score(context.at(part))
+        _make(context.at(part))
     return totals
+
+
+def _make(context: Context) -> None:
+    """Responses with all that selection asks about them."""
+    _generate_and_score(context)
+    if checks_responses(context.config):
+        _stage("judge", context)
 
 
 def _generate_and_score(context: Context) -> None:

@@ -19,14 +19,15 @@ from nemo_sdg.config import RunConfig, from_yaml
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
+from nemo_sdg.records.broken import BROKEN, broken_checks
 from nemo_sdg.records.sources import parquet_rows
 from nemo_sdg.session import rank
 from nemo_sdg.stages import examples, shapes
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import StageStore
-from nemo_sdg.store.datasets import SUMMARY
+from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.files import dump
-from nemo_sdg.store.waves import Part
+from nemo_sdg.store.waves import Part, part_folders
 
 _FILE_ROW = re.compile(r"(helpsteer2|labelled/\d+|preference/\d+):(\d+)(~\d+)?")
 
@@ -50,7 +51,7 @@ def verify_row(folder: Path, name: str) -> int:
     if not (folder / "run.yaml").is_file():
         raise StoreError("the folder is no run", where=folder, found="no run.yaml", way_out="give a run's --out")
     console, config = Console(), from_yaml(folder / "run.yaml")
-    rounds = sorted(folder.glob("round-*/datasets"), key=lambda path: int(path.parent.name.split("-")[1]))
+    rounds = [folder / f"round-{number}" / "datasets" for number in range(config.run.rounds)]
     seen, problems = 0, []
     for datasets in rounds:
         for kind in CONFIGS:
@@ -91,10 +92,7 @@ def _origin(config: RunConfig, folder: Path, kind: str, name: str) -> Origin:
     origin.made = [example for example in origin.made if example.line["id"] == name]
     formats = shapes.template_digests()
     origin.told.append(("formats", _listed(formats)))
-    try:
-        then = json.loads((folder / "datasets" / SUMMARY).read_bytes())["templates"]
-    except (OSError, ValueError, KeyError):
-        raise StoreError("the file was torn or altered", where=folder / "datasets" / SUMMARY) from None
+    (then,) = read_summary(folder / "datasets", "templates")
     origin.problems += _differences("prompt formats", then, formats)
     return origin
 
@@ -131,11 +129,12 @@ def _from_responses(config: RunConfig, folder: Path, kind: str, name: str) -> Or
         if not involved:
             continue
         for row in involved:
-            asked, problems = _chain(folder, row)
+            asked, problems = _chain(folder, row, part_folders(config))
             origin.told += _told(row, asked, config)
             origin.problems += problems
         decisions = [Decision.from_row(row, f"row {row['id']}") for row in of_prompt]
-        for made_kind, made in examples.generated(Maker(config), decisions):
+        maker = Maker(config, examples.verdicts(config, folder)[0])
+        for made_kind, made in examples.generated(maker, decisions):
             origin.made += made if made_kind == kind and isinstance(made, list) else []
         return origin
     origin.problems.append("no decision of the round is of this id")
@@ -149,13 +148,14 @@ def _involved(rows: Sequence[dict], name: str) -> list[dict]:
     return one or (two[0] if two else [])
 
 
-def _chain(folder: Path, decision: dict) -> tuple[dict, list[str]]:
+def _chain(folder: Path, decision: dict, stages: Sequence[str]) -> tuple[dict, list[str]]:
     """(the prompt's row, where stages say something else of this response). A stage adds columns and changes none."""
     part = Part.of(decision["provenance"])
     place, turns, name = part.folder(folder), len(decision["messages"]), decision["id"]
     prompt = f"{decision['provenance']['revises']}/r{part.revision}" if part.revision else decision["prompt_id"]
     problems, later = [], decision
-    for stage, wanted in (("scored", name), ("responses", name), ("prompts", prompt)):
+    for stage in reversed(stages):
+        wanted = prompt if stage == "prompts" else name
         earlier = next((row for row in _rows(place / stage) if row["id"] == wanted), None)
         if earlier is None:
             return {}, [*problems, f"{stage}: there is no row {wanted}"]
@@ -171,12 +171,14 @@ def _chain(folder: Path, decision: dict) -> tuple[dict, list[str]]:
 
 def _told(row: dict, asked: dict, config: RunConfig) -> list[tuple[str, str]]:
     columns = {key: value for key, value in asked.items() if key not in ("id", "messages")}
+    broken = "; ".join(broken_checks(row)) or "none"
     outcome = "kept" if row["kept"] else row["reason"]
     return [
         ("response", row["id"]),
         ("prompt", f"{row['prompt_id']} {_listed(columns)}".rstrip()),
         ("made by", _listed(row["provenance"])),
         ("scores", _listed(row["scores"])),
+        *([("broken", broken)] if BROKEN in row else []),
         ("rule", f"{outcome}, scalar {row['scalar']}, weights {_listed(config.select.weights)}"),
     ]
 

@@ -5,7 +5,6 @@ Everything that can be refused without a model is refused first: settings, check
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,8 @@ from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
 from nemo_sdg.session import Session, rank
 from nemo_sdg.store import Run, StageStore, digest, read_json
+from nemo_sdg.store.datasets import read_summary
+from nemo_sdg.store.waves import round_folders
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
@@ -87,12 +88,12 @@ def _finished(out: Path, config: RunConfig) -> bool:
         needed = [*(f"{kind}/training.json" for kind in trained), "datasets/summary.json"]
         if not all((folder / name).is_file() for name in needed) or read_json(folder / "evaluation.json") is None:
             return False
-        stages = [stage for _, stage in report.stage_folders(folder, config.revise.passes)]
-        if len(stages) == 1 or not all((stage / "SUCCESS.json").is_file() for stage in stages):
+        stages = [stage for _, stage in report.stage_folders(folder, config)]
+        if len(stages) == len(round_folders(config)) or not all((stage / "SUCCESS.json").is_file() for stage in stages):
             return False
         if not all(StageStore.finished(stage).done for stage in stages):
             return False
-        digests = json.loads((folder / "datasets" / "summary.json").read_bytes())["digests"]
+        (digests,) = read_summary(folder / "datasets", "digests")
         if any(digest(folder / "datasets" / name) != expected for name, expected in digests.items()):
             return False
     return True

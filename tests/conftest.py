@@ -12,3 +12,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # How long one example takes says nothing on a machine that runs other things too.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+LONGEST = ("test_torchrun.py", "test_loop.py", "test_target.py", "test_wheel.py", "test_hub.py", "test_round_trips.py")
+"""Files that take a minute or more; they come first, so that no process ends with one while the others rest."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)

@@ -15,6 +15,8 @@ _OTHERS = {
     "models.placement": "together",
     "generate.backend": "endpoint",
     "score.backend": "hf",
+    "judge.backend": "endpoint",
+    "preference.judge": "llm",
     "sft.start_from": "latest",
     "reward.start_from": "base",
 }

@@ -126,11 +126,14 @@ class Kill:
     """Until the launcher had ended."""
 
 
-def kill(config: RunConfig, out: Path, topology: Topology, victim: str, chance: random.Random) -> Kill:
+def kill(
+    config: RunConfig, out: Path, topology: Topology, victim: str, chance: random.Random,
+    moments: tuple[str, ...] = MOMENTS,
+) -> Kill:  # fmt: skip
     """Starts or continues a run and kills it for certain: after a kill that came too late, an earlier moment."""
     groups = PROMPTS // GROUP
     for _ in range(20):
-        moment = chance.choice(MOMENTS)
+        moment = chance.choice(moments)
         there = len(list((out / "round-0").glob(moment)))
         count = 1 if moment == "datasets" else min(groups, there + chance.randrange(1, 4))
         jitter = chance.random() * 0.04
@@ -157,7 +160,7 @@ def kill(config: RunConfig, out: Path, topology: Topology, victim: str, chance: 
         took = time.monotonic() - began
         for pid in ranks:
             assert _ends(pid, 5), f"rank process {pid} outlives its killed job"
-        parts = {str(file.relative_to(out)): file.stat() for file in out.glob("round-0/*/part-*")}
+        parts = {str(file.relative_to(out)): file.stat() for file in out.glob("round-0/**/part-*")}
         stood = {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in parts.items()}
         return Kill(victim, moment, count, stood, took)
     raise AssertionError("no kill hit a living run")
@@ -179,10 +182,18 @@ def _ends(pid: int, seconds: float) -> bool:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             return True
-        if state in "ZX":
+        # The first thread may be dead while the kernel still ends the others, which hold the files open.
+        if state in "ZX" and _threads(pid) <= 1:
             return True
         time.sleep(0.005)
     return False
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def redone(out: Path, killed: Kill) -> list[str]:

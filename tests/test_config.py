@@ -102,6 +102,13 @@ def test_an_unknown_recipe_names_those_that_exist_and_the_nearest():
         ("data.synthesis.kinds.math=3", ("data.synthesis.brief", "no brief")),
         ("data.synthesis.brief=x.yaml", ("data.synthesis.kinds", "how many of which")),
         ("data.synthesis.per_ask=0", ("data.synthesis.per_ask", "at least 1")),
+        ("preference.judge=people", ("preference.judge", "reward, llm")),
+        ("judge.backend=hf", ("judge.backend", "local, endpoint")),
+        ("judge.backend=endpoint", ("judge.endpoint.url", "no server is given")),
+        ("judge.endpoint.url=http://me:secret@x/v1", ("judge.endpoint.url", "a name or password")),
+        ("judge.endpoint.concurrency=0", ("judge.endpoint.concurrency", "at least 1")),
+        ("judge.max_tokens=0", ("judge.max_tokens", "at least 1")),
+        ("models.judge=http://x/v1", ("models.judge", "judge.backend=endpoint and judge.endpoint.url")),
         ("generate=3", ("generate is a group",)),
         ("run.name=${oc.env:HOME}", ("interpolation",)),
         ("run.seed=[", ("cannot read", "run.seed")),
@@ -221,6 +228,13 @@ def test_where_a_run_happens_is_not_what_it_is():
     same = ("models.placement=split", "generate.topology.tp=2", "score.topology.dp=3", "run.strict=true")
     assert config.identity(load("tiny", list(same))) == config.identity(load("tiny"))
     assert config.identity(load("tiny", ["generate.min_p=0.1"])) != config.identity(load("tiny"))
+
+
+def test_there_is_one_judge():
+    server = ("judge.backend=endpoint", "judge.endpoint.url=http://127.0.0.1:1/v1")
+    assert load("tiny", list(server)).models.judge is None and load("tiny", ["models.judge=x"]).judge.backend == "local"
+    assert "models.judge: there are two judges, found x and a server" in refusal(*server, "models.judge=x")
+    assert "secret" not in refusal("models.judge=http://me:secret@x/v1")
 
 
 def test_files_with_weights():

@@ -18,6 +18,7 @@ from nemo_sdg.records import (
     Labelled,
     Prompt,
     Response,
+    hash_of,
     Scored,
     parse_turns,
     read_rows,
@@ -207,6 +208,12 @@ def test_gzip_bom_and_a_last_line_without_its_end(tmp_path: Path):
     for bad in (packed, tmp_path / "absent.jsonl", tmp_path):
         with pytest.raises(UserError, match="cannot read the rows"):
             read_rows(bad, Prompt)
+
+
+@pytest.mark.parametrize(("name", "expected"), [(0, "0"), (7, "7"), ("", None), (None, None)])
+def test_nought_is_the_name_of_a_prompt(name, expected):
+    row = {"prompt": "x", "response": "y", "prompt_id": name}
+    assert Response.from_row(row).prompt_id == (expected or hash_of([{"role": "user", "content": "x"}]))
 
 
 @pytest.mark.parametrize(

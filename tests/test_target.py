@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.evaluation import report
 from nemo_sdg.quality.revision import root_of
 from nemo_sdg.records import Decision
-from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store import Run, StageStore, commit_rows
 from nemo_sdg.store.verifying import verify_run
 
 TARGET = 25
@@ -27,7 +29,11 @@ TARGET = 25
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+    """A column of the prompts is called like one of ours."""
+    root = make_inputs(tmp_path_factory.mktemp("inputs"))
+    prompts = [json.loads(line) for line in (root / "prompts.jsonl").read_text().splitlines()]
+    commit_rows(root / "prompts.jsonl", [{**row, "revises": row["id"]} for row in prompts])
+    return root
 
 
 def settings(inputs: Path, target: int | None = TARGET, **select) -> RunConfig:
@@ -92,9 +98,38 @@ def test_versions_go_back_to_answers_and_only_the_best_is_kept(finished):
     for row in revised:
         first = by_id[row.provenance["root"]]
         assert row.messages == first.messages and row.prompt_id == first.prompt_id
+        assert row.extra == first.extra and row.extra["revises"] == row.prompt_id.partition("~")[0]
         assert -0.5 <= first.scores["helpfulness"] < 0, "it was not near enough, or good enough"
     (won,) = StageStore.finished(out / "round-0/decisions").totals["revised"]
     assert won["asked"] == len(revised) and won["after"] >= won["before"]
+
+
+def test_the_stage_alone_selects_from_the_same_waves(inputs, finished, tmp_path):
+    """From as many as a run has needed, whatever was made since; too few are an error and leave nothing behind."""
+    out, config = tmp_path / "run", settings(inputs)
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "round-0/decisions")
+    last = max((out / "round-0").glob("wave-*"), key=lambda wave: int(wave.name[5:]))
+
+    def stage(mesh):
+        with Run.open(out, config, writer=True) as opened:
+            return nemo_sdg.loop.run_stage("select", config, opened, mesh, Console(speaks=False), round=0)
+
+    last.rename(tmp_path / "last")
+
+    def refused(mesh):
+        with pytest.raises(UserError, match=f"not reached yet.*select.target = {TARGET}.*nemo-sdg run"):
+            stage(mesh)
+
+    run_ranks(refused)
+    assert not (out / "round-0/decisions").exists()
+    (tmp_path / "last").rename(last)
+    shutil.copytree(last, last.with_name(f"wave-{int(last.name[5:]) + 1}"))
+    assert run_ranks(stage)[0]["kept"] == TARGET
+    theirs, ours = (row_files(run) for run in (finished[0], out))
+    assert {name: theirs[name] for name in theirs if "decisions" in name} == {
+        name: ours[name] for name in ours if "decisions" in name
+    }
 
 
 @pytest.mark.parametrize("topology", [{"dp": 2}, {"tp": 2}], ids=["dp2", "tp2"])
@@ -157,6 +192,12 @@ def test_every_part_is_verified_and_traced(finished, capsys):
     (problem,) = verify_run(out, Console(io.StringIO()))
     part.write_bytes(whole)
     assert part.name in problem and verify_run(out, Console(io.StringIO())) == []
+    for name in ("wave-1", "wave-1/scored", "revise-1", "wave-1/revise-1/prompts"):
+        folder = out / "round-0" / name
+        folder.rename(out / "logs/lost")
+        (problem,) = verify_run(out, Console(io.StringIO()))
+        (out / "logs/lost").rename(folder)
+        assert f"round-0/{name}" in problem and "is not there" in problem
 
 
 # ---- fork

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,6 +149,17 @@ def test_a_table_that_differs_from_the_lines_is_found(run, capsys):
 def test_another_prompt_format_than_then_is_told(run, capsys):
     altered(run, "summary.json", '"instruct": "', '"instruct": "0')
     assert verify(run, "say 0#0") == 1 and "prompt formats.instruct: found" in capsys.readouterr().err
+
+
+def test_a_folder_beside_the_rounds_is_none_of_them(run, capsys):
+    shutil.copytree(run / "round-0", run / "round-0.bak")
+    assert verify(run, "say 0#0") == 0 and "round-0.bak" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"templates": 3}'])
+def test_a_summary_that_says_nothing_is_one_sentence(run, text, capsys):
+    (run / "round-0/datasets/summary.json").write_text(text)
+    assert verify(run, "say 0#0") == 2 and "summary.json: the file was torn or altered" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_one_sentence(run, tmp_path, capsys):

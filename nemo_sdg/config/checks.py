@@ -38,10 +38,8 @@ _TRAINING: dict[str, Rule] = {
     "restart_every": _AT_LEAST_1,
 }
 
-_PHASE: dict[str, Rule] = {
-    "topology.tp": _AT_LEAST_1,
-    "topology.pp": _AT_LEAST_1,
-    "topology.dp": _AT_LEAST_1,
+_SIZES = ("topology.tp", "topology.pp", "topology.dp")
+_ENDPOINT: dict[str, Rule] = {
     "endpoint.concurrency": _AT_LEAST_1,
     "endpoint.timeout_s": ("a number above 0", lambda x: x > 0),
     "endpoint.retries": _AT_LEAST_0,
@@ -72,7 +70,10 @@ RULES: dict[str, Rule] = {
     "generate.group_size": _AT_LEAST_1,
     "score.backend": _one_of("local", "endpoint", "hf"),
     "score.pack_tokens": _AT_LEAST_1,
-    **{f"{phase}.{key}": rule for phase in ("generate", "score") for key, rule in _PHASE.items()},
+    "judge.backend": _one_of("local", "endpoint"),
+    "judge.max_tokens": _AT_LEAST_1,
+    **{f"{phase}.{key}": _AT_LEAST_1 for phase in ("generate", "score") for key in _SIZES},
+    **{f"{group}.{key}": rule for group in ("generate", "score", "judge") for key, rule in _ENDPOINT.items()},
     "select.per_prompt": _AT_LEAST_1,
     "select.target": _AT_LEAST_1,
     "revise.passes": _AT_LEAST_0,
@@ -91,6 +92,7 @@ RULES: dict[str, Rule] = {
     "data.prompts_per_round": _AT_LEAST_1,
     "data.validation_share": _BELOW_1,
     "data.licence": ("a name", lambda x: bool(x.strip())),
+    "preference.judge": _one_of("reward", "llm"),
     "preference.margin": _AT_LEAST_0,
     "preference.per_prompt": _AT_LEAST_1,
     "data.synthesis.topics": _AT_LEAST_0,
@@ -123,14 +125,15 @@ def validate(config: RunConfig) -> RunConfig:
             "no response could be long enough", where="generate.min_tokens", found=config.generate.min_tokens,
             expected=f"at most generate.max_tokens = {config.generate.max_tokens}",
         )  # fmt: skip
-    for phase in ("generate", "score"):
-        settings = getattr(config, phase)
-        check_endpoint(settings.endpoint, f"{phase}.endpoint", used=settings.backend == "endpoint")
+    for group in ("generate", "score", "judge"):
+        settings = getattr(config, group)
+        check_endpoint(settings.endpoint, f"{group}.endpoint", used=settings.backend == "endpoint")
     _select(config)
     _weights(config)
     _synthesis(config.data.synthesis)
     _batches(config)
     _backends(config)
+    _judge(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
             "there is nothing to shard over with one tensor-parallel rank",
@@ -228,6 +231,18 @@ def _backends(config: RunConfig) -> None:
                 "transformers holds the whole model on each rank", where=f"score.topology.{key}",
                 found=getattr(config.score.topology, key), expected="1 or null with score.backend=hf",
             )  # fmt: skip
+
+
+def _judge(config: RunConfig) -> None:
+    folder = config.models.judge
+    if folder is None:
+        return
+    if config.judge.backend == "endpoint":
+        way_out = "set one of them: models.judge=null, or judge.backend=local"
+        raise ConfigError("there are two judges", where="models.judge", found=f"{folder} and a server", way_out=way_out)
+    if folder.startswith(("http://", "https://")):
+        way_out = "set judge.backend=endpoint and judge.endpoint.url, and models.judge=null"
+        raise ConfigError("a server is no checkpoint", where="models.judge", expected="a folder", way_out=way_out)
 
 
 def _batches(config: RunConfig) -> None:

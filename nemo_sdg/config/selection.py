@@ -29,6 +29,9 @@ class Select:
     """Drop a response that max_tokens or the context cut off: it would teach to stop in mid-sentence."""
     unique: bool = True
     """Drop a response whose text equals one already kept for the same prompt."""
+    checks: bool = True
+    """Drop a response that breaks the brief or an instruction of its prompt, by the first reason in its column `broken`.
+    The judge is asked about what no program can check. In a run without a brief there is nothing to check."""
     percentile: Optional[float] = None
     """Keep rows whose scalar is at or above this percentile (0 to 100, linear interpolation) of the rows that passed the
     rules which look at one row alone."""
@@ -69,8 +72,9 @@ class Revise:
     samples: int = 1
     """Revisions of one row in each pass."""
     request: Optional[str] = None
-    """What the policy is told, as a jinja2 template; null is the shipped text. It may use `shortfalls` (each with name, score, limit, kind:
-    minimum or maximum), `prompt` (the user's last text) and `response`."""
+    """What the policy is told, as a jinja2 template; null is the shipped text. It may use `shortfalls` (each with name,
+    score, limit, kind: minimum or maximum), `broken` (requirements, each with line and reason), `prompt` (the user's last
+    text) and `response`."""
 
 
 @dataclass(kw_only=True)

@@ -21,6 +21,9 @@ class Models:
     """Folder of the Instruct checkpoint that generates in round 0."""
     reward: str = "package:examples/tiny/reward"
     """Folder of the Reward checkpoint that scores in round 0."""
+    judge: Optional[str] = None
+    """Folder of the checkpoint that answers questions about responses, in every round the same, so that no policy judges
+    itself as it learns; null is who generates in round 0 (a server of its own: judge.backend)."""
     dtype: Optional[str] = None
     """fp64, fp32 or bf16; null is the checkpoint's own on a GPU and fp32 on a CPU."""
     spec: str = "auto"
@@ -127,6 +130,17 @@ class Score:
 
 
 @dataclass(kw_only=True)
+class Judge:
+    """Who answers questions about responses: whether they keep to the brief, which of two is better. Always greedy."""
+
+    backend: str = "local"
+    """local (models.judge, or where that is null who generates in round 0, a server too), or endpoint (a server of its own)."""
+    endpoint: Endpoint = field(default_factory=Endpoint)
+    max_tokens: int = 64
+    """Tokens per answer at most; its first word is what counts."""
+
+
+@dataclass(kw_only=True)
 class Data:
     prompts: str = "package:examples/tiny/data/prompts.jsonl"
     """Prompt rows: a .jsonl, .jsonl.gz or .parquet file, a folder of them, a glob, or hf://."""
@@ -148,8 +162,11 @@ class Data:
 
 @dataclass(kw_only=True)
 class Preference:
+    judge: str = "reward"
+    """Who says which of two is better where no verifier does: reward (the scalars, by the margin), or llm (the judge, asked
+    in both orders about the pairs whose scalars differ most; only what it says both times counts)."""
     margin: float = 0.5
-    """Least difference of the weighted scalars within a pair, where no verifier tells right from wrong."""
+    """Least difference of the weighted scalars within a pair, where the reward model is the judge."""
     per_prompt: int = 1
     """Pairs of one prompt at most; a response is in one of them."""
     selected: bool = True
@@ -215,6 +232,7 @@ class RunConfig:
     topology: Topology = field(default_factory=Topology)
     generate: Generate = field(default_factory=Generate)
     score: Score = field(default_factory=Score)
+    judge: Judge = field(default_factory=Judge)
     select: Select = field(default_factory=Select)
     revise: Revise = field(default_factory=Revise)
     data: Data = field(default_factory=Data)

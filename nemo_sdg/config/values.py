@@ -15,8 +15,10 @@ from nemo_sdg.config.settings import RunConfig
 _NOT_IDENTITY = ("topology.", "run.timeout_s", "run.threads", "run.rounds", "run.strict")
 _NOT_IDENTITY += ("generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape")
 _NOT_IDENTITY += ("models.placement", "generate.topology.", "score.topology.", "score.pack_tokens")
-_NOT_IDENTITY += tuple(f"{p}.endpoint.{key}" for p in ("generate", "score") for key in ("url", "key_env", "concurrency"))
-_NOT_IDENTITY += tuple(f"{p}.endpoint.{key}" for p in ("generate", "score") for key in ("timeout_s", "retries"))
+_NOT_IDENTITY += tuple(
+    f"{group}.endpoint.{key}" for group in ("generate", "score", "judge")
+    for key in ("url", "key_env", "concurrency", "timeout_s", "retries")
+)  # fmt: skip
 _NOT_IDENTITY += ("sft.restart_every", "reward.restart_every", "budget.")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 

@@ -14,12 +14,14 @@ from nemo_sdg.config import ATTRIBUTES, RunConfig, fingerprint, from_yaml, ident
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError
 from nemo_sdg.records import read_objects
-from nemo_sdg.store.waves import begun_parts
+from nemo_sdg.store.datasets import read_summary
+from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
-STAGES = {"prompts": "prompts", "responses": "generate", "scored": "score", "decisions": "select"}
+STAGES = {
+    "prompts": "prompts", "responses": "generate", "scored": "score", "judged": "judge", "decisions": "select",
+    "compared": "compare",
+}  # fmt: skip
 """Folder of a round -> the stage that fills it."""
-IN_PARTS = ("prompts", "responses", "scored")
-"""Folders that each part of a round has."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ def read(folder: Path) -> Result:
     result = Result(folder, from_yaml(folder / "run.yaml"))
     for number in range(result.config.run.rounds):
         place = folder / f"round-{number}"
-        for stage, made in stage_folders(place, result.config.revise.passes):
+        for stage, made in stage_folders(place, result.config):
             totals = (_json(made / "SUCCESS.json") or {}).get("totals")
             if totals is not None:
                 dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), made)
                 result.rows.append(StageRows(number, stage, totals["rows_in"], totals["kept"], dropped, faulty))
                 if totals.get("revised"):
                     result.revised[number] = totals["revised"]
-        for name, totals in ((_json(place / "datasets" / "summary.json") or {}).get("totals") or {}).items():
+        (told,) = read_summary(place / "datasets", "totals") if (place / "datasets").is_dir() else ({},)
+        for name, totals in told.items():
             dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), place / "datasets")
             result.rows.append(
                 StageRows(number, f"assemble {name}", totals["rows_in"], totals["kept"], dropped, faulty)
@@ -93,13 +96,14 @@ def read(folder: Path) -> Result:
     return result
 
 
-def stage_folders(place: Path, passes: int) -> Iterator[tuple[str, Path]]:
+def stage_folders(place: Path, config: RunConfig) -> Iterator[tuple[str, Path]]:
     """(stage and part, folder) of a round in the order in which they are filled."""
-    for part in begun_parts(place, passes):
-        for name in IN_PARTS:
+    for part in begun_parts(place, config.revise.passes):
+        for name in part_folders(config):
             stage = "revise" if part.revision and name == "prompts" else STAGES[name]
             yield f"{stage}, {part.title}" if part.title else stage, part.folder(place) / name
-    yield STAGES["decisions"], place / "decisions"
+    for name in round_folders(config):
+        yield STAGES[name], place / name
 
 
 def measures(result: Result) -> list[tuple[str, list[float | None]]]:

@@ -1,4 +1,4 @@
-"""The ranks of generation and of scoring within a job, as meshes."""
+"""The ranks of generation, of scoring and of the judge within a job, as meshes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Phase:
 class Phases:
     generate: Phase
     score: Phase
+    judge: Phase
 
     @classmethod
     def lay(cls, config: RunConfig, job: Mesh) -> Phases:
@@ -35,16 +36,17 @@ class Phases:
         planned = grids(config, job.world_size)
         assert _place(planned.train) == (job.tp, job.pp, job.dp, 0), "the job is laid out as its config says"
         laid: dict[tuple[int, ...], Mesh | None] = {_place(planned.train): job}
-        for grid in (planned.generate, planned.score):
+        wanted = (planned.generate, planned.score, planned.judge)
+        for grid in wanted:
             if _place(grid) not in laid:
                 laid[_place(grid)] = lay(grid, job)
-        return cls(*(Phase(grid, laid[_place(grid)]) for grid in (planned.generate, planned.score)))
+        return cls(*(Phase(grid, laid[_place(grid)]) for grid in wanted))
 
     @classmethod
     def everywhere(cls, job: Mesh) -> Phases:
-        """Both phases on the job's own grid."""
+        """All phases on the job's own grid."""
         phase = Phase(Grid(job.tp, job.pp, job.dp), job)
-        return cls(phase, phase)
+        return cls(phase, phase, phase)
 
 
 def _place(grid: Grid) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_sdg.config import PhaseTopology, RunConfig, Topology, Training
+from nemo_sdg.config.judging import has_judge, judge_backend
 from nemo_sdg.errors import TopologyError
 
 PHASES = ("generate", "score")
@@ -46,6 +47,8 @@ class Grids:
     """All ranks: what the job itself is laid out as."""
     generate: Grid
     score: Grid
+    judge: Grid
+    """Who asks or runs the judge: the ranks of generation, all ranks beside a server that generates."""
 
     @property
     def apart(self) -> bool:
@@ -70,6 +73,7 @@ def ranks_wanted(config: RunConfig) -> int:
     training = topology.tp * topology.pp * (topology.dp or 1)
     # Phases that take over the run's topology take over its replicas.
     inherit = any(getattr(config, phase).topology == PhaseTopology() for phase in local) and not _split(config)
+    inherit = inherit or (has_judge(config) and judge_backend(config) == "local" and remote(config, "generate"))
     return max(together, training if trains(config) or inherit else 1)
 
 
@@ -97,7 +101,13 @@ def grids(config: RunConfig, world: int) -> Grids:
         uneven = train.uneven_stages if wanted.pp == topology.pp and not _hf(config, phase) else {}
         dp = data_parallel_size(wanted, len(shares[phase]), f"{phase}.topology")
         made[phase] = Grid(wanted.tp, wanted.pp, dp, shares[phase].start, **uneven)
-    return Grids(train, **made)
+    return Grids(train, **made, judge=_judge(config, train, made["generate"]))
+
+
+def _judge(config: RunConfig, train: Grid, generate: Grid) -> Grid:
+    if judge_backend(config) == "endpoint":
+        return Grid()
+    return train if remote(config, "generate") else generate
 
 
 def data_parallel_size(topology: Topology, world: int, where: str = "topology") -> int:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, identity
+from nemo_sdg.config.judging import checks_responses, compares, has_judge, judge_backend, judge_endpoint, judge_model
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.parallel.topology import PHASES, Grids, check_global_batch, grids, ranks_wanted, remote
@@ -136,7 +138,9 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     if config.revise.passes:
         Request(config.revise.request)  # a template that cannot be filled in is refused now
     models = model_plans(config, laid, dtype, gpu, files)
-    prompts, exact, notes = _prompts(config, files)
+    if files:
+        _require_files(config)
+    prompts, exact, notes = _prompts(config)
     responses = (prompts or 0) * config.generate.samples
     context = {model.role: model.shape.seq_length for model in models}
     kinds = {"sft": ("train sft", config.sft), "reward": ("train rm", config.reward)}
@@ -168,6 +172,12 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
 def _elsewhere(config: RunConfig) -> list[str]:
     """What others than our ranks hold."""
     notes = []
+    if has_judge(config):
+        endpoint, _ = judge_endpoint(config)
+        server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else judge_model(config)
+        asked = ["whether they keep to the brief"] if checks_responses(config) else []
+        asked += ["which of two is better"] if compares(config) else []
+        notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
     for phase, trained in (("generate", config.sft), ("score", config.reward)):
         settings = getattr(config, phase)
         if remote(config, phase):
@@ -191,8 +201,8 @@ def _target(config: RunConfig) -> str | None:
     )
 
 
-def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:
-    """(prompts of a round, counted exactly, notes)."""
+def _require_files(config: RunConfig) -> None:
+    """Raises ConfigError for a file of rows that is not there, also for one that is read only when all is generated."""
     for key, value in (
         ("data.prompts", config.data.prompts),
         ("data.helpsteer2", config.data.helpsteer2),
@@ -200,9 +210,18 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
         *(("data.preference", path) for path in config.data.preference),
         ("evaluate.exact_match", config.evaluate.exact_match),
         ("evaluate.helpsteer2", config.evaluate.helpsteer2),
+        *(("select.decontaminate", path) for path in config.select.decontaminate),
+        ("select.likeness", config.select.likeness),
     ):
-        if value is not None and files and not all(file.is_file() for file in row_files(value)):
+        if value is None:
+            continue
+        there = [resources.resolve(value)] if key.startswith("select.") else row_files(value)
+        if not all(file.is_file() for file in there):
             raise ConfigError("there is no such file", where=key, found=value, way_out=f"set {key} to a .jsonl file")
+
+
+def _prompts(config: RunConfig) -> tuple[int | None, bool, list[str]]:
+    """(prompts of a round, counted exactly, notes)."""
     made = int(sum(config.data.synthesis.kinds.values()))
     if made:
         note = f"{made:,} prompts are made for {config.data.synthesis.brief}; the tokens of making them are not counted"

@@ -120,7 +120,7 @@ def stage_plans(
     """
     item, layers = ITEM_BYTES[dtype], [len(stage) for stage in pipeline_stages(shape, grid)]
     kv_cache = [0] * grid.pp
-    if role == "generate":
+    if role in ("generate", "judge"):  # both run as `generate` says
         settings = config.generate
         budget = make_budget(
             groups=shape.num_query_groups // grid.tp,
@@ -173,10 +173,14 @@ def peak(models: Sequence[ModelPlan], ranks: int, placement: str, gpu: bool) -> 
     for rank in range(ranks):
         here = {model.role: stage for model in models if (stage := model.on(rank)) is not None}
         engine = [stage for role, stage in here.items() if not role.startswith("train")]
-        working = max(working, together([stage.total for stage in engine] or [0]))
+        # The judge takes the policy's place.
+        answering = [here[role].total for role in ("generate", "judge") if role in here]
+        scoring = [here["score"].total] if "score" in here else []
+        working = max(working, together([max(answering, default=0), *scoring]))
         training = max(training, *(stage.total for stage in here.values() if stage not in engine), 0)
-        if gpu and placement == "in_turn" and len(engine) == 2:
-            waiting = max(waiting, max(stage.weights for stage in engine))
+        if gpu and placement == "in_turn" and len(engine) > 1:
+            held = [stage.weights for stage in engine]
+            waiting = max(waiting, sum(held) - min(held))
     return Peak(working, training, waiting)
 
 

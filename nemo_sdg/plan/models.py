@@ -7,6 +7,7 @@ from nemo_sdg.checkpoints.release_writer import planned
 from nemo_sdg.checkpoints.survey import any_weights, survey
 from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.config import PhaseTopology, RunConfig
+from nemo_sdg.config.judging import has_judge, judge_backend, judge_model
 from nemo_sdg.errors import CheckpointError, ConfigError
 from nemo_sdg.models.shapes import sizes
 from nemo_sdg.parallel.topology import Grids
@@ -28,6 +29,9 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
         wanted.append(("generate", paths.instruct, False, grids.generate))
     if config.score.backend == "local":
         wanted.append(("score", paths.reward, True, grids.score))
+    other = config.generate.backend != "local" or judge_model(config) != paths.instruct
+    if has_judge(config) and judge_backend(config) == "local" and other:
+        wanted.append(("judge", judge_model(config), False, grids.judge))
     if config.sft.enabled:
         start = paths.base if config.sft.start_from == "base" else paths.instruct
         wanted.append(("train sft", start, False, grids.train))

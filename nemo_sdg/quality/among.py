@@ -1,6 +1,7 @@
 """The rules that compare rows with each other, on a few numbers per row.
 
-What is known of a row: its scalar, its length, and 64-bit hashes of its id, its prompt's id and its text.
+What is known of a row: its scalar, its length, and 64-bit hashes of its id, its conversation and its text. A prompt is
+its conversation, whatever its id: one that comes again in a later wave of a round has another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from nemo_sdg.config import Select
 from nemo_sdg.errors import UserError
-from nemo_sdg.quality.balance import over_share
+from nemo_sdg.quality.balance import over_share, within_target
 from nemo_sdg.quality.duplicates import NearDuplicates
 from nemo_sdg.quality.ranking import cut, length_slope, without_length
 from nemo_sdg.quality.text import NOTHING, Tokens, hash64
@@ -54,7 +55,7 @@ class Among:
         self._characters.append(len(row.response))
         self._copied.append(copied)
         self._names.append(hash64(row.id))
-        self._prompts.append(hash64(row.prompt_id))
+        self._prompts.append(hash64("\x1f".join(part for turn in row.messages for part in turn.values())))
         self._texts.append(hash64(row.response))
         self._samples.append(min(row.sample, 2**63 - 1))
         self._codes.append(_PASSED if reason is None else self._code(reason))
@@ -85,7 +86,8 @@ class Among:
         best_first = passed[np.lexsort((self.names[passed], samples[passed], -self.ranks[passed]))]
         best_first = self._from_the_best(best_first)
         groups = {column: np.frombuffer(numbers, np.int32) for column, (numbers, _) in self._groups.items()}
-        for row, column in over_share(groups, settings.balance, best_first).items():
+        gone, left = within_target(groups, settings.balance, best_first, settings.target)
+        for row, column in {**gone, **over_share(groups, settings.balance, left)}.items():
             self.codes[row] = self._code(f"{column} above its share of {settings.balance[column]:g}")
         if settings.target is not None:
             beyond = best_first[self.codes[best_first] == _PASSED][settings.target :]

@@ -20,10 +20,36 @@ def room(counts: np.ndarray, share: float) -> np.ndarray:
     """
     total = int(counts.sum())
     while True:
-        most = np.minimum(counts, math.floor(share * total + 1e-9))  # 0.29 x 100 is 28.999999999999996
+        most = np.minimum(counts, _most(share, total))
         if int(most.sum()) == total:
             return most
         total = int(most.sum())
+
+
+def within_target(
+    groups: Mapping[str, np.ndarray], shares: Mapping[str, float], best_first: np.ndarray, target: int | None
+) -> tuple[dict[int, str], np.ndarray]:
+    """The rows that must go, and those that may stay, if the target is reached: the best ones, of which no group is more
+    than its share of the target. Cutting at the target what is balanced without it would keep the best groups alone."""
+    if target is None or not shares:
+        return {}, best_first
+    room = {column: np.full(groups[column].max(initial=0) + 1, _most(share, target)) for column, share in shares.items()}
+    gone, left = {}, []
+    for row in best_first.tolist():
+        if len(left) == target:
+            break
+        full = next((column for column in shares if not room[column][groups[column][row]]), None)
+        if full is None:
+            left.append(row)
+            for column in shares:
+                room[column][groups[column][row]] -= 1
+        else:
+            gone[row] = full
+    return gone, np.array(left, best_first.dtype)
+
+
+def _most(share: float, total: int) -> int:
+    return math.floor(share * total + 1e-9)  # 0.29 x 100 is 28.999999999999996
 
 
 def over_share(groups: Mapping[str, np.ndarray], shares: Mapping[str, float], best_first: np.ndarray) -> dict[int, str]:

@@ -21,10 +21,13 @@ Span = tuple[int, int, str]
 """Begin and end in the text, and the kind."""
 
 _WIDE = {0xFF01 + offset: chr(0x21 + offset) for offset in range(94)}  # every sign of ASCII in its full width
-_WIDE |= {ord(dash): "-" for dash in "‐‑‒–—―−ー－"} | {0x3000: " ", 0xA0: " "}
+_WIDE |= {ord(dash): "-" for dash in "‐‑‒–—―−－"} | {0x3000: " ", 0xA0: " "}
 _PLAIN = np.arange(1 << 16, dtype=np.uint32)
 _PLAIN[list(_WIDE)] = [ord(plain) for plain in _WIDE.values()]
-"""One character for one, so that a span in the result is a span in the text; by code point, the last of them for all behind."""
+"""By code point. One character for one, so that a span in the result is a span in the text; the last of them stands for all
+behind it."""
+_LONG_VOWEL = re.compile(r"(?<=\d)ー(?=\d)")
+"""A hyphen between digits alone: at the end of a word (ナンバー) it is a vowel, and what follows begins anew."""
 
 _HINT = re.compile(r"\d(?:[ ().-]{0,2}\d){3}", re.ASCII)
 _WIDEST = 9
@@ -104,7 +107,7 @@ def _plain(text: str) -> tuple[str, list[int]]:
     else:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         points = _PLAIN.take(points, mode="clip")
-        text = points.tobytes().decode("utf-32-le", "surrogatepass")
+        text = _LONG_VOWEL.sub("-", points.tobytes().decode("utf-32-le", "surrogatepass"))
     return text, np.flatnonzero(points - points.dtype.type(ord("0")) < 10).tolist()
 
 

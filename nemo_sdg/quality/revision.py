@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nemo_sdg.config.selection import MISSING, Select
-from nemo_sdg.quality.rules import complete, scalarise, usable
+from nemo_sdg.quality.rules import checks, complete, scalarise, usable
 from nemo_sdg.records import Prompt, Response, Scored
+from nemo_sdg.records.broken import JUDGED_COLUMNS, NO_REASONS, OFF_TOPIC
 
 _COLUMN = "revises"
 
@@ -33,9 +34,12 @@ class Shortfall:
 
 
 def shortfalls(row: Scored, settings: Select) -> list[Shortfall] | None:
-    """The limits that a row misses; empty for one that passes them all, None for one that a better score does not mend."""
+    """The limits that a row misses; empty for one that passes them all, None for one that another answer does not mend:
+    it may be the prompt that is off topic."""
     scalar = scalarise(row.scores, settings.weights)
     if usable(row.response) or complete(row.finish_reason, settings) or not math.isfinite(scalar):
+        return None
+    if {OFF_TOPIC, NO_REASONS} & set(checks(row.extra, settings)):
         return None
     limited = (*settings.minimum, *settings.maximum)
     if any(row.scores[name] == MISSING for name in limited):
@@ -55,9 +59,15 @@ def shortfalls(row: Scored, settings: Select) -> list[Shortfall] | None:
     return found
 
 
+def good_enough(row: Scored, settings: Select) -> bool:
+    """Whether a row misses no limit and breaks no check."""
+    return shortfalls(row, settings) == [] and not checks(row.extra, settings)
+
+
 def root_of(row: Response) -> str:
     """The id of the answer that a version goes back to; its own, if it revises nothing."""
-    return row.provenance.get("root", row.id)
+    root = row.provenance.get("root") if _COLUMN in row.provenance else None
+    return root if isinstance(root, str) else row.id  # a file of the user's may mean something else by it
 
 
 def best_versions(rows: Iterable[Scored], settings: Select) -> list[Scored]:
@@ -73,25 +83,25 @@ def best_versions(rows: Iterable[Scored], settings: Select) -> list[Scored]:
     return list(best.values())
 
 
-def superseded(rows: Iterable[Scored], settings: Select) -> set[str]:
-    """Ids of the rows that are not the best version of their answer."""
-    best: dict[str, tuple[str, tuple[bool, float]]] = {}
+def superseded(rows: Iterable[Scored], settings: Select) -> set[int]:
+    """Numbers, from 0 in their order, of the rows that are not the best version of their answer."""
+    best: dict[str, tuple[int, tuple[bool, float]]] = {}
     older = set()
-    for row in rows:
+    for number, row in enumerate(rows):
         root, rank = root_of(row), _rank(row, settings)
         if root not in best:
-            best[root] = row.id, rank
+            best[root] = number, rank
             continue
-        name, before = best[root]
-        older.add(name if rank > before else row.id)
+        there, before = best[root]
+        older.add(there if rank > before else number)
         if rank > before:
-            best[root] = row.id, rank
+            best[root] = number, rank
     return older
 
 
 def _rank(row: Scored, settings: Select) -> tuple[bool, float]:
     scalar = scalarise(row.scores, settings.weights)
-    return shortfalls(row, settings) == [], scalar if math.isfinite(scalar) else -math.inf
+    return good_enough(row, settings), scalar if math.isfinite(scalar) else -math.inf
 
 
 def ask(row: Scored, request: str, revision: int) -> Prompt:
@@ -103,22 +113,22 @@ def ask(row: Scored, request: str, revision: int) -> Prompt:
     """
     of = {"id": row.id, "root": root_of(row), "prompt_id": row.prompt_id, "sample": row.sample}
     turns = ({"role": "assistant", "content": row.response}, {"role": "user", "content": request})
-    columns = {**row.extra, _COLUMN: {**of, "turns": len(row.messages)}}
+    # A column of the user's may be called the same, and comes back with the answer.
+    of |= {"turns": len(row.messages), "own": {_COLUMN: row.extra[_COLUMN]} if _COLUMN in row.extra else {}}
+    columns = {name: value for name, value in row.extra.items() if name not in JUDGED_COLUMNS} | {_COLUMN: of}
     return Prompt(f"{row.id}/r{revision}", (*row.messages, *turns), columns)
 
 
 def answered(row: Response) -> Response:
-    """The answer to `ask` as an answer to the prompt itself; any other answer as it is."""
-    of = row.extra.get(_COLUMN)
-    if of is None:
-        return row
+    """The answer to `ask` as an answer to the prompt itself."""
+    of = row.extra[_COLUMN]
     return replace(
         row,
         prompt_id=of["prompt_id"],
         sample=of["sample"],
         messages=row.messages[: of["turns"]],
         provenance={**row.provenance, "root": of["root"], _COLUMN: of["id"]},
-        extra={name: value for name, value in row.extra.items() if name != _COLUMN},
+        extra={name: value for name, value in row.extra.items() if name != _COLUMN} | of["own"],
     )
 
 
@@ -154,7 +164,7 @@ def gains(passes: Sequence[Sequence[Scored]], settings: Select) -> list[Gain]:
                 asked=len(roots),
                 better=sum(new[root].id != old[root].id for root in roots),
                 accepted=sum(
-                    shortfalls(new[root], settings) == [] != shortfalls(old[root], settings) for root in roots
+                    good_enough(new[root], settings) and not good_enough(old[root], settings) for root in roots
                 ),
                 before=_mean(old.values(), settings),
                 after=_mean(new.values(), settings),

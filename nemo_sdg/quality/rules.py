@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Mapping
+from typing import Any, Mapping
 
 from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Select
 from nemo_sdg.records import CONTROL_PIECE
-
+from nemo_sdg.records.broken import broken_checks
 
 LEAKED = "shares a text with an evaluation file"
 PERSONAL = "personal data in the"
@@ -43,6 +43,11 @@ def usable(response: str) -> str | None:
 def complete(finish_reason: str, settings: Select) -> str | None:
     """Whether the model ended the response itself."""
     return f"cut off by {finish_reason}" if settings.finished and finish_reason != "stop" else None
+
+
+def checks(columns: Mapping[str, Any], settings: Select) -> list[str]:
+    """The checks that a judged response breaks, in the words of the brief; the first is the reason to drop it."""
+    return broken_checks(columns) if settings.checks else []
 
 
 def thresholds(scores: Mapping[str, float], settings: Select) -> str | None:

@@ -1,18 +1,19 @@
 """Which of all scored responses are kept. The order of the rules, of which the first that drops a row gives its reason:
 
 Each row alone
- 0. of an answer and its revisions, only the best version
- 1. a text that can be trained on, and that the model ended itself
- 2. minimum, maximum and minimum_scalar of the scores
- 3. personal data (`pii`); what is redacted is redacted here
- 4. a text of an evaluation file (`decontaminate`)
+ 0. personal data (`pii`); what is redacted is redacted here
+ 1. a text of an evaluation file (`decontaminate`)
+ 2. of an answer and its revisions, only the best version
+ 3. a text that can be trained on, that the model ended itself, and that breaks no check (`broken`)
+ 4. minimum, maximum and minimum_scalar of the scores
  5. the researcher's own rules, in their order
+What stands in a row is looked at before how good it is: a poor row still teaches a reward model (`rules.may_teach`).
 
 Among those that passed, by rank: the scalar, or with `length_free` what is left of it without length
  6. percentile: at or above it, of all that have passed rules 1 to 5
  7. from the best on, each against those kept so far: unique, near_duplicates, per_prompt; of equals the earlier sample
     comes first, then the one whose id has the smaller hash
- 8. balance
+ 8. balance, of the target where there is one
  9. target: the best so many
 
 Two passes over the same rows, so that no row has to stay in memory. Nothing depends on the order of the rows.
@@ -36,7 +37,7 @@ from nemo_sdg.quality.personal import personal, redact
 from nemo_sdg.quality.references import References
 from nemo_sdg.quality.report import Report
 from nemo_sdg.quality.revision import superseded
-from nemo_sdg.quality.rules import LEAKED, complete, scalarise, thresholds, usable
+from nemo_sdg.quality.rules import LEAKED, checks, complete, scalarise, thresholds, usable
 from nemo_sdg.quality.text import Tokens, hash64, tokens
 from nemo_sdg.records import Decision, Scored
 
@@ -59,10 +60,10 @@ def decide(rows: Sequence[Scored], settings: Select, rules: Sequence[Rule] = ())
 class Selector:
     """`add` every row, `settle`, then take the `decisions` on the same rows in the same order, and the `totals`."""
 
-    def __init__(self, settings: Select, rules: Sequence[Rule] = (), superseded: Container[str] = ()) -> None:
+    def __init__(self, settings: Select, rules: Sequence[Rule] = (), superseded: Container[int] = ()) -> None:
         """
         Args:
-            superseded: ids of rows of which another version is better.
+            superseded: numbers, from 0 in their order, of rows of which another version is better.
         """
         self._settings, self._rules, self._superseded = settings, tuple(rules), superseded
         self._leaks = References(settings.decontaminate, settings.ngram) if settings.decontaminate else None
@@ -81,13 +82,15 @@ class Selector:
         if row is not given:
             self._rewritten.add(len(self._among))
         scalar = scalarise(row.scores, self._settings.weights)
-        reason = SUPERSEDED if row.id in self._superseded else self._alone(row)
+        reason = personal(row, self._settings)
+        poor = SUPERSEDED if len(self._among) in self._superseded else self._poor(row)
         question = response = None
-        if reason is None and (self._leaks or self._real or self._among.near_duplicates):
+        if reason is None and (self._leaks or (poor is None and (self._real or self._among.near_duplicates))):
             *before, question = [_of_prompt(turn["content"]) for turn in row.messages]
             response = tokens(row.response)
             if self._leaks is not None:
                 reason = self._leak(row, [*before, question, response])
+        reason = reason or poor
         if reason is None and self._rules:
             reason = first_reason(self._rules, row, Context(self._settings, scalar))
         copied = reason is None and self._real is not None and self._real.copied(question, response)
@@ -132,13 +135,13 @@ class Selector:
         counts = {"rows_in": len(reasons), "kept": kept, "dropped": dict(dropped.most_common()), "faulty": 0}
         return {**counts, **self._report.figures()}
 
-    def _alone(self, row: Scored) -> str | None:
+    def _poor(self, row: Scored) -> str | None:
         settings = self._settings
         return (
             usable(row.response)
             or complete(row.finish_reason, settings)
+            or next(iter(checks(row.extra, settings)), None)
             or thresholds(row.scores, settings)
-            or personal(row, settings)
         )
 
     def _leak(self, row: Scored, texts: Sequence[Tokens]) -> str | None:

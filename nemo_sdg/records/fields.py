@@ -96,7 +96,7 @@ def answer(row: dict, where: str) -> dict[str, Any]:
     encodable(response, "response", where)
     if messages[-1]["role"] != "user":
         raise RowError("the turn before the response is not the user's", where=where, found=messages[-1]["role"])
-    ids, sample = row.get("response_token_ids", ()), row.get("sample", 0)
+    ids, sample, asked = row.get("response_token_ids", ()), row.get("sample", 0), row.get("prompt_id")
     if not isinstance(ids, (list, tuple)) or not all(type(x) is int and x >= 0 for x in ids):
         raise RowError("response_token_ids are not token ids", where=where, expected="a list of whole numbers")
     if type(sample) is not int or sample < 0:
@@ -110,7 +110,7 @@ def answer(row: dict, where: str) -> dict[str, Any]:
         raise RowError("the provenance is not a mapping", where=where, found=type(provenance).__name__)
     return {
         "id": row_id(row, lambda: hash_of([*messages, response]), where),
-        "prompt_id": row_id({"id": row.get("prompt_id") or hash_of(messages)}, str, where),
+        "prompt_id": row_id({"id": hash_of(messages) if asked in (None, "") else asked}, str, where),
         "sample": sample,
         "messages": messages,
         "response": response,

@@ -14,7 +14,6 @@ The folder appears whole, by one rename. A prompt that an evaluation holds out i
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,18 +21,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from nemo_sdg.config import Data, RunConfig
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
 from nemo_sdg.stages import card, examples, shapes
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, rows_digest
-from nemo_sdg.store.datasets import SUMMARY
-from nemo_sdg.store.waves import begun_parts
+from nemo_sdg.store.datasets import read_summary
+from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 VERSION = 2
 """Raised when the code changes what the same settings give."""
-_STAGES = ("prompts", "responses", "scored", "decisions")
 
 
 def run(context: Context) -> dict:
@@ -50,7 +49,8 @@ def _write(context: Context) -> dict:
     decisions = StageStore.finished(context.folder / "decisions")
     people = [*examples.labelled_sources(config.data), *examples.preference_sources(config.data)]
     files = [*(path for _, path, _ in people), config.evaluate.exact_match, config.evaluate.helpsteer2]
-    inputs = [decisions.digest, *(file and rows_digest(file) for file in files)]
+    compared, said = examples.verdicts(config, context.folder)
+    inputs = [decisions.digest, *said, *(file and rows_digest(file) for file in files)]
     # The run's fingerprint stands for all its settings, which the card tells.
     name = context.fingerprint("assemble", version=VERSION, inputs=inputs, run=context.run.fingerprint)
     if final.exists():
@@ -59,7 +59,8 @@ def _write(context: Context) -> dict:
     with DatasetFolder(final) as folder:
         folder.make("faulty.jsonl", *(line_file(kind, "train") for kind in CONFIGS))
         schemas = {kind: shapes.schema(kind) for kind in CONFIGS}
-        for kind, made in _everything(context, decisions, facts):
+        maker = Maker(config, compared)
+        for kind, made in _everything(maker, config.data, decisions, facts):
             tally.add(kind, made)
             if isinstance(made, Fault):
                 folder.add_line("faulty.jsonl", made.to_row())
@@ -71,7 +72,7 @@ def _write(context: Context) -> dict:
         for kind in ("sft", "reward"):
             if getattr(config, kind).enabled and not totals[kind]["rows"]["train"]:
                 raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else totals[kind])
-        funnel = _funnel(context.folder, config.revise.passes, decisions.totals.get("waves", 1))
+        funnel = _funnel(context.folder, config, decisions.totals.get("waves", 1))
         text = card.card(config, context.round, totals, funnel, facts, context.run.fingerprint)
         folder.add_text("README.md", text)
         folder.add_text("hf/README.md", text)
@@ -110,10 +111,9 @@ class Tally:
 
 
 def _everything(
-    context: Context, decisions: StageStore, facts: card.Facts
+    maker: Maker, data: Data, decisions: StageStore, facts: card.Facts
 ) -> Iterator[tuple[str, list[Example] | str | Fault]]:
     """(kind, its examples, the reason why it has none, or the fault) of all that comes in, a few rows at a time."""
-    maker, data = Maker(context.config), context.config.data
     parsed = (Decision.from_row(row, str(decisions.dir)) for row in decisions.read())
     for _, rows in groupby(parsed, key=lambda row: row.prompt_id):  # the responses to a prompt stand together
         of_prompt = list(rows)
@@ -128,10 +128,12 @@ def _everything(
                 yield kind, row if isinstance(row, Fault) else make(row, f"{name}:{number}", weight)
 
 
-def _funnel(folder: Path, passes: int, waves: int) -> dict[str, Any]:
+def _funnel(folder: Path, config: RunConfig, waves: int) -> dict[str, Any]:
     """Totals of the stages of the round, of each part of it that was decided on, those that are finished."""
+    names, parts = part_folders(config), begun_parts(folder, config.revise.passes)
     places = {f"{name}, {part.title}".removesuffix(", "): part.folder(folder) / name
-              for part in begun_parts(folder, passes) if part.wave < waves for name in _STAGES}  # fmt: skip
+              for part in parts if part.wave < waves for name in names}  # fmt: skip
+    places |= {name: folder / name for name in round_folders(config)}
     return {
         name: StageStore.finished(place).totals for name, place in places.items() if (place / "SUCCESS.json").is_file()
     }
@@ -139,28 +141,23 @@ def _funnel(folder: Path, passes: int, waves: int) -> dict[str, Any]:
 
 def _finished(final: Path, name: str) -> dict:
     """The totals of an earlier start, when its files are still what they were."""
-    try:
-        summary = json.loads((final / SUMMARY).read_bytes())
-    except (OSError, ValueError):
-        raise StoreError(
-            "the folder is not ours or was damaged", where=final, way_out="move it away and run again"
-        ) from None
-    if summary["fingerprint"] != name:
+    made, digests, totals = read_summary(final, "fingerprint", "digests", "totals")
+    if made != name:
         raise StoreError(
             "the files were assembled from other rows or settings",
             where=final,
-            found=summary["fingerprint"],
+            found=made,
             expected=name,
             way_out="write to another --out, or delete this folder to assemble again",
         )
-    for file, expected in summary["digests"].items():
+    for file, expected in digests.items():
         found = digest(final / file)
         if found != expected:
             way_out = "delete the folder and run again to assemble it once more"
             raise StoreError(
                 "the file was altered", where=final / file, found=found, expected=expected, way_out=way_out
             )
-    return summary["totals"]
+    return totals
 
 
 def _nothing_left(kind: str, number: int, totals: dict) -> UserError:

@@ -17,6 +17,7 @@ import yaml
 
 import nemo_sdg
 from nemo_sdg.config import ATTRIBUTES, MISSING, RunConfig, identity_yaml
+from nemo_sdg.quality.pairs import VERIFIER
 from nemo_sdg.records import Decision
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, line_file, table_file
 
@@ -31,7 +32,7 @@ class Facts:
     """What the card tells of the rows, gathered while they pass."""
 
     def __init__(self) -> None:
-        self.made_by: dict[str, Counter[str]] = {"policy": Counter(), "reward": Counter(), "template": Counter()}
+        self.made_by: dict[str, Counter[str]] = {"policy": Counter(), "reward": Counter(), "judge": Counter(), "template": Counter()}
         self.scored: dict[str, Counter[int]] = {name: Counter() for name in ATTRIBUTES}
         self.kept: dict[str, Counter[int]] = {name: Counter() for name in ATTRIBUTES}
         self.examples: dict[str, list[dict[str, Any]]] = {kind: [] for kind in CONFIGS}
@@ -52,7 +53,8 @@ class Facts:
     def show(self, kind: str, example: Example) -> None:
         if len(self.examples[kind]) < _SHOWN[kind]:
             self.examples[kind].append(example.columns)
-        self.overruled += kind == "preference" and example.columns["margin"] < 0
+        verified = kind == "preference" and example.columns["judge"] == VERIFIER
+        self.overruled += verified and example.columns["margin"] < 0
 
 
 def card(

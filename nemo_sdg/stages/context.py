@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import RunConfig, fingerprint
+from nemo_sdg.config.judging import judge_model
 from nemo_sdg.engine.backends.choosing import KINDS, Role
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.parallel.agree import on_writer
@@ -32,7 +33,7 @@ class Context:
     """All ranks of the job, laid out for training."""
     console: Console
     phases: Phases | None = None
-    """Who generates and who scores; None is all ranks, as the job is laid out."""
+    """Who generates, scores and judges; None is all ranks, as the job is laid out."""
     residents: Residents | None = None
     """Local models that are kept from stage to stage."""
     rules: tuple[Callable, ...] = ()
@@ -65,7 +66,7 @@ class Context:
         return {"round": self.round, **self.part.provenance}
 
     def phase(self, name: str) -> Phase:
-        """The ranks of `generate` or `score`."""
+        """The ranks of `generate`, `score` or `judge`."""
         return getattr(self.phases or Phases.everywhere(self.mesh), name)
 
     def place(self, role: Role) -> Phase:
@@ -80,6 +81,10 @@ class Context:
         if getattr(self.config, KINDS[kind]).backend != "local":
             return self.given(kind)
         return self.local(kind, self.model(kind))
+
+    def judge(self) -> Role:
+        """Who is asked about responses, in every round the same: a policy would come to like what it says itself."""
+        return Role("judge", self.config, judge_model(self.config), residents=self.residents)
 
     def given(self, kind: str) -> Role:
         """Who answers or scores before anything is trained."""

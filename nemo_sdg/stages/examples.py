@@ -11,15 +11,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import Data, Evaluate, RunConfig
 from nemo_sdg.errors import RowError
-from nemo_sdg.quality.pairs import pairs_of
+from nemo_sdg.config.judging import compares
+from nemo_sdg.quality.pairs import Compared, pairs_of
 from nemo_sdg.quality.rules import may_teach
 from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, read_rows
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages import shapes
+from nemo_sdg.store import StageStore
 
 CONFIGS = {"sft": "sft", "preference": "preference", "reward": "regression"}
 """File of rows -> its name in the Hugging Face folder."""
@@ -76,8 +79,12 @@ class HeldOut:
 class Maker:
     """Makes examples by the settings of a run. Each method gives them, or the reason why there is none."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config, self._held_out = config, HeldOut(config.evaluate)
+    def __init__(self, config: RunConfig, compared: Compared | None = None) -> None:
+        """
+        Args:
+            compared: what the judge has said of responses, where `preference.judge` is llm; see `verdicts`.
+        """
+        self._config, self._held_out, self._compared = config, HeldOut(config.evaluate), compared
 
     def sft(self, row: Decision) -> list[Example] | str:
         """A kept response, as a dialogue to learn."""
@@ -98,7 +105,7 @@ class Maker:
         """The preference pairs of one prompt."""
         if rows[0].messages in self._held_out:
             return "held out"
-        pairs, reason = pairs_of(rows, self._config.preference, self._config.select)
+        pairs, reason = pairs_of(rows, self._config.preference, self._config.select, self._compared)
         return reason or [self._preference(pair) for pair in pairs]
 
     def labelled(self, row: Labelled, name: str, weight: float) -> list[Example] | str:
@@ -149,6 +156,14 @@ class Maker:
 
     def _split(self, messages: Sequence[Message]) -> str:
         return SPLITS[_unit("split", messages) < self._config.data.validation_share]
+
+
+def verdicts(config: RunConfig, folder: Path) -> tuple[Compared | None, list[str]]:
+    """What the judge has said of the responses of a round, where it was asked; and the digest of that."""
+    if not compares(config):
+        return None, []
+    store = StageStore.finished(folder / "compared")
+    return {row["id"]: (row["better"], row["reason"]) for row in store.read()}, [store.digest]
 
 
 def generated(maker: Maker, rows: Sequence[Decision]) -> Iterator[tuple[str, list[Example] | str]]:

@@ -72,7 +72,7 @@ class Stage:
             yield from self.work.run(
                 self.work.mine,
                 self._ask,
-                lambda prompts: map(_as_answer, generator.generate(prompts, wanted, self.samples)),
+                lambda prompts: map(self._as_answer, generator.generate(prompts, wanted, self.samples)),
                 provenance=self.provenance,
             )
         finally:
@@ -88,6 +88,10 @@ class Stage:
     def _count(self, group: Group) -> int:
         return (group.stop - group.start) * self.samples
 
+    def _as_answer(self, row: Response | Refusal) -> Response | Refusal:
+        """A revision is an answer to the prompt that it goes back to."""
+        return answered(row) if self.context.part.revision and isinstance(row, Response) else row
+
     def _totals(self, rows: Iterator[dict], faulty: dict[str, int]) -> dict[str, Any]:
         kept = tokens = 0
         reasons: Counter[str] = Counter()
@@ -102,8 +106,3 @@ class Stage:
             "tokens": tokens,
             "by_finish_reason": dict(sorted(reasons.items())),
         }
-
-
-def _as_answer(row: Response | Refusal) -> Response | Refusal:
-    """A revision is an answer to the prompt that it goes back to."""
-    return row if isinstance(row, Refusal) else answered(row)

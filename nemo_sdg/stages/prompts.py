@@ -29,16 +29,18 @@ def run(context: Context) -> dict:
 def turn(prompts: Sequence[Prompt], number: int, per_round: int | None, wave: int = 0) -> list[Prompt]:
     """The prompts of one wave of round `number`: the next `per_round` ones, from the start again after the last.
 
-    A round begins one turn after the round before it, however many waves that had. A prompt that comes again in the same
-    round has an id of its own there, `<id>~2`, and so responses of its own.
+    A round begins one turn after the round before it, however many waves that had. A prompt that comes again in the
+    same round has an id of its own there, `<id>~2`, and so responses of its own.
     """
     count = min(per_round or len(prompts), len(prompts))
-    seen: Counter[str] = Counter()
-    for earlier in range(wave + 1):
-        first = (number + earlier) * count
-        chosen = [prompts[(first + i) % len(prompts)] for i in range(count)]
-        seen.update(prompt.id for prompt in chosen)
-    return [p if seen[p.id] == 1 else replace(p, id=f"{p.id}~{seen[p.id]}") for p in chosen]
+    mark = "~"
+    while any(mark in prompt.id for prompt in prompts):  # an id of the user's must not be that of another come again
+        mark += "~"
+    chosen = []
+    for place in range(wave * count, (wave + 1) * count):
+        prompt, times = prompts[(number * count + place) % len(prompts)], place // len(prompts) + 1
+        chosen.append(prompt if times == 1 else replace(prompt, id=f"{prompt.id}{mark}{times}"))
+    return chosen
 
 
 def _read(context: Context) -> tuple[list[Prompt], list[Fault]]:
@@ -119,7 +121,8 @@ def _finish(
     faults: Sequence[Fault],
 ) -> dict:  # fmt: skip
     """The prompts of all kinds, in the order of the kinds, and what became of everything that was made."""
-    own = turn(given, context.round, context.config.data.prompts_per_round, context.part.wave) if given else []
+    wave = context.part.wave
+    own = turn(given, context.round, context.config.data.prompts_per_round, wave) if given else []
     rows, kinds = list(own), {}
     dropped = Counter({"left for another round": len(given) - len(own)})
     for making in makings:
@@ -127,7 +130,8 @@ def _finish(
         if making.kind is not TOPICS:
             prompts, left_out = finished(making.world, making.kind, making.items, plan.checks)
             dropped += left_out
-            rows += prompts
+            # Two waves may make the same prompt; each has responses of its own.
+            rows += [replace(prompt, id=f"{prompt.id}~{wave + 1}") for prompt in prompts] if wave else prompts
             kinds[making.kind.name] = {"wanted": making.world.count, "made": len(prompts), "asked": making.asked}
     if len(rows) == len(own):
         found = ", ".join(f"{count} x {reason}" for reason, count in dropped.most_common(3)) or "no answer at all"

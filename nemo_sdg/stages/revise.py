@@ -1,6 +1,6 @@
-"""Revise: what nearly passed goes back to the policy, in words made from what scored low.
+"""Revise: what nearly passed goes back to the policy, in words made from what scored low and what was broken.
 
-Reads the scored rows of a wave and of its revisions so far, and writes the prompts of the next revision.
+Reads the candidates of a wave and of its revisions so far, and writes the prompts of the next revision.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from collections.abc import Sequence
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.quality.revision import Shortfall, ask, best_versions, shortfalls
+from nemo_sdg.quality.rules import checks
 from nemo_sdg.records import Prompt, Scored
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store.waves import Part
+from nemo_sdg.store.waves import Part, candidates
 from nemo_sdg.store import StageStore
+from nemo_sdg.synthesis.requirements import named
 from nemo_sdg.synthesis.revision import Request
 
-VERSION = 1
+VERSION = 2
 """Raised when the code changes what the same settings give."""
-_LIMITS = ("minimum", "maximum", "weights", "minimum_scalar", "finished")
+_LIMITS = ("minimum", "maximum", "weights", "minimum_scalar", "finished", "checks")
 """Settings of `select` that say which rows are good enough."""
 
 
@@ -30,7 +32,7 @@ def run(context: Context) -> dict:
 
 def _write(context: Context) -> dict:
     config, part, folder = context.config, context.part, context.run.round(context.round)
-    before = [Part(part.wave, revision).folder(folder) / "scored" for revision in range(part.revision)]
+    before = [Part(part.wave, revision).folder(folder) / candidates(config) for revision in range(part.revision)]
     sources = [StageStore.finished(place) for place in before]
     rows = [Scored.from_row(row, str(source.dir)) for source in sources for row in source.read()]
     versions = best_versions(rows, config.select)
@@ -63,19 +65,21 @@ def _prompts(
     prompts: list[Prompt] = []
     dropped: Counter[str] = Counter()
     for row in versions:
-        found = shortfalls(row, config.select)
-        reason = _why_not(found, config.revise.margin)
+        found, broken = shortfalls(row, config.select), checks(row.extra, config.select)
+        reason = _why_not(found, broken, config.revise.margin)
         if reason is None:
-            text = request(shortfalls=found, prompt=row.messages[-1]["content"], response=row.response)
+            lines = named(broken, row.extra, f"row {row.id}")
+            said = row.messages[-1]["content"]
+            text = request(shortfalls=found, broken=lines, prompt=said, response=row.response)
             prompts.append(ask(row, text, revision))
         else:
             dropped[reason] += 1
     return prompts, dropped
 
 
-def _why_not(found: Sequence[Shortfall] | None, margin: float) -> str | None:
+def _why_not(found: Sequence[Shortfall] | None, broken: Sequence[str], margin: float) -> str | None:
     if found is None:
-        return "not to be mended by a better score"
-    if not found:
+        return "not to be mended by another answer"
+    if not found and not broken:
         return "good enough"
     return "too far off" if any(shortfall.distance > margin for shortfall in found) else None

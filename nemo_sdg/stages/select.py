@@ -1,4 +1,4 @@
-"""Select: every scored response of a round gets a decision, and each dropped one its reason."""
+"""Select: every candidate of a round gets a decision, and each dropped one its reason."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from nemo_sdg import resources
 from nemo_sdg.config import Select, rule_digests
+from nemo_sdg.errors import UserError
 from nemo_sdg.quality import Selector
 from nemo_sdg.quality.revision import gains, superseded
 from nemo_sdg.records import Scored
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, digest
-from nemo_sdg.store.waves import Part, wave_parts
+from nemo_sdg.store.waves import Part, candidates, wave_parts
 
-VERSION = 2
+VERSION = 3
 """Raised when the code changes what the same settings give."""
 
 
@@ -31,21 +32,37 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def accepted(context: Context) -> int:
-    """How many rows would be kept, without a target, of the candidates up to the wave of the context."""
+    """How many rows would be kept of the candidates up to the wave of the context; never more than the target."""
 
     def count() -> int:
         sources = list(_scored(context))
-        return _selector(context, sources, dataclasses.replace(context.config.select, target=None)).num_kept
+        return _selector(context, sources, context.config.select).num_kept
 
     return context.on_writer(count)
 
 
+def last_wave(context: Context) -> Part:
+    """The wave with which the candidates that are there reach the target, and `run` stops. Raises UserError when they
+    don't reach it."""
+    target, wave = context.config.select.target, 0
+    while target is not None and (passed := accepted(context.at(Part(wave)))) < target:
+        wave += 1
+        following = Part(wave).folder(context.run.round(context.round))
+        if not context.on_writer(following.is_dir):
+            raise UserError(
+                "the target is not reached yet", where=following.parent,
+                found=f"{passed:,} rows accepted in {wave} waves", expected=f"select.target = {target:,}",
+                way_out="`nemo-sdg run` makes more candidates and selects then",
+            )  # fmt: skip
+    return Part(wave)
+
+
 def _scored(context: Context) -> Iterator[tuple[Part, StageStore]]:
-    """The scored rows of each part, in order."""
-    folder = context.run.round(context.round)
+    """The candidates of each part, in order."""
+    folder, rows = context.run.round(context.round), candidates(context.config)
     for wave in range(context.part.wave + 1):
         for part in wave_parts(wave, context.config.revise.passes):
-            yield part, StageStore.finished(part.folder(folder) / "scored")
+            yield part, StageStore.finished(part.folder(folder) / rows)
 
 
 def _rows(sources: list[tuple[Part, StageStore]]) -> Iterator[Scored]:

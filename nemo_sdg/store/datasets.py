@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from nemo_sdg.errors import StoreError
 from nemo_sdg.store.files import commit_file, commit_folder, dump, make_folder, open_new, refusing
 from nemo_sdg.store.seals import sums, write_sums
 
@@ -17,8 +18,27 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUMMARY = "summary.json"
+_TOLD = {"fingerprint": str, "templates": dict, "totals": dict, "digests": dict}
+"""What stands in it."""
 ROWS_PER_GROUP = 1000
 """Rows of a parquet row group: a number of our own, so that a file's bytes depend on its rows alone."""
+
+
+def read_summary(folder: Path, *keys: str) -> list[Any]:
+    """What the summary of a folder says under these keys. Raises StoreError when it is not there, or says it otherwise
+    than `commit`."""
+    file = folder / SUMMARY
+    try:
+        told = json.loads(file.read_bytes())
+        found = [told[key] for key in keys]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if found is None or not all(isinstance(value, _TOLD[key]) for key, value in zip(keys, found)):
+        raise StoreError(
+            "the file was torn or altered, or the folder is not ours", where=file,
+            way_out="move the folder away and run again",
+        )  # fmt: skip
+    return found
 
 
 class DatasetFolder:

@@ -6,11 +6,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 
+PATIENCE_S = 0.5
+"""Seconds that the lock may still be held: the kernel takes a moment to end all threads of a holder that was killed."""
 _held: set[int] = set()
 
 
@@ -33,7 +36,7 @@ def take(path: Path, what: str, way_out: str) -> int:
     """
     lock = disk.fs.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
     except OSError as error:
         holder = os.read(lock, 200).decode(errors="replace").strip() or "unknown"
         os.close(lock)
@@ -50,6 +53,17 @@ def take(path: Path, what: str, way_out: str) -> int:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     return lock
+
+
+def _lock(lock: int) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def release(lock: int) -> None:

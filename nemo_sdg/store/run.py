@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Mapping
@@ -21,15 +22,15 @@ from nemo_sdg.store.inputs import rows_digest
 from nemo_sdg.store.lock import release, take
 from nemo_sdg.store.seals import check_text, commit_text
 
-_INPUTS = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
+_INPUTS = ("models.base", "models.instruct", "models.reward", "models.judge", "data.prompts", "data.helpsteer2")
 _INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2")
 _WEIGHED = ("data.labelled", "data.preference")
 """Settings whose keys are files."""
 _VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")
 _MAY_STAND = {"run.lock", "logs"}
 """What a folder may hold before it is a run: an earlier start may have been killed between these and run.yaml."""
-_LEFTOVERS = (".*.tmp-*", "round-*/.*.tmp-*", "round-*/*/.*.tmp-*")
-"""Files that a killed process was writing."""
+_LEFTOVERS = (".*.tmp-*", "round-*/**/.*.tmp-*")
+"""Files and folders that a killed process was writing."""
 RUN = "run.yaml"
 
 
@@ -131,8 +132,11 @@ class Run:
         """Takes away what killed processes were writing. Nobody else writes yet: the other ranks wait for this one."""
         leftovers = [file for pattern in _LEFTOVERS for file in self.out.glob(pattern)]
         with refusing(self.out):
-            for file in leftovers:
-                disk.fs.unlink(file)
+            for path in leftovers:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.exists():  # it may have gone with its folder
+                    disk.fs.unlink(path)
 
 
 def _inputs(config: RunConfig) -> dict[str, str]:

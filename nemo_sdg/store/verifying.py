@@ -3,6 +3,7 @@ beside it holds. Logs and the lock are notes that nothing reads; they alone have
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.store.run import RUN
 from nemo_sdg.store.seals import SUMS, check_sums, check_text, read_json
 from nemo_sdg.store.stage import StageStore
-from nemo_sdg.store.waves import FOLDER
+from nemo_sdg.store.waves import FOLDER, part_folders, round_folders, wave_parts
 
-STAGES = ("prompts", "responses", "scored", "decisions")
+STAGES = ("prompts", "responses", "scored", "judged", "decisions", "compared")
+"""Folders that a run fills row group by row group."""
 _NOTES = ("logs", "run.lock")
 _PAGE = "report.html"
 
@@ -38,16 +40,17 @@ def verify_run(folder: Path, console: Console) -> list[str]:
     if (folder / _PAGE).exists():
         way_out = f"write it anew with `nemo-sdg report {folder}`"
         problems += _told(lambda: check_text(folder / _PAGE, way_out, "<!-- {} -->"))
-    entries = [folder / f"round-{number}" / name for number in range(config.run.rounds) for name in _expected(config)]
+    rounds = [folder / f"round-{number}" for number in range(config.run.rounds)]
+    entries = [place / name for place in rounds for name in _expected(config, place)]
     missing = [entry for entry in entries if not entry.exists()]
     if missing:
         more = f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""
         way_out = f"`nemo-sdg run {folder / RUN} --out {folder}` makes what is missing"
         first = missing[0].relative_to(folder)
         problems.append(f"{folder}: the run is not finished, {first} is not there{more}; {way_out}")
-    known = {RUN, _PAGE, *_NOTES, *(entry.parent.name for entry in entries)}
+    known = {RUN, _PAGE, *_NOTES, *(place.name for place in rounds)}
     strange = [path for path in sorted(folder.iterdir()) if path.name not in known]
-    for place in sorted({entry.parent for entry in entries}):
+    for place in rounds:
         for entry in sorted(place.iterdir()) if place.is_dir() else ():
             found = check_entry(entry)
             problems += found or []
@@ -78,18 +81,24 @@ def check_entry(entry: Path) -> list[str] | None:
     return _told(lambda: read_json(entry)) if entry.suffix == ".json" else None
 
 
-def _expected(config: RunConfig) -> tuple[str, ...]:
-    """What a finished round holds."""
+def _expected(config: RunConfig, place: Path) -> list[str]:
+    """What a finished round holds; how many waves it had, its decisions say."""
+    waves = 1
+    if (place / "decisions" / "SUCCESS.json").exists():
+        with contextlib.suppress(UserError):  # a file that was altered is told of where it is looked at
+            waves = StageStore.finished(place / "decisions").totals.get("waves", 1)
+    parts = [part for wave in range(waves) for part in wave_parts(wave, config.revise.passes)]
+    made = [str(part.folder(Path()) / name) for part in parts for name in part_folders(config)]
     trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
-    return (*STAGES, "datasets", *trained, "evaluation.json")
+    return [*made, *round_folders(config), "datasets", *trained, "evaluation.json"]
 
 
 def _stage(folder: Path) -> list[str]:
-    """All files of a stage, also those behind the first one that is wrong."""
+    """All files of a stage, also those behind the first one that is wrong, and the answers that it was made from."""
     problems = _told(lambda: StageStore.finished(folder))
-    if problems:
-        return problems
-    return list(StageStore.finished(folder).problems())
+    if not problems:
+        problems = list(StageStore.finished(folder).problems())
+    return problems + [problem for inner in sorted(folder.glob("answers*")) for problem in _stage(inner)]
 
 
 def _told(check: Callable[[], object]) -> list[str]:

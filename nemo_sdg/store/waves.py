@@ -1,7 +1,7 @@
 """The parts of a round: waves of candidates, and in each wave the revisions of what nearly passed.
 
-Without `select.target` a round is one wave. Each part has prompts/, responses/ and scored/ of its own; decisions/ are of
-all parts together.
+Without `select.target` a round is one wave. Each part has prompts/, responses/ and scored/ of its own, and judged/ where
+responses are checked; decisions/ are of all parts together.
 
     round-0/                       wave 0
     round-0/revise-1/              what nearly passed in wave 0, revised once
@@ -16,6 +16,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from nemo_sdg.config import RunConfig
+from nemo_sdg.config.judging import checks_responses, compares
 
 FOLDER = re.compile(r"(wave|revise)-\d+")
 """Names of the folders of parts."""
@@ -46,6 +49,21 @@ class Part:
     def title(self) -> str:
         wave = f"wave {self.wave}" if self.wave else ""
         return ", ".join(filter(None, (wave, f"revision {self.revision}" if self.revision else "")))
+
+
+def part_folders(config: RunConfig) -> tuple[str, ...]:
+    """The folders that each part of a round has, in the order in which they are filled."""
+    return ("prompts", "responses", "scored", *(["judged"] if checks_responses(config) else []))
+
+
+def round_folders(config: RunConfig) -> tuple[str, ...]:
+    """The folders with rows that a round has after all its parts."""
+    return ("decisions", *(["compared"] if compares(config) else []))
+
+
+def candidates(config: RunConfig) -> str:
+    """The folder whose rows are decided on, revised and traced."""
+    return part_folders(config)[-1]
 
 
 def wave_parts(wave: int, passes: int) -> list[Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Iterable
 
 from nemo_sdg.synthesis.languages import Language
 from nemo_sdg.synthesis.text import folded
@@ -22,6 +23,27 @@ def yes_or_no(answer: str, language: Language) -> bool | None:
             if start.startswith(folded(beginning)) and _ends(start[len(folded(beginning)) :], beginning):
                 return sense
     return None
+
+
+_CHOICE = re.compile(
+    r"(?:(?:response|answer|回答|応答) ?([ab])(?![a-z0-9])"
+    # The letter alone: "a better one would be ..." begins with the article.
+    r"|([ab])(?=$|[^\w\s]|[^\x00-\x7f]|\s(?:is|was|wins|because|since|[^a-z])))"
+)
+
+
+def choice(answer: str, ties: Iterable[str]) -> str | None:
+    """Which of two responses the beginning of an answer names: a, b or tie; None where it names none.
+
+    Args:
+        ties: how an answer begins that finds neither better.
+    """
+    start = folded(answer.strip(_EDGE).partition("\n")[0]).strip(_EDGE)
+    found = _CHOICE.match(start)
+    if found:
+        return found[1] or found[2]
+    words = [folded(word) for word in ties]
+    return "tie" if any(start.startswith(word) and _ends(start[len(word) :], word) for word in words) else None
 
 
 def plain(answer: str, language: Language) -> str:

@@ -61,6 +61,14 @@ class Language:
         return cls(code=code, **_checked(blocks[code], f"{file}, {code}"))
 
 
+    @classmethod
+    def all(cls, folder: str) -> dict[str, Language]:
+        """Every language of the file by its code, in its order. Raises ConfigError for a key that is wrong."""
+        file = f"{folder}/{FILE}"
+        blocks = read_mapping(file, "languages")
+        return {code: cls(code=code, **_checked(block, f"{file}, {code}")) for code, block in blocks.items()}
+
+
 _TYPES = {"name": str, "cased": bool, "share": float}
 
 

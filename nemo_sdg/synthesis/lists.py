@@ -54,14 +54,16 @@ def parse_list(answer: str, *, names: bool = False) -> Listed:
         names: entries are names (topics, keywords): one line each, explanations after a colon cut off, and a single
             line with separators is a list too. Otherwise they are texts, which may go over several lines.
     """
-    entries = _structured(answer)
+    stands, entries = answer, _structured(answer)
     if entries is None:
         lines = _fenced(answer).splitlines()
         entries = _marked(lines, names) or _plain(lines, names)
+    else:
+        stands = "\n".join(entries)  # in the answer they stand as JSON writes them, with escapes
     cleaned = [_clean(entry) for entry in entries]
     if names:
         cleaned = _headed(cleaned)
-    return _checked(cleaned, answer)
+    return _checked(cleaned, stands)
 
 
 def _checked(entries: Iterable[str], answer: str) -> Listed:

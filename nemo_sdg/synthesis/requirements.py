@@ -6,16 +6,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Mapping, Sequence
 
+from nemo_sdg.config import fingerprint
 from nemo_sdg.errors import ConfigError, RowError
+from nemo_sdg.records.broken import LANGUAGE, OFF_TOPIC
 from nemo_sdg.synthesis.answers import yes_or_no
 from nemo_sdg.synthesis.brief import Brief
 from nemo_sdg.synthesis.forms import recognised
 from nemo_sdg.synthesis.instructions import Spec, check, checked, language_spec
 from nemo_sdg.synthesis.languages import Language
-from nemo_sdg.synthesis.templates import Templates
+from nemo_sdg.synthesis.judging import QUESTIONS, judge_texts, told
 
-OFF_TOPIC, LANGUAGE = "off topic", "not in the language of the brief"
-_QUESTIONS = {name: {"line": "x", "conversation": "x", "response": "x"} for name in ("must", "must_not", "on_topic")}
+NOT_FOLLOWED = "instruction not followed"
+"""How the reasons of verifiable instructions begin."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Requirement:
             if not isinstance(row["spec"], dict):
                 raise RowError("the spec is not a mapping", where=where, found=type(row["spec"]).__name__)
             return cls(row["line"], row["reason"], row["wanted"], checked(row["spec"], where))
-        if row.get("question") not in _QUESTIONS:
-            expected = "one of " + ", ".join(_QUESTIONS)
+        if row.get("question") not in QUESTIONS:
+            expected = "one of " + ", ".join(QUESTIONS)
             raise RowError("no such question", where=where, found=repr(row.get("question")), expected=expected)
         return cls(row["line"], row["reason"], row["wanted"], None, row["question"])
 
@@ -62,18 +64,45 @@ class Questions:
 
     def __init__(self, folder: str, brief: Brief, language: Language) -> None:
         self._values, self._language = brief.slots(), language
-        self._templates = Templates.load(folder, "judge", language.code, _QUESTIONS, brief=self._values)
+        self._templates = judge_texts(folder, language, self._values)
+        digests = [self._templates[name].digest for name in QUESTIONS]
+        self.digest = fingerprint([digests, self._values, language.positive, language.negative])
 
     def ask(self, requirement: Requirement, messages: Sequence[Mapping[str, str]], response: str) -> str:
         """What the judge is asked about a response to a conversation."""
-        turns = "\n\n".join(message["content"] for message in messages)
-        values = {"line": requirement.line, "conversation": turns, "response": response}
+        values = {"line": requirement.line, "conversation": told(messages), "response": response}
         return self._templates[requirement.question].render({**self._values, **values})
 
     def answered(self, requirement: Requirement, answer: str) -> bool | None:
         """Whether the requirement is met, by the judge's answer; None where that says neither yes nor no."""
         said = yes_or_no(answer, self._language)
         return None if said is None else said == requirement.wanted
+
+
+def checks_of(columns: Mapping[str, Any], where: str) -> list[Requirement]:
+    """The checks that stand in a row. Raises RowError for a column `checks` that is none of ours."""
+    rows = columns.get("checks") or []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise RowError("the column checks is no list of checks", where=where, found=type(rows).__name__)
+    return [Requirement.from_row(row, where) for row in rows]
+
+
+def questions_of(checks: Sequence[Requirement]) -> list[Requirement]:
+    """What the judge is asked about a response: each question once, whatever else holds of it."""
+    asked = {(check.question, check.line): check for check in checks if check.spec is None}
+    return list(asked.values())
+
+
+def followed(checks: Sequence[Requirement], response: str) -> bool | None:
+    """Whether a response follows all verifiable instructions of its prompt; None where that has none."""
+    own = [check for check in checks if check.spec is not None and check.reason.startswith(NOT_FOLLOWED)]
+    return all(check.holds(response) for check in own) if own else None
+
+
+def named(reasons: Sequence[str], columns: Mapping[str, Any], where: str) -> list[dict[str, str]]:
+    """Broken checks as the policy is told of them: each reason with the line that asks for it."""
+    lines = {check.reason: check.line for check in checks_of(columns, where)}
+    return [{"reason": reason, "line": lines.get(reason, reason)} for reason in reasons]
 
 
 def requirements(brief: Brief, language: Language) -> list[Requirement]:
@@ -95,6 +124,8 @@ def requirements(brief: Brief, language: Language) -> list[Requirement]:
                 "the line says no twice", where="must_not", found=repr(line), expected="the thing that is forbidden",
                 way_out="move the line to must, or leave its own no away",
             )  # fmt: skip
+        if spec is not None and spec["kind"] == "include":  # of several things none, and not: not all of them
+            spec, sense = {**spec, "kind": "exclude"}, False
         question = "must_not" if spec is None else "must"
         found.append(Requirement(line, f"must not: {line}", spec is not None and not sense, spec, question))
     return found

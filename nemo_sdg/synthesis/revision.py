@@ -7,14 +7,20 @@ import json
 from typing import Any
 
 import yaml
-from jinja2 import StrictUndefined, TemplateError, meta
-from jinja2.sandbox import SandboxedEnvironment
 
 from nemo_sdg import resources
-from nemo_sdg.config.values import nearest
 from nemo_sdg.errors import ConfigError
+from nemo_sdg.records import CONTROL_PIECE
+from nemo_sdg.synthesis.templates import checked
 
-_NAMES = ("shortfalls", "prompt", "response", "words", "higher", "lower")
+_MISSED = {"name": "helpfulness", "score": 2.5, "distance": 0.5}
+_GIVEN = {
+    "shortfalls": [{**_MISSED, "kind": "minimum", "limit": 3.0}, {**_MISSED, "kind": "maximum", "limit": 2.0}],
+    "broken": [{"reason": "must: x", "line": "x"}],
+    "prompt": "x",
+    "response": "x",
+}
+"""The names that a template is given, each with an example of its value."""
 _SETTING = "revise.request"
 
 
@@ -22,7 +28,7 @@ class Request:
     """A checked template. Calling it gives the text.
 
     Raises:
-        ConfigError: the template is broken, or uses a name that it is not given.
+        ConfigError: the template is broken, uses a name that it is not given, or cannot be filled in with examples.
     """
 
     def __init__(self, text: str | None) -> None:
@@ -30,20 +36,16 @@ class Request:
         source = shipped["request"] if text is None else text
         self._words = {name: shipped[name] for name in ("words", "higher", "lower")}
         self.digest = hashlib.sha256(json.dumps([source, self._words], sort_keys=True).encode()).hexdigest()[:16]
-        room = SandboxedEnvironment(undefined=StrictUndefined)
-        try:
-            unknown = sorted(meta.find_undeclared_variables(room.parse(source)) - set(_NAMES))
-        except TemplateError as error:
-            raise ConfigError("the template is broken", where=_SETTING, found=str(error)) from None
-        if unknown:
-            raise ConfigError(
-                "the template uses a name that it is not given", where=_SETTING, found=unknown[0],
-                expected="one of " + ", ".join(_NAMES), way_out=f"the nearest is {nearest(unknown[0], _NAMES)}",
-            )  # fmt: skip
-        self._template = room.from_string(source)
+        self._template = checked(source, _SETTING, {**_GIVEN, **self._words})
+        self(**_GIVEN)
 
     def __call__(self, **given: Any) -> str:
         try:
-            return self._template.render(**given, **self._words)
-        except TemplateError as error:
-            raise ConfigError("the template cannot be filled in", where=_SETTING, found=str(error)) from None
+            text = self._template.render({**given, **self._words})
+        except Exception as error:  # whatever an expression can raise with the values of this answer
+            found = f"{type(error).__name__}: {error}"
+            raise ConfigError("the template cannot be rendered", where=_SETTING, found=found) from None
+        if not text or CONTROL_PIECE.search(text):
+            found = CONTROL_PIECE.search(text).group() if text else "nothing"
+            raise ConfigError("the template renders to what no user says", where=_SETTING, found=found)
+        return text

@@ -86,7 +86,7 @@ class Templates:
         for name, value in found.items():
             where = f"{file}, {name}.{language}"
             entries = texts(value if isinstance(value, list) else [value], where)
-            templates[name] = tuple(_template(text, where, {**brief, **slots[name]}) for text in entries)
+            templates[name] = tuple(checked(text, where, {**brief, **slots[name]}) for text in entries)
         return cls(templates, {name: texts(value, f"{file}, {name}.{language}") for name, value in listed.items()})
 
     def __getitem__(self, name: str) -> Template:
@@ -119,7 +119,8 @@ def _known(block: Any, names: Any, where: str) -> None:
             raise ConfigError(f"unknown key {key!r}", where=where, way_out=way_out)
 
 
-def _template(text: str, where: str, values: Mapping[str, Any]) -> Template:
+def checked(text: str, where: str, values: Mapping[str, Any]) -> Template:
+    """A text that can be rendered with values like these. Raises ConfigError for any other."""
     try:
         tree = _JINJA.parse(text)
         _compiled(text)

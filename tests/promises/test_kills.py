@@ -8,11 +8,15 @@ from collections import Counter
 
 import kills
 import pytest
+from openai_server import serving
+from synthesis_world import reply
 
 from nemo_sdg.config import Topology
 
 KILLS = 15
 """For each of four topologies."""
+PROMPT_KILLS = 9
+PROMPT_KINDS = {"open_qa": 6, "two_turn": 4, "math": 3, "instruction_following": 5}
 seen: list[dict] = []
 
 
@@ -67,6 +71,33 @@ def test_in_fp64_at_another_tp_and_pp(whole, tmp_path):
         killed_and_continued(folder, whole, topology, then, kills.VICTIMS[number % 3], chance, *words)
     count = len(moves)
     print(f"\nBAR 1: {count}/{count} killed in fp64, continued at another TP x PP / {count}/{count}")
+
+
+def answered(request: dict) -> dict:
+    message = {"role": "assistant", "content": reply(request["messages"])}
+    choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"], "choices": [choice]}
+
+
+def test_while_the_policy_makes_the_prompts(tmp_path):
+    """A program answers over HTTP; the tiny reward model scores what it can read, the rest is set aside."""
+    moments, moves = ("prompts/answers-*/part-*", "prompts/part-*", "responses/part-*", "scored/part-*"), (1, 2)
+    chance, counts = random.Random("prompts"), Counter()
+    with serving(answer=answered) as server:
+        words = ["generate.backend=endpoint", f"generate.endpoint.url={server.url}", "generate.group_size=2"]
+        words += ["data.synthesis.brief=package:conf/briefs/finance.yaml", "data.synthesis.topics=4", "select.minimum={}"]
+        words += [f"data.synthesis.kinds.{kind}={count}" for kind, count in PROMPT_KINDS.items()]
+        config = kills.settings(*words)
+        undisturbed = kills.finish(config, tmp_path / "whole", Topology(dp=1))
+        assert list((tmp_path / "whole").glob("round-0/prompts/answers-*/part-*"))
+        for number in range(PROMPT_KILLS):
+            out, dp = tmp_path / str(number) / "run", moves[number % 2]
+            killed = kills.kill(config, out, Topology(dp=dp), kills.VICTIMS[number % 3], chance, moments)
+            assert kills.finish(config, out, Topology(dp=3 - dp)) == undisturbed, killed
+            assert kills.redone(out, killed) == [] and kills.missing_and_double(out) == (0, 0), killed
+            counts[killed.moment] += 1
+    print(f"\n{dict(counts)}")
+    print(f"BAR 1: {counts.total()}/{PROMPT_KILLS} killed while prompts are made or after, continued at another DP size")
 
 
 def test_there_were_sixty():

@@ -61,3 +61,16 @@ def test_several_columns_hold_at_once():
     for column, share in (("topic", 0.5), ("kind", 0.6)):
         groups = [d.extra[column] for d in left]
         assert max(map(groups.count, groups)) <= share * len(left)
+
+
+def test_the_target_takes_the_best_and_leaves_no_group_above_its_share_of_it():
+    """The eight best are of one topic; cut at four after balancing, only they would be left."""
+    rows = [row(f"{topic}{n}", f"{topic} {n}", "x", scalar=4.0 - (topic == "b"), topic=topic) for topic in "ab" for n in range(8)]
+    told = decide(rows, Select(minimum={}, balance={"topic": 0.5}, target=4))
+    assert [d.extra["topic"] for d in told if d.kept] == ["a", "a", "b", "b"]
+    assert {d.reason for d in told} == {None, "topic above its share of 0.5", "beyond the target of 4"}
+    odd = decide(rows, Select(minimum={}, balance={"topic": 0.5}, target=5))
+    assert sum(d.kept for d in odd) == 4  # of five, one topic would have three
+    few = decide(rows[4:], Select(minimum={}, balance={"topic": 0.4}, target=10))
+    assert sum(d.kept for d in few) == 0  # two topics cannot hold 0.4 each
+    assert sum(d.kept for d in decide(rows, Select(minimum={}, balance={"topic": 0.5}, target=99))) == 16

@@ -10,7 +10,7 @@ import pytest
 from rounds import scored
 
 from nemo_sdg.config import Preference, Select
-from nemo_sdg.quality.pairs import pairs_of
+from nemo_sdg.quality.pairs import INCONSISTENT, TIE, candidates, pairs_of
 from nemo_sdg.records import Decision
 
 
@@ -104,3 +104,59 @@ def test_the_order_of_arrival_changes_nothing():
     rows = [decision(i, scalar) for i, scalar in enumerate((2.0, 3.0, 3.0, 1.0, 1.0))]
     assert made(rows, per_prompt=2) == ["1>3 reward", "2>4 reward"]
     assert all(made(list(some), per_prompt=2) == made(rows, per_prompt=2) for some in itertools.permutations(rows))
+
+
+def couples(rows: list[Decision], **settings: object) -> list[str]:
+    found = candidates(rows, Preference(judge="llm", **settings), Select())
+    return [f"{high.id}>{low.id}".replace("p#", "") for high, low in found]
+
+
+def compared(rows: list[Decision], verdicts: dict[str, object], **settings: object) -> object:
+    """As `made`, with what the judge says: the better one's sample, or a reason."""
+    said = {}
+    for names, found in verdicts.items():
+        high, low = names.split(">")
+        said[f"p#{high}>p#{low}"] = (None, found) if isinstance(found, str) else (f"p#{found}", None)
+    pairs, reason = pairs_of(rows, Preference(judge="llm", **settings), Select(), said)
+    assert (reason is None) == bool(pairs)
+    return reason or [f"{pair.id.replace('p#', '')} {pair.judge}" for pair in pairs]
+
+
+def test_the_judge_compares_what_differs_most():
+    rows = [decision(0, 2.0), decision(1, 3.0), decision(2, 1.0), decision(3, 2.9)]
+    assert couples(rows) == ["1>2"] and couples(rows, per_prompt=2) == ["1>2", "3>0"]
+    assert couples(rows, per_prompt=9, margin=9.0) == ["1>2", "3>0"], "the margin is the reward model's"
+    equal = [decision(sample, 2.0) for sample in (2, 0, 1)]
+    assert couples(equal) == ["0>1"] and couples([decision(0, 1.0, "x"), decision(1, 3.0, "x")]) == []
+
+
+def test_the_judge_is_not_asked_what_a_verifier_knows_or_what_may_not_be_chosen():
+    known = [decision(0, 3.0, correct=False), decision(1, 1.0, correct=True), decision(2, 2.0)]
+    assert couples(known) == [] and couples(known, per_prompt=2) == []
+    assert couples([*known, decision(3, 5.0)], per_prompt=2) == ["3>2"]
+    assert compared(known, {}) == ["1>0 verifier"]
+    dropped = [decision(0, 3.0, kept=False), decision(1, 1.0), decision(2, 0.0, kept=False)]
+    assert couples(dropped) == ["0>1"] and couples(dropped[::2]) == []
+    assert couples(dropped[::2], selected=False) == ["0>2"]
+    wrong = [decision(0, 3.0, correct=False), decision(1, 2.0, correct=False)]
+    assert couples(wrong) == [] and compared(wrong, {}) == "no right response"
+
+
+def test_what_the_judge_says_makes_the_pair():
+    rows = [decision(0, 2.0), decision(1, 3.0)]
+    assert compared(rows, {"1>0": 1}) == ["1>0 llm"] and compared(rows, {"1>0": 0}) == ["0>1 llm"]
+    assert compared(rows, {"1>0": TIE}) == TIE and compared(rows, {"1>0": INCONSISTENT}) == INCONSISTENT
+    rows = [decision(0, 2.0), decision(1, 3.0), decision(2, 1.0), decision(3, 2.9)]
+    assert compared(rows, {"1>2": TIE, "3>0": 0}, per_prompt=2) == ["0>3 llm"]
+    (pair,), _ = pairs_of(rows, Preference(judge="llm"), Select(), {"p#1>p#2": ("p#2", None)})
+    assert (pair.score_chosen, pair.score_rejected) == (1.0, 3.0)
+
+
+def test_what_the_judge_prefers_must_be_allowed():
+    rows = [decision(0, 2.0), decision(1, 3.0, kept=False)]
+    refused = "the judge prefers a response that was not selected, or is not right"
+    assert compared(rows, {"1>0": 1}) == refused and compared(rows, {"1>0": 0}) == ["0>1 llm"]
+    assert compared(rows, {"1>0": 1}, selected=False) == ["1>0 llm"]
+    right = [decision(0, 2.0, correct=True), decision(1, 3.0)]
+    assert couples(right) == ["1>0"] and compared(right, {"1>0": 1}) == refused
+    assert compared([decision(0, 2.0, "x"), decision(1, 3.0, "x")], {}) == "tie"

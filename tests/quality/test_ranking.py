@@ -20,13 +20,13 @@ def kept(rows: list, **settings: object) -> list[str]:
 
 
 def test_percentile_is_of_the_rows_that_passed_and_keeps_what_is_at_it():
-    rows = [row(str(value), "q", "x", scalar=float(value)) for value in range(1, 11)]
+    rows = [row(str(value), f"q{value}", "x", scalar=float(value)) for value in range(1, 11)]
     assert kept(rows, percentile=90.0) == ["10"]  # between 9 and 10: 9.1
     assert kept(rows, percentile=50.0) == ["6", "7", "8", "9", "10"]  # 5.5
     assert kept(rows, percentile=0.0) == kept(rows) and kept(rows, percentile=100.0) == ["10"]
     assert kept(rows, percentile=50.0, minimum_scalar=7.0) == ["9", "10"]  # of 7, 8, 9, 10: 8.5
     assert kept(rows[:3], percentile=50.0) == ["2", "3"]
-    equal = [row(str(n), "q", "x", scalar=0.1) for n in range(7)]
+    equal = [row(str(n), f"q{n}", "x", scalar=0.1) for n in range(7)]
     assert len(kept(equal, percentile=99.0)) == 7 and kept([], percentile=50.0) == []
     reasons = {d.reason for d in decide(rows, Select(minimum={}, weights=WEIGHT, percentile=50.0)) if not d.kept}
     assert reasons == {"below percentile 50"}

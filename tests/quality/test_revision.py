@@ -8,7 +8,7 @@ import math
 import pytest
 
 from nemo_sdg.config import ATTRIBUTES, MISSING, Select
-from nemo_sdg.quality.revision import Gain, answered, ask, best_versions, gains, root_of, shortfalls
+from nemo_sdg.quality.revision import Gain, answered, ask, best_versions, gains, good_enough, root_of, shortfalls
 from nemo_sdg.quality.selection import SUPERSEDED, decide
 from nemo_sdg.records import Response, Scored
 
@@ -18,8 +18,37 @@ LIMITS = Select(minimum={"helpfulness": 3.0}, maximum={"verbosity": 2.0}, weight
 def row(name: str = "p#0", root: str | None = None, text: str = "5", finish: str = "stop", **scores: float) -> Scored:
     asked = ({"role": "user", "content": "q"},)
     values = {attribute: scores.get(attribute, 2.0) for attribute in ATTRIBUTES}
-    said = {"root": root} if root else {}
+    said = {"root": root, "revises": root} if root else {}
     return Scored(name, "p", 0, asked, text, finish_reason=finish, provenance=said, scores=values)
+
+
+def broken(row: Scored, *reasons: str) -> Scored:
+    return dataclasses.replace(row, extra={**row.extra, "broken": list(reasons)})
+
+
+def test_a_broken_requirement_may_be_mended_and_another_subject_may_not():
+    good = row(helpfulness=3.5)
+    assert shortfalls(broken(good, "must: x"), LIMITS) == [] and not good_enough(broken(good, "must: x"), LIMITS)
+    assert good_enough(broken(good), LIMITS) and good_enough(good, LIMITS)
+    assert shortfalls(broken(good, "must: x", "off topic"), LIMITS) is None
+    unjudged = dataclasses.replace(LIMITS, checks=False)
+    assert good_enough(broken(good, "off topic"), unjudged)
+    assert shortfalls(dataclasses.replace(good, extra={"broken": "yes"}), LIMITS) is None
+
+
+def test_a_version_that_breaks_nothing_is_better_than_one_with_a_higher_scalar():
+    first = broken(row(helpfulness=4.0), "must: x")
+    second = broken(row("p#0/r1#0", root="p#0", helpfulness=3.0))
+    assert best_versions([first, second], LIMITS) == [second]
+    (won,) = gains([[first], [second]], LIMITS)
+    assert (won.better, won.accepted) == (1, 1)
+    kept = {one.id: one.reason for one in decide([first, second], LIMITS)}
+    assert kept == {"p#0": SUPERSEDED, "p#0/r1#0": None}
+
+
+def test_what_was_judged_of_one_answer_is_not_said_of_the_next():
+    judged = dataclasses.replace(row(), extra={"topic": "t", "broken": ["must: x"], "unclear": ["y"], "correct": False})
+    assert set(ask(judged, "again", 1).extra) == {"topic", "revises"}
 
 
 def test_each_missed_limit_is_told_with_its_distance():
@@ -76,9 +105,11 @@ def test_a_revision_is_asked_for_in_a_dialogue_and_answers_the_prompt_itself():
     assert [turn["content"] for turn in second.messages] == ["q", "new", "Better still."]
 
 
-def test_any_other_answer_stays_as_it_is():
-    plain = Response("p#0", "p", 0, ({"role": "user", "content": "q"},), "a")
-    assert answered(plain) is plain
+def test_a_column_of_the_users_that_is_called_like_ours_comes_back():
+    first = dataclasses.replace(row("p#0"), extra={"revises": "v1", "topic": "t"})
+    prompt = ask(first, "Better, please.", 1)
+    made = answered(Response("p#0/r1#0", prompt.id, 0, prompt.messages, "new", extra=prompt.extra))
+    assert made.extra == first.extra and made.provenance["revises"] == "p#0"
 
 
 def test_one_version_is_decided_on_and_the_others_say_why():
@@ -87,6 +118,11 @@ def test_one_version_is_decided_on_and_the_others_say_why():
     assert [(d.id, d.kept, d.reason, d.scalar) for d in decisions] == [
         ("a", False, SUPERSEDED, 1.0), ("b", True, None, 3.5), ("a/r1#0", True, None, 3.25)
     ]  # fmt: skip
+
+
+def test_of_two_rows_with_one_id_the_better_stays():
+    rows = [row("a", helpfulness=3.0, text="x"), row("a", helpfulness=3.5, text="y"), row("a", helpfulness=3.0, text="z")]
+    assert [d.reason for d in decide(rows, LIMITS)] == [SUPERSEDED, None, SUPERSEDED]
 
 
 def test_the_target_keeps_the_best_and_of_equals_the_earlier():

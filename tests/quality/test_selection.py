@@ -15,7 +15,7 @@ from nemo_sdg.config import ATTRIBUTES, MISSING, Select
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.quality import Context, Drop, Keep, Selector
 from nemo_sdg.quality.personal import find
-from nemo_sdg.quality.rules import complete, scalarise, thresholds, usable
+from nemo_sdg.quality.rules import complete, may_teach, scalarise, thresholds, usable
 from nemo_sdg.quality.selection import decide
 from nemo_sdg.records import Scored
 
@@ -94,6 +94,15 @@ def test_the_same_text_twice_is_kept_once_and_takes_no_place():
     assert all(d.kept for d in decide(rows, Select(minimum={}, unique=False)))
 
 
+def test_a_prompt_that_comes_again_under_another_id_is_the_same_prompt():
+    again = [replace(row("p", n, text), id=f"p~2#{n}", prompt_id="p~2") for n, text in enumerate(("5", "V"))]
+    other = replace(row("p", 0, "5"), id="s#0", messages=({"role": "system", "content": "x"}, *again[0].messages))
+    rows = [row("p", 0, "5"), *again, other]
+    reasons = [d.reason for d in decide(rows, Select(minimum={}))]
+    assert sorted(map(str, reasons)) == ["None", "None", "None", "same text as a better one"] and reasons[3] is None
+    assert sum(d.kept for d in decide(rows, Select(minimum={}, unique=False, per_prompt=1))) == 2
+
+
 numbers = st.floats(-5, 9) | st.sampled_from([math.nan, math.inf, -math.inf])
 scored_rows = st.lists(
     st.builds(
@@ -116,6 +125,7 @@ settings = st.builds(
     minimum_scalar=st.none() | st.floats(-5, 5),
     per_prompt=st.none() | st.integers(1, 3),
     unique=st.booleans(),
+    target=st.none() | st.integers(1, 8),
 )
 
 
@@ -139,6 +149,7 @@ def test_laws_of_selection(made: list, chosen: Select):
     for column, share in chosen.balance.items():
         for value in {d.extra.get(column) for d in everything}:
             assert [d.extra.get(column) for d in everything].count(value) <= share * len(everything) + 1e-6
+    assert chosen.target is None or len(everything) <= chosen.target
     assert chosen.pii == "off" or not any(find(d.response) for d in everything)
     again = {d.id: d.reason for d in decide(rows[::-1], chosen)}
     assert again == {d.id: d.reason for d in decisions}  # the order of arrival decides nothing
@@ -168,7 +179,7 @@ def test_the_first_rule_in_the_order_gives_the_reason(tmp_path: Path):
     )
     rules = (lambda row, context: Drop("mine") if row.sample == 9 else Keep(),)
     changes = [
-        {"finished": False}, {"minimum": {}}, {"minimum_scalar": None}, {"pii": "off"}, {"decontaminate": []}, {},
+        {"pii": "off"}, {"decontaminate": []}, {"finished": False}, {"minimum": {}}, {"minimum_scalar": None}, {},
         {"percentile": None}, {"per_prompt": None}, {"balance": {}},
     ]  # fmt: skip
     for number, change in enumerate(changes):
@@ -176,11 +187,24 @@ def test_the_first_rule_in_the_order_gives_the_reason(tmp_path: Path):
         settings = replace(settings, **change)
         rules = () if number == 5 else rules
     assert said == [
-        "cut off by length", "helpfulness below 3", "scalar below 6", "personal data in the response: EMAIL",
-        "shares a text with an evaluation file", "mine", "below percentile 50", "not among the best 2 of its prompt",
+        "personal data in the response: EMAIL", "shares a text with an evaluation file", "cut off by length",
+        "helpfulness below 3", "scalar below 6", "mine", "below percentile 50", "not among the best 2 of its prompt",
         "topic above its share of 0.6",
     ]  # fmt: skip
     assert decide([*better, bad], settings)[2].kept
+
+
+def test_a_poor_row_with_what_nobody_may_learn_says_so(tmp_path: Path):
+    """A row that scores low, was cut off or has a better version still becomes a lesson for the reward model."""
+    (tmp_path / "e.jsonl").write_text(json.dumps({"text": "what is the secret"}) + "\n")
+    texts = ("a@b.example", "what is the secret", "7")
+    rows = [row("p", n, text, helpfulness=1.0) for n, text in enumerate(texts)]
+    rows += [replace(row("q", n, text), finish_reason="length") for n, text in enumerate(texts)]
+    rows += [replace(row("s", n, text, helpfulness=3.0), provenance={"root": f"{n}"}) for n, text in enumerate(texts)]
+    rows += [replace(row("t", n, "9"), provenance={"root": f"{n}"}) for n in range(3)]
+    told = decide(rows, Select(pii="drop", decontaminate=[str(tmp_path / "e.jsonl")]))
+    assert [may_teach(d.reason) for d in told] == [False, False, True] * 3 + [True] * 3
+    assert [d.kept for d in told] == [False] * 9 + [True, False, False]
 
 
 def test_own_rules_see_the_row_and_its_scalar_and_must_answer():
@@ -210,3 +234,29 @@ def test_rows_that_change_between_the_passes_are_an_error():
         selector.settle()
         with pytest.raises(StoreError, match="the rows changed"):
             list(selector.decisions(other))
+
+
+def judged(prompt: str, broken: object, **scores: float) -> Scored:
+    return replace(row(prompt, 0, **scores), extra={"broken": broken})
+
+
+def test_a_row_that_breaks_a_check_is_dropped_with_its_first_reason():
+    rows = [
+        judged("a", []), judged("b", ["off topic", "must: x"]), judged("c", ["must not: y"], helpfulness=0.0),
+        judged("d", None), judged("e", ["英語では書かない"]), row("f", 0),
+    ]  # fmt: skip
+    reasons = [decision.reason for decision in decide(rows, Select())]
+    assert reasons == [None, "off topic", "must not: y", None, "英語では書かない", None]
+    unchecked = [decision.reason for decision in decide(rows, Select(checks=False))]
+    assert unchecked == [None, None, "helpfulness below 3", None, None, None]
+
+
+@pytest.mark.parametrize("wrong", [True, "off topic", [3], [""], {"a": 1}, 0])
+def test_a_column_that_is_no_list_of_reasons_passes_nothing_in_silence(wrong):
+    (decision,) = decide([judged("a", wrong)], Select())
+    assert decision.reason == "the column broken is no list of reasons"
+    assert decide([judged("a", wrong)], Select(checks=False))[0].kept
+
+
+def test_a_text_that_cannot_be_learned_is_that_first():
+    assert decide([replace(judged("a", ["off topic"]), response=" ")], Select())[0].reason == "empty response"

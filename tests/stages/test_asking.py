@@ -21,6 +21,8 @@ from nemo_sdg.records import Prompt
 from nemo_sdg.stages import prompts
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store.verifying import check_entry
+from nemo_sdg.store.waves import Part
 from nemo_sdg.synthesis.requirements import Requirement
 
 KINDS = {"open_qa": 6, "two_turn": 4, "math": 3, "instruction_following": 5}
@@ -60,6 +62,29 @@ def rows(where: Context) -> list[Prompt]:
 
 def asked(server: SimpleNamespace) -> Counter:
     return Counter(json.dumps([request["messages"], request["seed"]]) for request in server.asked)
+
+
+def test_the_answers_are_verified_with_the_prompts(tmp_path, server):
+    where = made_for(tmp_path, server, kinds={"open_qa": 2})
+    prompts.run(where)
+    assert check_entry(where.folder / "prompts") == []
+    for file in sorted((where.folder / "prompts").glob("answers-*/*")):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-2])
+        assert any(str(file.parent) in problem for problem in check_entry(where.folder / "prompts"))
+        file.unlink()
+        assert any(str(file.parent) in problem for problem in check_entry(where.folder / "prompts"))
+        file.write_bytes(whole)
+
+
+def test_waves_that_make_the_same_prompts_give_them_ids_of_their_own(tmp_path, server):
+    first = made_for(tmp_path, server)
+    waves = [first.at(Part(wave)) for wave in range(3)]
+    for where in waves:
+        prompts.run(where)
+    made = [prompt for where in waves for prompt in rows(where)]
+    assert len({prompt.messages[-1]["content"] for prompt in made}) < len(made), "no prompt came twice: this shows nothing"
+    assert len({prompt.id for prompt in made}) == len(made)
 
 
 def test_every_kind_gets_its_prompts_and_everything_is_counted(tmp_path, server):

@@ -141,6 +141,13 @@ def test_a_rerun_gives_the_same_totals_and_refuses_what_was_altered(tmp_path: Pa
             assemble.run(context(tmp_path, "select.minimum={helpfulness: 3}", word))
     file = tmp_path / "run/round-0/datasets/sft.jsonl"
     file.write_text(file.read_text() * 2)
+    told = where.folder / "datasets/summary.json"
+    whole = told.read_bytes()
+    for text in (b"[]", b"{}"):
+        told.write_bytes(text)
+        with pytest.raises(StoreError, match="summary.json: the file was torn or altered"):
+            assemble.run(where)
+    told.write_bytes(whole)
     with pytest.raises(StoreError, match="sft.jsonl: the file was altered"):
         assemble.run(where)
 

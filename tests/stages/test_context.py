@@ -38,7 +38,7 @@ def test_a_model_trained_beside_a_server_runs_where_it_was_trained(tmp_path: Pat
     url = "generate.endpoint.url=http://127.0.0.1:1/v1"
     served = context(tmp_path, "generate.backend=endpoint", url)
     asking, scoring = Phase(Grid(), None), Phase(Grid(first=1), None)
-    served = replace(served, phases=Phases(asking, scoring))
+    served = replace(served, phases=Phases(asking, scoring, asking))
     assert served.place(served.role("policy")) is asking and served.role("policy").backend == "endpoint"
     assert served.place(served.local("policy", tmp_path)).mesh is served.mesh
     assert served.place(served.local("reward", tmp_path)) is scoring

@@ -23,7 +23,15 @@ def ids(number: int, per_round: int | None) -> str:
 def test_rounds_take_the_next_prompts_and_wrap_around():
     assert [ids(r, 2) for r in range(4)] == ["01", "23", "40", "12"]
     assert [ids(r, None) for r in range(2)] == ["01234", "01234"]
-    assert ids(1, 9) == "01234"  # never one prompt twice in a round
+    assert ids(1, 9) == "01234"  # never one prompt twice in a wave
+
+
+def test_a_prompt_that_comes_again_in_a_round_has_an_id_of_its_own():
+    waves = [[prompt.id for prompt in prompts.turn(FIVE, 1, 3, wave)] for wave in range(4)]
+    assert waves == [["3", "4", "0"], ["1", "2", "3~2"], ["4~2", "0~2", "1~2"], ["2~2", "3~3", "4~3"]]
+    like = [Prompt(name, FIVE[0].messages) for name in ("a", "a~2", "a~", "b~~2", "b")]
+    names = [prompt.id for wave in range(4) for prompt in prompts.turn(like, 0, None, wave)]
+    assert len(set(names)) == len(names) == 20 and names[5] == "a~~~2"
 
 
 def test_the_totals_account_for_every_line(tmp_path: Path):

@@ -21,7 +21,7 @@ BY_THE_WAY = {
     "topology.tp", "topology.pp", "topology.dp", "topology.first_stage_layers", "topology.last_stage_layers",
     "topology.sequence_parallel",
     *(f"{phase}.topology.{key}" for phase in ("generate", "score") for key in ("tp", "pp", "dp")),
-    *(f"{phase}.endpoint.{key}" for phase in ("generate", "score")
+    *(f"{group}.endpoint.{key}" for group in ("generate", "score", "judge")
       for key in ("url", "key_env", "concurrency", "timeout_s", "retries")),
     "generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape", "score.pack_tokens",
     "sft.restart_every", "reward.restart_every",

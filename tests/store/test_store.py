@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import yaml
 
 from nemo_sdg.config import RunConfig, load, to_yaml
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder
+from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder, lock
 
 ROWS, GROUP = 10, 4
 INPUT = [{"id": i, "text": f"row {i} \u2028 \u00e4"} for i in range(ROWS)]
@@ -265,6 +266,21 @@ def test_a_model_in_one_file_is_known_by_its_name_and_size(tmp_path: Path, monke
         Run.open(tmp_path / "run", config, writer=True)
 
 
+def test_what_killed_processes_were_writing_goes_wherever_it_is(tmp_path: Path):
+    """A fork that was killed leaves a folder; a wave and the making of prompts lie deeper than a round's stages."""
+    Run.open(tmp_path / "run", settings(), writer=True).close()
+    begun = [".run.yaml.tmp-x-1", "round-0/.scored.tmp-fork/part-00000", "round-0/.scored.tmp-fork/.part-00001.tmp-x-1"]
+    begun += ["round-0/prompts/.part-00000.tmp-x-1", "round-0/prompts/answers-00/.SUCCESS.json.tmp-x-1"]
+    begun += ["round-0/wave-2/revise-1/scored/.part-00000.tmp-x-1"]
+    for name in [*begun, "round-0/wave-2/revise-1/scored/part-00001"]:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("x")
+    Run.open(tmp_path / "run", settings(), writer=True).close()
+    left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left == {"run.yaml", "run.lock", "round-0/wave-2/revise-1/scored/part-00001"}
+    assert not (tmp_path / "run/round-0/.scored.tmp-fork").exists()
+
+
 def test_a_full_folder_that_is_no_run_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(StoreError, match="full and is no run, found thesis.tex"):
@@ -299,6 +315,16 @@ def test_a_helper_that_outlives_its_writer_holds_no_lock(tmp_path: Path):
     finally:
         os.kill(helper, signal.SIGKILL)
         writer.stdout.close()
+
+
+def test_a_lock_that_is_let_go_in_a_moment_is_waited_for(tmp_path):
+    """As that of a run which was just killed: its threads end one after the other."""
+    path = tmp_path / "run.lock"
+    held = lock.take(path, "the run", "wait")
+    timer = threading.Timer(0.1, lock.release, [held])
+    timer.start()
+    lock.release(lock.take(path, "the run", "wait"))
+    timer.join()
 
 
 def test_a_second_writer_is_told_who_the_first_is_and_readers_are_free(tmp_path: Path):

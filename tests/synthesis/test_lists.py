@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_sdg.synthesis.lists import parse_list
+from nemo_sdg.synthesis.lists import _checked, parse_list
 from nemo_sdg.synthesis.text import folded
 
 ABC = ("Alpha", "Beta", "Gamma")
@@ -45,6 +45,7 @@ NAMES = {
     "one line, introduced": "Three names: Alpha, Beta, Gamma",
     "semicolons": "Alpha; Beta; Gamma",
     "json": '["Alpha", "Beta", "Gamma"]',
+    "json escapes": '["\\u0041lpha", "Be\\u0074a", "Gamma"]',
     "json fence": '```json\n["Alpha", "Beta", "Gamma"]\n```',
     "json in talk": 'Here it is: ["Alpha", "Beta", "Gamma"] Enjoy.',
     "json object": '{"topics": ["Alpha", "Beta", "Gamma"]}',
@@ -111,8 +112,9 @@ def test_what_is_no_list_gives_nothing(answer: str):
 
 
 def test_an_entry_that_does_not_stand_in_the_answer_is_refused():
-    listed = parse_list('["caf\\u00e9 au lait", "tea", "milk"]')
-    assert listed.items == ("tea", "milk") and listed.refused == 1
+    """The guard behind the parser, whose entries are pieces of the answer."""
+    listed = _checked(["Tea", "coffee", "milk"], "1. tea\n2. milk")
+    assert listed.items == ("Tea", "milk") and listed.refused == 1
     assert listed.dropped() == {"entry not in the answer": 1}
 
 

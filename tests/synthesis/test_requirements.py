@@ -64,6 +64,8 @@ MUST_NOT = [
     ("e-mail addresses", EN, "write to us", "a@b.org"),
     ("phone numbers", EN, "call us", "(555) 123-4567"),
     ("mentions: Acme", EN, "Some bank.", "Acme"),
+    ("mentions: Acme, Bolt", EN, "Some bank.", "Bolt alone"),
+    ("触れる: 競合、価格", JA, "当社のみ", "価格のこと"),
     ("more than 3 words", EN, "one two three", "one two three four"),
     ("メールアドレス", JA, "ご連絡ください", "a@b.org"),
     ("4文字以上", JA, "晴れだ", "今日は晴れ"),

@@ -47,6 +47,8 @@ def test_a_round_goes_on_from_the_model_of_the_one_before(world, tmp_path):
     assert first["reward"] is None and first["policy"]["rows"] == 9 and first["policy"]["steps"] == 3
     assert second["policy"]["first_loss"] < first["policy"]["first_loss"]
     assert again == second
-    assert text.count("train policy  3 of 3") == 3 - 1 and "loss " in text
+    # On a slow machine a line of progress says the same before.
+    finished = [line for line in text.splitlines() if line.startswith("train policy  3 of 3")]
+    assert len(finished) == 3 - 1 and all("loss " in line for line in finished)
     events = (tmp_path / "run" / "logs" / "events.jsonl").read_text()
     assert events.count('"event": "trained"') == 2

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.config import Generate, RunConfig, Score
+from nemo_sdg.config import Endpoint, Generate, RunConfig, Score
+from nemo_sdg.config.judging import judge_backend, judge_endpoint
 from nemo_sdg.engine.requests import Sampling
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 
-KINDS = {"policy": "generate", "reward": "score"}
-"""The settings of each role."""
+KINDS = {"policy": "generate", "reward": "score", "judge": "generate"}
+"""The settings of each role: how its model runs, and where."""
 
 
 @dataclass
 class Role:
-    """Who answers (`policy`) or who scores (`reward`), before it is loaded or connected.
+    """Who answers (`policy`), scores (`reward`) or is asked about responses (`judge`), before it is there.
 
     Args:
         model: the folder of a local model; None takes what the settings say, a server too.
@@ -37,7 +38,15 @@ class Role:
 
     @property
     def backend(self) -> str:
+        if self.kind == "judge":
+            return judge_backend(self.config)
         return self.settings.backend if self.given else "local"
+
+    @property
+    def endpoint(self) -> tuple[Endpoint, str]:
+        """The server, and the setting that names it."""
+        named = (self.settings.endpoint, f"{KINDS[self.kind]}.endpoint")
+        return judge_endpoint(self.config) if self.kind == "judge" else named
 
     @property
     def settings(self) -> Generate | Score:
@@ -81,15 +90,20 @@ class Role:
                 self._remote = HfScorer(
                     self.model, dtype=self.config.models.dtype, batch_tokens=self.settings.pack_tokens
                 )
-            elif self.kind == "policy":
-                from nemo_sdg.engine.backends.endpoint import EndpointGenerator
-
-                self._remote = EndpointGenerator(self.settings.endpoint)
-            else:
+            elif self.kind == "reward":
                 from nemo_sdg.engine.backends.endpoint import EndpointScorer
 
-                self._remote = EndpointScorer(self.settings.endpoint)
+                self._remote = EndpointScorer(*self.endpoint)
+            else:
+                from nemo_sdg.engine.backends.endpoint import EndpointGenerator
+
+                self._remote = EndpointGenerator(*self.endpoint, role=self.kind)
         return self._remote
+
+
+def judging(config: RunConfig) -> Sampling:
+    """How the judge answers: always its most probable answer."""
+    return Sampling(max_tokens=config.judge.max_tokens, temperature=0.0, seed=config.run.seed)
 
 
 def sampling(config: RunConfig, *, round: int = 0) -> Sampling:

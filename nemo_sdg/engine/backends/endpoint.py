@@ -45,8 +45,8 @@ class _Endpoint:
 class EndpointGenerator(_Endpoint):
     """Answers prompts through chat completions, one request per sample."""
 
-    def __init__(self, endpoint: Endpoint, where: str = "generate.endpoint") -> None:
-        super().__init__(endpoint, where, "policy")
+    def __init__(self, endpoint: Endpoint, where: str = "generate.endpoint", role: str = "policy") -> None:
+        super().__init__(endpoint, where, role)
 
     def generate(self, prompts: Iterable[Prompt], sampling: Sampling, samples: int) -> Iterator[Response | Refusal]:
         """As `Generator.generate`. Raises UserError when the server is gone or refuses everybody."""

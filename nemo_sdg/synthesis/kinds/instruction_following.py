@@ -14,7 +14,7 @@ from nemo_sdg.synthesis.kinds.dialogues import TURN_SLOTS, values_of_turn
 from nemo_sdg.synthesis.kinds.open_qa import QUESTION_SLOTS
 from nemo_sdg.synthesis.kinds.plan import Ask, Item, Kind, World
 from nemo_sdg.synthesis.kinds.steps import Answer, Lists, Text, per_topic
-from nemo_sdg.synthesis.requirements import Requirement
+from nemo_sdg.synthesis.requirements import NOT_FOLLOWED, Requirement
 
 FORMS = ("single", "standing", "revise")
 _ONE_QUESTION = ("repeat_prompt", "choice")
@@ -39,7 +39,7 @@ def _instructed(world: World, item: Item) -> Item:
         but=_ONE_QUESTION if form != "single" else (),
     )  # fmt: skip
     checks = tuple(
-        Requirement(words, f"instruction not followed: {spec['kind']}", True, spec) for spec, words, _ in drawn
+        Requirement(words, f"{NOT_FOLLOWED}: {spec['kind']}", True, spec) for spec, words, _ in drawn
     )
     digests = tuple(digest for _, _, digest in drawn)
     item = replace(item.known(form=form), checks=checks, templates=item.templates + digests)
