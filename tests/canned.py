@@ -18,7 +18,8 @@ from nemo_sdg.records import Scored
 
 RULES = {
     "minimum": {"helpfulness": 1.0}, "maximum": {"verbosity": 3.99}, "percentile": 5.0, "length_free": True,
-    "near_duplicates": 0.8, "per_prompt": 3, "balance": {"topic": 0.3, "kind": 0.9}, "pii": "redact", "minimum_scalar": 0.1,
+    "near_duplicates": 0.8, "per_prompt": 3, "balance": {"topic": 0.3, "kind": 0.9}, "pii": "redact",
+    "minimum_scalar": 0.1,
 }  # fmt: skip
 """Every rule of selection that needs no file, each with something to do in these rows."""
 SAMPLES = 4

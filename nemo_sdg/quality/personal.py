@@ -134,8 +134,7 @@ def _plain(text: str) -> tuple[str, list[int]]:
     else:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         points = _PLAIN.take(points, mode="clip")
-        text = points.tobytes().decode("utf-32-le", "surrogatepass")
-        text = _LONG_VOWEL.sub("-", text) if "ー" in text else text
+        text = _LONG_VOWEL.sub("-", points.tobytes().decode("utf-32-le", "surrogatepass"))
     return text, np.flatnonzero(points - points.dtype.type(ord("0")) < 10).tolist()
 
 

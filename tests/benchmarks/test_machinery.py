@@ -92,10 +92,12 @@ def test_rows_per_second_and_memory(tmp_path: Path):
     peaks = {}
     for rows, size, last in runs:
         peaks[rows, size] = peak = run_stages(tmp_path / f"{rows}-{size}", rows, size, last)[last]["peak"]
-        table.add(f"peak memory above the imports, {rows:,} rows of {size:,} bytes up to {last}, MB", f"{peak / 1e6:,.0f}")
+        what = f"peak memory above the imports, {rows:,} rows of {size:,} bytes up to {last}, MB"
+        table.add(what, f"{peak / 1e6:,.0f}")
     pairs = [((10_000, 4096), (100_000, 4096))] + ([((100_000, 512), (1_000_000, 512))] if million else [])
     for few, many in pairs:
         each = (peaks[many] - peaks[few]) / (many[0] - few[0])
-        table.add(f"  memory from {few[0]:,} to {many[0]:,} rows of {few[1]:,} bytes, bytes a row", f"{each:,.0f}", "<= 1,024")
+        what = f"  memory from {few[0]:,} to {many[0]:,} rows of {few[1]:,} bytes, bytes a row"
+        table.add(what, f"{each:,.0f}", "<= 1,024")
         assert each <= 1024
     table.show()

@@ -1,4 +1,4 @@
-"""What selection finds of what was planted in places where it is easily missed, and what it leaves alone that only looks like it.
+"""What selection finds of what was planted where it is easily missed, and that it leaves alone what only looks like it.
 
 Rows that are off the topic are found by a judge, not by a rule; they are planted where that stage is tested.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,16 +47,30 @@ def repeated(unit: Text, low: int, high: int, between: str) -> Text:
 
 
 _SENTENCES = {
-    "en": ("The bank is open on most days of the week.", "It is a rate that you may ask for.", "They were here before we came to the town."),
+    "en": (
+        "The bank is open on most days of the week.", "It is a rate that you may ask for.",
+        "They were here before we came to the town.",
+    ),
     "ja": ("銀行は平日に開いています。", "金利は年ごとに変わります。", "この商品は手数料がかかりません。"),
 }  # fmt: skip
 _plain, _stop = filled("{}"), {"en": ". ", "ja": "。"}
+
+
+def cut(language: str, low: int, high: int) -> Text:
+    """A text of so many characters, none of them a space or a full stop."""
+    return lambda rng, _: re.sub(r"[ .。]", "", said(rng, language, 300))[: rng.randint(low, high)]
+
+
+def real(language: str) -> Text:
+    return lambda rng, _: " ".join(rng.choices(_SENTENCES[language], k=3))
+
+
 MUST: dict[str, list[tuple[str, Text, Text]]] = {
     "en": [
         ("at most 20 words", filled("{}.", 5, 20), filled("{}.", 21, 40)),
         ("at least 3 sentences", repeated(filled("{}."), 3, 6, " "), repeated(filled("{}."), 1, 2, " ")),
         ("exactly 2 paragraphs", filled("{}.\n\n{}."), repeated(filled("{}."), 3, 5, "\n\n")),
-        ("up to 300 characters", lambda r, _: said(r, "en", 90)[: r.randint(1, 300)], lambda r, _: ("x" + said(r, "en", 300))[: r.randint(301, 400)].replace(" ", "-")),
+        ("up to 300 characters", cut("en", 1, 300), cut("en", 301, 400)),
         ("contains: interest rate", filled("{} the interest rate {}."), filled("{} the rates of interest {}.")),
         ("never mention: Acme Bank", filled("{} acme {}."), filled("{} ACME bank {}.")),
         ("no e-mail addresses", filled("{} @ {}."), filled("{} jo.ann@example.com {}.")),
@@ -64,10 +79,10 @@ MUST: dict[str, list[tuple[str, Text, Text]]] = {
         ("starts with: In short", filled("In short, {}."), filled("{}, in short {}.")),
         ("ends with: Good luck!", filled("{}. Good luck!"), filled("Good luck! {}.")),
         ("valid JSON", filled('{{"a": "{}"}}'), filled("{{'a': '{}'}}")),
-        ("language: English", *(lambda r, _, of=of: " ".join(r.choices(_SENTENCES[of], k=3)) for of in ("en", "ja"))),
+        ("language: English", real("en"), real("ja")),
     ],
     "ja": [
-        ("60文字以内", lambda r, _: said(r, "ja", 60)[: r.randint(1, 60)], lambda r, _: said(r, "ja", 90).replace("。", "")[: r.randint(61, 90)]),
+        ("60文字以内", cut("ja", 1, 60), cut("ja", 61, 90)),
         ("3文以上", repeated(filled("{}。"), 3, 6, ""), repeated(filled("{}。"), 1, 2, "")),
         ("ちょうど2段落", filled("{}。\n\n{}。"), repeated(filled("{}。"), 3, 5, "\n\n")),
         ("含む: 年利率", filled("{}年利率{}。"), filled("{}年の利率{}。")),
@@ -78,7 +93,7 @@ MUST: dict[str, list[tuple[str, Text, Text]]] = {
         ("書き出し: 要するに", filled("要するに、{}。"), filled("{}、要するに{}。")),
         ("結び: 以上です。", filled("{}。以上です。"), filled("以上です。{}。")),
         ("JSON形式", filled('{{"あ": "{}"}}'), filled("｛あ：{}｝")),
-        ("言語: 日本語", *(lambda r, _, of=of: "".join(r.choices(_SENTENCES[of], k=3)) for of in ("ja", "en"))),
+        ("言語: 日本語", real("ja"), real("en")),
     ],
 }  # fmt: skip
 """A line of a brief, texts that keep to it, and texts that break it."""
@@ -123,9 +138,11 @@ def test_leaks_are_found_in_every_turn_and_paraphrases_are_none(language: str, t
     some = [planted.words(rng, language, 40) for _ in range(COUNT)]
     file = tmp_path / "held.jsonl"
     file.write_text("".join(json.dumps({"question": planted.joined(one, language)}) + "\n" for one in some))
+    mark = "x" if language == "en" else "外"
     # Each sixth word is another, so that no 13 words stand in a row.
-    other = [[word if n % 6 else planted.words(rng, language, 1)[0] + ("x" if language == "en" else "外") for n, word in enumerate(one)] for one in some]  # fmt: skip
-    harmless = [row for _, rows in conversations(rng, language, [planted.joined(one, language) for one in other]) for row in rows]
+    other = [[word if n % 6 else word + mark for n, word in enumerate(one)] for one in some]
+    paraphrases = [planted.joined(one, language) for one in other]
+    harmless = [row for _, rows in conversations(rng, language, paraphrases) for row in rows]
     for place, rows in conversations(rng, language, [planted.joined(one, language) for one in some]):
         rows = [Scored(**{**vars(row), "id": f"leak {row.id}"}) for row in rows]
         decisions = decide([*harmless, *rows], Select(minimum={}, decontaminate=[str(file)]))
@@ -141,7 +158,7 @@ NEAR_MISSES: dict[str, Text] = {
     "IBAN": lambda r, _: _off_by_one(planted.PERSONAL["IBAN"][0](r)),
     "MY_NUMBER": lambda r, _: _off_by_one(planted.PERSONAL["MY_NUMBER"][0](r)),
     "SSN": lambda r, _: f"{r.choice(('000', '666', '900'))}-{r.randint(10, 99)}-{r.randint(1000, 9999)}",
-    "NINO": lambda r, _: f"{r.choice(('BG', 'GB', 'NK', 'ZZ'))} {r.randint(10, 99)} {r.randint(10, 99)} {r.randint(10, 99)} C",
+    "NINO": lambda r, _: f"{r.choice(('BG', 'GB', 'NK', 'ZZ'))} {r.randint(10, 99)} {r.randint(10, 99)} 12 C",
     "EMAIL": lambda r, _: f"{said(r, 'en', 1)}@host",
 }
 """What has the form of personal data and is none: a wrong check digit, an area that is never given, no domain."""
@@ -185,7 +202,8 @@ def test_signatures_are_as_good_as_those_of_datasketch(language: str):
             errors[name].append(estimate - true)
         apart.append(abs(told["rensa"] - told["datasketch"]))
     for name, some in errors.items():
-        table.add(f"{name}: mean error, mean of its size", f"{np.mean(some):+.4f} {np.mean(np.abs(some)):.4f}", "0 +- 0.01, <= 0.04")
+        measured = f"{np.mean(some):+.4f} {np.mean(np.abs(some)):.4f}"
+        table.add(f"{name}: mean error, mean of its size", measured, "0 +- 0.01, <= 0.04")
         assert abs(np.mean(some)) < 0.01 and np.mean(np.abs(some)) < 0.04
     table.add("distance between the two, mean", f"{np.mean(apart):.4f}", "<= 0.05")
     assert np.mean(apart) < 0.05
