@@ -36,8 +36,8 @@ DEPENDS = {
     "decisions": ("select.", "revise."),
     "compared": (*_JUDGE, "preference.", "data.synthesis."),
     "datasets": (
-        *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.", "revise.",
-        "data.", "preference.", *_HELD_OUT, "run.",
+        *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.",
+        "revise.", "data.", "preference.", *_HELD_OUT, "run.",
     ),
     "policy": ("models.base", *_MODELS, "sft.", "run.seed", *_HELD_OUT, "data.validation_share"),
     "reward": (
@@ -46,8 +46,8 @@ DEPENDS = {
     ),
     "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
 }  # fmt: skip
-"""What a stage leaves in a round, and the settings that it depends on beside what it reads. A model reads the rows of the
-datasets and not their card, which tells more settings."""
+"""What a stage leaves in a round, and the settings that it depends on beside what it reads. A model reads the rows of
+the datasets and not their card, which tells more settings."""
 REVISION = (*_LIMITS, "revise.")
 """What the prompts of a revision depend on."""
 

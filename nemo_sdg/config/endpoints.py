@@ -57,8 +57,8 @@ def check_endpoint(endpoint: Endpoint, where: str, *, used: bool) -> None:
 def other_server(name: str, generate: Generate) -> Endpoint | None:
     """The server that an entry of `generate.others` means, asked as `generate.endpoint` is; None for a folder.
 
-    A key goes to the address that it was given for. A server at another one than generate.endpoint's gets what the variable
-    of the same name with the server's own behind it holds, for example OPENAI_API_KEY_127_0_0_1_8000.
+    A key goes to the address that it was given for. A server at another one than generate.endpoint's gets what the
+    variable of the same name with the server's own behind it holds, for example OPENAI_API_KEY_127_0_0_1_8000.
     """
     if not name.lower().startswith(("http:", "https:")):
         return None

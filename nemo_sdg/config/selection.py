@@ -54,8 +54,8 @@ class Select:
     """Personal data (e-mail, phone, card, IBAN, national numbers): off, drop (the row goes), or redact (the response
     says [EMAIL] instead; a row goes if its prompt has any)."""
     pii_engine: str = "rules"
-    """Who finds personal data: rules (numbers and addresses, by form and check digits), or presidio (these, and names and
-    places by a model of spaCy's; the extra of `pip install nemo-sdg[presidio]`)."""
+    """Who finds personal data: rules (numbers and addresses, by form and check digits), or presidio (these, and names
+    and places by a model of spaCy's; the extra of `pip install nemo-sdg[presidio]`)."""
     pii_model: str = "en_core_web_lg"
     """presidio's model of spaCy's: a package that is installed or a folder; its name begins with the language."""
     likeness: Optional[str] = None

@@ -36,8 +36,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 
 def dataset_settings(config: RunConfig, number: int) -> dict[str, Any]:
-    """Those of `identity` that the datasets of a round follow from, and that their card tells: of training only what made
-    the models that an earlier round has trained."""
+    """Those of `identity` that the datasets of a round follow from, and that their card tells: of training only what
+    made the models that an earlier round has trained."""
     apart = ("evaluate.max_tokens",) if number else ("evaluate.max_tokens", *_TRAINING)
     return {key: value for key, value in identity(config).items() if not key.startswith(apart)}
 

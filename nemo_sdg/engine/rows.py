@@ -28,7 +28,8 @@ OnFinished = Callable[[int], None]
 def answer(
     engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, samples: int, first: int = 0
 ) -> Iterator[Response | Refusal]:
-    """`samples` responses per prompt, numbered from `first` on, as they finish, in any order, the same on every rank of the replica.
+    """`samples` responses per prompt, numbered from `first` on, as they finish: in any order, the same on every rank of
+    the replica.
 
     Prompts are taken as slots come free, so that a long file is never held. Set aside: prompts that the template
     or the context cannot hold, and responses whose logits were not finite.

@@ -207,7 +207,7 @@ def _target(config: RunConfig) -> str | None:
 
 
 def _making(config: RunConfig, made: int, files: bool) -> str:
-    """What it takes at most until the prompts are there. Raises UserError for a brief that no prompts can be made for."""
+    """What it takes at most until the prompts are there. Raises UserError for a brief that none can be made for."""
     settings, said = config.data.synthesis, f"{made:,} prompts are made for {config.data.synthesis.brief}"
     try:
         questions = Synthesising.load(settings, seed=config.run.seed, round=0).questions()

@@ -178,11 +178,11 @@ def _variety(config: RunConfig, decided: Mapping[str, Any]) -> list[str]:
     rows += [(f"characters, {name}", *(f"{side[name]:g}" for side in sides)) for name in sides[0]]
     kinds = dict.fromkeys([*before["kinds"], *after["kinds"]])
     rows += [(f"kind {kind}", *(side["kinds"].get(kind, 0) for side in (before, after))) for kind in kinds]
-    said = f"Of samples of {told['rows']} rows; characters and kinds of all rows (the figures are those of quality/variety.py)."
+    said = f"Of samples of {told['rows']} rows; characters and kinds of all (the figures of quality/variety.py)."
     if config.select.likeness is not None:
         areas = ("too few" if side["auc"] is None else side["auc"] for side in (before, after))
         rows.append(("AUC against real rows", *areas))
-        said += f" Real rows are those of `{_line(config.select.likeness)}`; with an AUC of 0.5 they cannot be told apart."
+        said += f" Real rows are those of `{_line(config.select.likeness)}`; an AUC of 0.5 cannot tell them apart."
         said += f" {told['copies']:.2%} of the selected rows copy one."
     if told["narrowed"]:
         said += f" The selection narrows variety: {', '.join(told['narrowed'])}."

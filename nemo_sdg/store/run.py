@@ -158,7 +158,8 @@ def _inputs(config: RunConfig) -> dict[str, str]:
 
 
 def _digest(path: str) -> str | None:
-    """What an input was: the content of a file, the texts of a folder of texts, names and sizes of another one, the commit of what is on the hub."""
+    """What an input was: the content of a file, the texts of a folder of texts, names and sizes of another one, the
+    commit of what is on the hub."""
     here = resources.resolve(path)
     if here.suffix == ".nemo" and here.is_file():  # a model in one file, of up to 682 GB: as a folder of that one file
         return hashlib.sha256(json.dumps([(here.name, here.stat().st_size)]).encode()).hexdigest()[:16]

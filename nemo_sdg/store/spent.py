@@ -1,6 +1,7 @@
 """The time that a round's candidates have taken, over all starts of the command, in `spent.json`.
 
-It is committed at most every ten seconds while rows come, so a kill loses no more; what a kill threw away was spent too.
+It is committed at most every ten seconds while rows come, so a kill loses no more; what a kill threw away was spent
+too.
 Nothing that a run hands on depends on it.
 """
 

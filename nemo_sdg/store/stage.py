@@ -35,8 +35,8 @@ class Group:
 
 
 class StageStore:
-    """A stage's folder. `fingerprint` names its settings and inputs, `rows` is the length of its input. Where several work on
-    each row, `turns` of them, their groups of the same rows follow one another.
+    """A stage's folder. `fingerprint` names its settings and inputs, `rows` is the length of its input. Where several
+    work on each row, `turns` of them, their groups of the same rows follow one another.
 
     Raises StoreError when the folder belongs to another fingerprint, or a part in it is not what its name says.
     """

@@ -50,8 +50,8 @@ def _sentence_ends(text: str) -> Iterator[int]:
 
 
 def pieces(text: str, most: int) -> list[str]:
-    """A text in pieces of at most `most` words, cut where a paragraph ends, else a sentence, else a word: the last such place
-    in the second half of what would fit. No word is lost."""
+    """A text in pieces of at most `most` words, cut where a paragraph ends, else a sentence, else a word: the last such
+    place in the second half of what would fit. No word is lost."""
     found, start, first = [], 0, 0
     ends = [match.end() for match in _WORD.finditer(text)]
     while len(ends) - first > most:

@@ -9,8 +9,8 @@ from nemo_sdg.synthesis.kinds.steps import Lists, YesNo
 
 
 def most_questions(kind: Kind, world: World, topics: Sequence[Item]) -> tuple[int, list[Item]]:
-    """(questions of all steps at most, the items that the last one leaves at most): every list is as long as it was asked
-    to be, every answer is taken, and no two are the same.
+    """(questions of all steps at most, the items that the last one leaves at most): every list is as long as it was
+    asked to be, every answer is taken, and no two are the same.
 
     Args:
         topics: as many as there can be.
