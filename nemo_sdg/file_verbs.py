@@ -22,6 +22,7 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.topology import data_parallel_size
 from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows, row_files
 from nemo_sdg.session import Session, world_size
+from nemo_sdg.store import beside, check_result, commit_file
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
@@ -30,6 +31,7 @@ Made = Tuple[List[dict], Dict[str, str]]
 """Rows to write, and the reason by the id of each row that was set aside."""
 Maker = Callable[["Mesh", Console, list], Made]
 """Makes them from this replica's share of the file."""
+_FAULTY = "faulty"
 
 
 def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
@@ -110,14 +112,7 @@ def _convert(
         raise RowError(faults[0].reason, where=where, way_out=way_out)
     if not rows:
         raise _no_row(source, faults)
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        found = "a folder" if out.is_dir() else "no such folder"
-        raise RowError(
-            "the result cannot be written", where=out, found=found, expected="a file in a folder that exists"
-        )
-    if out.suffix == ".gz" or out.resolve() == source.resolve():
-        found = "a compressed file" if out.suffix == ".gz" else "the input itself"
-        raise RowError("the result cannot be written", where=out, found=found, expected="another .jsonl file")
+    check_result(out, row_files(source), [_FAULTY])
     logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
     session = Session(
         topology=config.topology,
@@ -154,8 +149,6 @@ def _write(
     console: Console,
     what: str,
 ) -> None:
-    from nemo_sdg.store import commit_file
-
     order = {row.id: index for index, row in enumerate(rows)}
     owner = "prompt_id" if kind is Prompt else "id"
     written = [row for share, _ in shares for row in share]
@@ -164,16 +157,16 @@ def _write(
     faults = sorted([*faults, *_faults(source, kind, reasons)], key=lambda fault: fault.line)
     if not written:
         raise _no_row(source, faults)
-    beside = out.with_name(out.name + ".faulty.jsonl")
+    aside = beside(out, _FAULTY)
     if faults:
-        commit_file(beside, _jsonl(fault.to_row() for fault in faults))
+        commit_file(aside, _jsonl(fault.to_row() for fault in faults))
     else:
-        beside.unlink(missing_ok=True)  # of an earlier run on another file
+        aside.unlink(missing_ok=True)  # of an earlier run on another file
     commit_file(out, _jsonl(written))
     used = len({row[owner] for row in written})
     console.say(f"{len(written)} {what} from {used} rows are in {out}")
     if faults:
-        console.say(f"{len(faults)} faulty rows were set aside with their reasons in {beside}")
+        console.say(f"{len(faults)} faulty rows were set aside with their reasons in {aside}")
 
 
 def _no_row(source: Path, faults: list[Fault]) -> RowError:

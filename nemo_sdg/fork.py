@@ -23,6 +23,7 @@ from nemo_sdg.store.verifying import STAGES
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 _MODELS = ("models.dtype", "models.spec")
+_HELD_OUT = ("evaluate.exact_match", "evaluate.helpsteer2")
 _LIMITS = tuple(
     f"select.{name}" for name in ("minimum", "maximum", "weights", "minimum_scalar", "finished", "checks")
 )
@@ -35,15 +36,18 @@ DEPENDS = {
     "decisions": ("select.", "revise."),
     "compared": (*_JUDGE, "preference.", "data.synthesis."),
     "datasets": (
-        "models.", "generate.", "score.", "judge.", "select.", "revise.", "data.", "sft.", "reward.", "preference.",
-        "evaluate.", "run.",
+        *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.", "revise.",
+        "data.", "preference.", *_HELD_OUT, "run.",
     ),
-    "policy": ("models.base", *_MODELS, "sft.", "run.seed"),
-    "reward": ("models.base", *_MODELS, "reward.", "run.seed"),
+    "policy": ("models.base", *_MODELS, "sft.", "run.seed", *_HELD_OUT, "data.validation_share"),
+    "reward": (
+        "models.base", *_MODELS, "reward.", "run.seed", *_HELD_OUT, "data.validation_share", "data.labelled",
+        "data.helpsteer2",
+    ),
     "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
-}
-"""What a stage leaves in a round, and the settings that it depends on beside what the stages before it left. The card of a
-dataset tells all settings."""
+}  # fmt: skip
+"""What a stage leaves in a round, and the settings that it depends on beside what it reads. A model reads the rows of the
+datasets and not their card, which tells more settings."""
 REVISION = (*_LIMITS, "revise.")
 """What the prompts of a revision depend on."""
 
@@ -113,12 +117,15 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
                 if (folder / place).is_dir():
                     yield _step(folder, number, str(place), not part_changed)
             waves_changed = waves_changed or part_changed
-        stale = waves_changed or earlier
-        for name in (*round_folders(after), "datasets", "policy", "reward", "evaluation.json"):
-            stale = stale or touched(DEPENDS[name])
+        changed_rows = waves_changed or earlier or touched(DEPENDS["decisions"])
+        stale = {"decisions": changed_rows}
+        stale |= {name: changed_rows or touched(DEPENDS[name]) for name in round_folders(after)[1:]}
+        stale |= {name: changed_rows or touched(DEPENDS[name]) for name in ("datasets", "policy", "reward")}
+        earlier = stale["policy"] or stale["reward"]
+        stale["evaluation.json"] = earlier or touched(DEPENDS["evaluation.json"])
+        for name, redone in stale.items():
             if (folder / name).exists():
-                yield _step(folder, number, name, not stale)
-        earlier = stale
+                yield _step(folder, number, name, not redone)
 
 
 def _step(folder: Path, number: int, name: str, reused: bool) -> Step:

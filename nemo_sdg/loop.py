@@ -6,7 +6,7 @@ continues a run that was killed anywhere, and does nothing on a run that is fini
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +21,7 @@ from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import Part, wave_parts
 from nemo_sdg.stages.target import Progress
 from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store.spent import Spent
 
 STAGES = {
     "prompts": prompts,
@@ -50,14 +51,16 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
 
 def _candidates(context: Context) -> Part:
     """Waves of scored responses, revised if the settings say so, until enough of them pass; the last wave."""
-    config, began, wave = context.config, time.monotonic(), 0
+    config, wave = context.config, 0
+    if config.select.target is not None and context.mesh.writer:
+        context = dataclasses.replace(context, spent=Spent(context.folder))
     while True:
         _stage("prompts", context.at(Part(wave)))
         _make(context.at(Part(wave)))
         _revise(context, wave)
         if config.select.target is None:
             return Part(wave)
-        progress = _progress(context.at(Part(wave)), began)
+        progress = _progress(context.at(Part(wave)))
         context.console.say(progress.line())
         if progress.reached:
             return Part(wave)
@@ -65,7 +68,7 @@ def _candidates(context: Context) -> Part:
         wave += 1
 
 
-def _progress(context: Context, began: float) -> Progress:
+def _progress(context: Context) -> Progress:
     """How far the waves up to this one have brought the round."""
     config, folder = context.config, context.run.round(context.round)
     passed = select.accepted(context)
@@ -75,7 +78,8 @@ def _progress(context: Context, began: float) -> Progress:
         parts = [part for wave in waves for part in wave_parts(wave, config.revise.passes)]
         made = [StageStore.finished(part.folder(folder) / "responses").totals for part in parts]
         tokens = sum(totals["tokens"] for totals in made)
-        return [sum(totals["rows_in"] for totals in made), tokens, (time.monotonic() - began) / 3600]
+        context.spent.note(now=True)
+        return [sum(totals["rows_in"] for totals in made), tokens, context.spent.hours]
 
     return Progress(config.select.target, passed, *context.on_writer(count))
 
@@ -90,10 +94,12 @@ def run_stage(
     *,
     round: int,
 ) -> dict[str, Any]:
-    """One stage of one round; what it counted. Candidates are those of the first wave."""
+    """One stage of one round; what it counted. Candidates are those of the first wave; selection is of all it needs."""
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "revise":
         return _revise(context, 0) or {}
+    if name == "select":
+        context = context.at(select.last_wave(context))
     return _stage(name, context)
 
 
@@ -120,8 +126,8 @@ def _make(context: Context) -> None:
 
 
 def _generate_and_score(context: Context) -> None:
-    """One after the other; or both at the same time, where the scorer reads what the generator commits."""
-    if context.config.models.placement == "in_turn":
+    """One after the other; or both at the same time, where the scorer reads what the one generator commits."""
+    if context.config.models.placement == "in_turn" or len(context.samples) > 1:
         _stage("generate", context)
         _stage("score", context)
         return

@@ -1,6 +1,7 @@
 """`select` on a user's file: scored rows in, kept rows out, dropped and faulty ones beside them with their reasons.
 
-It needs no model, no ranks and no torch, and reads the file twice, so that no row has to stay in memory.
+It needs no model, no ranks and no torch, and reads the file twice (four times if there are revisions in it), so that no
+row has to stay in memory.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from nemo_sdg.config import RunConfig, Select, override
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, RowError
 from nemo_sdg.quality import Selector
+from nemo_sdg.quality.revision import root_of, superseded
 from nemo_sdg.quality.text import hash64
 from nemo_sdg.records import Fault, Scored, read_objects
 from nemo_sdg.session import rank
-from nemo_sdg.store import RowFile, conserved
+from nemo_sdg.store import RowFile, beside, check_result, conserved
+
+_DROPPED, _FAULTY = "dropped", "faulty"
 
 
 def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
@@ -30,23 +34,31 @@ def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
         RowError: no row can be used, or the result cannot be written.
     """
     settings = _settings(words)
-    _writable(source, out)
+    against = [*settings.decontaminate, *([settings.likeness] if settings.likeness else [])]
+    check_result(out, [source, *against], (_DROPPED, _FAULTY))
     if rank() != 0:  # under torchrun one rank is enough
         return 0
     console = Console()
-    selector = Selector(settings)
+    selector, revised = Selector(settings), False
     faults: list[Fault] = []
     with console.progress("reading the scores") as progress:
         for row in _rows(source, faults):
             selector.add(row)
+            revised = revised or root_of(row) != row.id
             progress.advance()
             if faults and strict:
                 break
     if faults and strict:
         where, way_out = f"{source}:{faults[0].line}", "correct it, or leave out --strict"
         raise RowError(faults[0].reason, where=where, way_out=way_out)
+    if revised:  # which version of an answer is the best is known when all were seen
+        with console.progress("comparing the versions", len(selector)) as progress:
+            selector = Selector(settings, superseded=superseded(_rows(source, []), settings))
+            for row in _rows(source, []):
+                selector.add(row)
+                progress.advance()
     selector.settle()
-    dropped, beside = _beside(out)
+    dropped, faulty = beside(out, _DROPPED), beside(out, _FAULTY)
     with RowFile(out) as good, RowFile(dropped) as bad, console.progress("writing the rows", len(selector)) as progress:
         for decision in selector.decisions(_rows(source, [])):
             (good if decision.kept else bad).write(decision.to_row())
@@ -55,7 +67,7 @@ def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
         if not totals["rows_in"]:
             found = f"in line {faults[0].line}: {faults[0].reason}" if faults else "an empty file"
             raise RowError("no row can be used", where=source, found=found, way_out="correct the file")
-        with RowFile(beside) as aside:
+        with RowFile(faulty) as aside:
             for fault in faults:
                 aside.write(fault.to_row())
             for file in (bad, aside, good):
@@ -78,23 +90,6 @@ def _settings(words: list[str]) -> Select:
             way_out = f"write select.{key} if that is meant" if key in vars(Select()) else None
             raise ConfigError("not a setting of selection", where=key, expected="select.KEY=VALUE", way_out=way_out)
     return override(RunConfig(), words).select
-
-
-def _beside(out: Path) -> list[Path]:
-    """The files for rows that are dropped and for those that are set aside."""
-    return [out.with_name(f"{out.name}.{name}.jsonl") for name in ("dropped", "faulty")]
-
-
-def _writable(source: Path, out: Path) -> None:
-    if source.resolve() in [file.resolve() for file in _beside(out)]:
-        found = "the input would be replaced by the rows that are dropped or set aside"
-    elif out.is_dir() or not out.absolute().parent.is_dir():
-        found = "a folder" if out.is_dir() else "no such folder"
-    elif out.suffix == ".gz" or out.resolve() == source.resolve():
-        found = "a compressed file" if out.suffix == ".gz" else "the input itself"
-    else:
-        return
-    raise RowError("the result cannot be written", where=out, found=found, expected="another .jsonl file in a folder")
 
 
 def _rows(source: Path, faults: list[Fault]) -> Iterator[Scored]:

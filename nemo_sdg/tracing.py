@@ -11,21 +11,21 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import RunConfig, from_yaml
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError, UserError
-from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
+from nemo_sdg.quality.personal import redacted
+from nemo_sdg.records import Decision, Fault, Labelled, Pair, Scored, each_row
 from nemo_sdg.records.broken import BROKEN, broken_checks
 from nemo_sdg.records.sources import parquet_rows
 from nemo_sdg.session import rank
 from nemo_sdg.stages import examples, shapes
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import StageStore
-from nemo_sdg.store.datasets import SUMMARY
+from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.files import dump
 from nemo_sdg.store.waves import Part, part_folders
 
@@ -51,7 +51,7 @@ def verify_row(folder: Path, name: str) -> int:
     if not (folder / "run.yaml").is_file():
         raise StoreError("the folder is no run", where=folder, found="no run.yaml", way_out="give a run's --out")
     console, config = Console(), from_yaml(folder / "run.yaml")
-    rounds = sorted(folder.glob("round-*/datasets"), key=lambda path: int(path.parent.name.split("-")[1]))
+    rounds = [folder / f"round-{number}" / "datasets" for number in range(config.run.rounds)]
     seen, problems = 0, []
     for datasets in rounds:
         for kind in CONFIGS:
@@ -92,10 +92,7 @@ def _origin(config: RunConfig, folder: Path, kind: str, name: str) -> Origin:
     origin.made = [example for example in origin.made if example.line["id"] == name]
     formats = shapes.template_digests()
     origin.told.append(("formats", _listed(formats)))
-    try:
-        then = json.loads((folder / "datasets" / SUMMARY).read_bytes())["templates"]
-    except (OSError, ValueError, KeyError):
-        raise StoreError("the file was torn or altered", where=folder / "datasets" / SUMMARY) from None
+    (then,) = read_summary(folder / "datasets", "templates")
     origin.problems += _differences("prompt formats", then, formats)
     return origin
 
@@ -125,20 +122,24 @@ def _from_file(config: RunConfig, source: str, number: int) -> Origin:
 
 def _from_responses(config: RunConfig, folder: Path, kind: str, name: str) -> Origin:
     """A row that the run generated."""
-    origin = Origin()
-    for _, rows in groupby(_rows(folder / "decisions"), key=lambda row: row["prompt_id"]):
-        of_prompt = list(rows)
+    origin, decisions = Origin(), folder / "decisions"
+    # Two answers to a prompt, or an answer and its revision, do not lie beside each other.
+    prompts = {row["prompt_id"] for row in _rows(decisions) if name == row["id"] or name.startswith(f"{row['id']}>")}
+    together: dict[str, list[dict]] = {prompt: [] for prompt in sorted(prompts)}
+    for row in _rows(decisions):
+        if row["prompt_id"] in together:
+            together[row["prompt_id"]].append(row)
+    for of_prompt in together.values():
         involved = _involved(of_prompt, name)
         if not involved:
             continue
         for row in involved:
-            asked, problems = _chain(folder, row, part_folders(config))
+            asked, problems = _chain(config, folder, row)
             origin.told += _told(row, asked, config)
             origin.problems += problems
-        decisions = [Decision.from_row(row, f"row {row['id']}") for row in of_prompt]
+        decided = [Decision.from_row(row, f"row {row['id']}") for row in of_prompt]
         maker = Maker(config, examples.verdicts(config, folder)[0])
-        for made_kind, made in examples.generated(maker, decisions):
-            origin.made += made if made_kind == kind and isinstance(made, list) else []
+        origin.made += examples.generated(maker, kind, decided)
         return origin
     origin.problems.append("no decision of the round is of this id")
     return origin
@@ -151,12 +152,12 @@ def _involved(rows: Sequence[dict], name: str) -> list[dict]:
     return one or (two[0] if two else [])
 
 
-def _chain(folder: Path, decision: dict, stages: Sequence[str]) -> tuple[dict, list[str]]:
+def _chain(config: RunConfig, folder: Path, decision: dict) -> tuple[dict, list[str]]:
     """(the prompt's row, where stages say something else of this response). A stage adds columns and changes none."""
     part = Part.of(decision["provenance"])
     place, turns, name = part.folder(folder), len(decision["messages"]), decision["id"]
     prompt = f"{decision['provenance']['revises']}/r{part.revision}" if part.revision else decision["prompt_id"]
-    problems, later = [], decision
+    problems, later, stages = [], decision, part_folders(config)
     for stage in reversed(stages):
         wanted = prompt if stage == "prompts" else name
         earlier = next((row for row in _rows(place / stage) if row["id"] == wanted), None)
@@ -164,6 +165,8 @@ def _chain(folder: Path, decision: dict, stages: Sequence[str]) -> tuple[dict, l
             return {}, [*problems, f"{stage}: there is no row {wanted}"]
         # A revision is asked for in more turns than it answers.
         expected = {"messages": earlier["messages"][:turns]} if stage == "prompts" else earlier
+        if stage == stages[-1] and config.select.pii == "redact":  # selection has rewritten it, and would again
+            expected = redacted(Scored.from_row(earlier, name), config.select).to_row()
         found = {key: later.get(key) for key in expected}
         if "provenance" in expected:  # scoring adds who scored
             found["provenance"] = {key: later["provenance"].get(key) for key in expected["provenance"]}
@@ -174,6 +177,7 @@ def _chain(folder: Path, decision: dict, stages: Sequence[str]) -> tuple[dict, l
 
 def _told(row: dict, asked: dict, config: RunConfig) -> list[tuple[str, str]]:
     columns = {key: value for key, value in asked.items() if key not in ("id", "messages")}
+    rewritten = [("redacted", _listed(row.get("redacted") or {}) + ": select.pii has rewritten the response")]
     broken = "; ".join(broken_checks(row)) or "none"
     outcome = "kept" if row["kept"] else row["reason"]
     return [
@@ -183,6 +187,7 @@ def _told(row: dict, asked: dict, config: RunConfig) -> list[tuple[str, str]]:
         ("scores", _listed(row["scores"])),
         *([("broken", broken)] if BROKEN in row else []),
         ("rule", f"{outcome}, scalar {row['scalar']}, weights {_listed(config.select.weights)}"),
+        *(rewritten if row.get("redacted") else []),
     ]
 
 

@@ -5,7 +5,6 @@ Everything that can be refused without a model is refused first: settings, check
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
 from nemo_sdg.session import Session, rank
 from nemo_sdg.store import Run, StageStore, digest, read_json
+from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.waves import round_folders
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _finished(out: Path, config: RunConfig) -> bool:
             return False
         if not all(StageStore.finished(stage).done for stage in stages):
             return False
-        digests = json.loads((folder / "datasets" / "summary.json").read_bytes())["digests"]
+        (digests,) = read_summary(folder / "datasets", "digests")
         if any(digest(folder / "datasets" / name) != expected for name, expected in digests.items()):
             return False
     return True

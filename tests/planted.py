@@ -9,7 +9,7 @@ from nemo_sdg.config import ATTRIBUTES
 from nemo_sdg.records import Scored
 
 LANGUAGES = ("en", "ja")
-_SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprst" for vowel in "aeio"]
+SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprst" for vowel in "aeio"]
 _KANA = "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわをん"
 _KANJI = "日本人大小中国学校生先時間年月火水木金土山川田村町市東西南北京都話読書見行来食飲車電気天雨雪花"
 
@@ -21,7 +21,7 @@ def words(rng: random.Random, language: str, count: int) -> list[str]:
     made = []
     for _ in range(count):
         own = random.Random(int(rng.paretovariate(0.6)) % 20_000)
-        made.append("".join(own.choices(_SYLLABLES, k=own.choice((1, 2, 3)))))
+        made.append("".join(own.choices(SYLLABLES, k=own.choice((1, 2, 3)))))
     return made
 
 

@@ -128,6 +128,14 @@ def test_a_result_that_could_not_be_used(world, capsys, out, found):
     assert (world / "good.jsonl").read_bytes() == before and not (world / "x.jsonl.gz").exists()
 
 
+def test_the_input_is_not_taken_for_faulty_rows_of_before(world, tmp_path, capsys):
+    rows = tmp_path / "g.jsonl.faulty.jsonl"
+    shutil.copy(world / "good.jsonl", rows)
+    arguments = ["--model", world / "policy", "--prompts", rows, "--out", tmp_path / "g.jsonl"]
+    assert "the input itself" in refused(capsys, "generate", *arguments)
+    assert rows.read_bytes() == (world / "good.jsonl").read_bytes()
+
+
 def test_a_round_that_the_run_does_not_have(world, capsys, monkeypatch):
     monkeypatch.chdir(world)
     assert "no such round" in refused(capsys, "stage", "select", "small.yaml", "--round", "7")
@@ -225,7 +233,7 @@ def finished(world, tmp_path) -> list[str]:
         store.finish({"rows_in": 2, "kept": 2})
     commit_rows(folder / "datasets" / "sft.jsonl", [{"id": "a"}])
     digests = {"sft.jsonl": digest(folder / "datasets" / "sft.jsonl")}
-    commit_file(folder / "datasets" / "summary.json", json.dumps({"digests": digests}).encode())
+    commit_file(folder / "datasets" / "summary.json", json.dumps({"digests": digests, "totals": {}}).encode())
     nothing = {"policy": None, "reward": None}
     commit_json(folder / "evaluation.json", {**nothing, "before": nothing})
     folder.rename(tmp_path / "aside")  # a folder becomes a run while it is empty

@@ -249,10 +249,10 @@ def test_files_with_weights():
 def test_the_settings_that_decide_the_rows_as_yaml(tmp_path):
     words = ["data.labelled={a/b.jsonl: 2}", "generate.endpoint.url=http://127.0.0.1:1/v1", "run.seed=7"]
     made = load("tiny", [*words, "topology.dp=1"])
-    (tmp_path / "some.yaml").write_text(config.identity_yaml(made))
+    (tmp_path / "some.yaml").write_text(config.dataset_yaml(made, 1))
     read = load(str(tmp_path / "some.yaml"))
-    assert config.identity(read) == config.identity(made) and read.data.labelled == {"a/b.jsonl": 2.0}
-    assert read.generate.endpoint.url is None and "topology" not in config.identity_yaml(made)
+    assert config.dataset_settings(read, 1) == config.dataset_settings(made, 1) and read.data.labelled == {"a/b.jsonl": 2.0}
+    assert read.generate.endpoint.url is None and "topology" not in config.dataset_yaml(made, 1)
 
 
 def test_one_value_may_be_both_limits():

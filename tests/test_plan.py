@@ -13,7 +13,7 @@ from ranks import run_ranks
 from nemo_sdg import plan
 from nemo_sdg.config import load
 from nemo_sdg.console import Console
-from nemo_sdg.errors import TopologyError
+from nemo_sdg.errors import ConfigError, TopologyError
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import sizes
 from nemo_sdg.parallel.mesh import Mesh
@@ -194,3 +194,18 @@ def test_a_340b_plan_takes_seconds_and_no_torch(pp):
     seconds = min(cpu_seconds(code)[0] for _ in range(3))
     print(f"nemo-sdg plan, TP8 x PP{pp}: {seconds:.3f} s of CPU")
     assert seconds < 3
+
+
+def test_prompts_that_are_made_are_counted_with_what_that_takes(tmp_path):
+    words = ["data.synthesis.brief=package:conf/briefs/finance.yaml", "data.synthesis.kinds={open_qa: 20}"]
+    words += ["data.synthesis.topics=4", "generate.max_tokens=100"]
+    made = plan.make(load("tiny", words))
+    # 25 questions, so that there are enough: five lists, each entry refined. Topics: two wide ones, then below each.
+    assert made.prompts == 20 and any("at most 33 questions and 3,300 tokens in answers" in note for note in made.notes)
+    fewer = plan.make(load("tiny", [*words, "data.synthesis.max_tokens=30"]))
+    assert any("33 questions and 990 tokens" in note for note in fewer.notes)
+    (tmp_path / "brief.yaml").write_text("field: x\nunknown: 1\n")
+    bad = load("tiny", [f"data.synthesis.brief={tmp_path}/brief.yaml", "data.synthesis.kinds={open_qa: 20}"])
+    with pytest.raises(ConfigError, match="unknown"):
+        plan.make(bad)
+    assert any("is not counted: " in note for note in plan.make(bad, files=False).notes)

@@ -18,6 +18,7 @@ from nemo_sdg.records import (
     Labelled,
     Prompt,
     Response,
+    hash_of,
     Scored,
     parse_turns,
     read_rows,
@@ -140,6 +141,14 @@ def test_the_shortest_decimal_is_the_same_float32(value: float):
     assert struct.pack("<f", short) == struct.pack("<f", value) and digits(short) <= digits(value)
 
 
+@given(st.floats(min_value=-5, max_value=5), st.integers(0, 9))
+def test_no_shorter_decimal_is_the_same_float32_also_of_what_is_short_already(value: float, decimals: int):
+    for one in (value, round(value, decimals), struct.unpack("<f", struct.pack("<f", value))[0]):
+        all_digits = (float(f"{one:.{digits}g}") for digits in range(1, 18))
+        same = next(x for x in all_digits if struct.pack("<f", x) == struct.pack("<f", one))
+        assert repr(shortest_float32(one)) == repr(same)
+
+
 def digits(value: float) -> int:
     """Significant ones: 1000000000000.0 has one."""
     return len(repr(value).split("e")[0].replace(".", "").replace("-", "").strip("0"))
@@ -148,6 +157,7 @@ def digits(value: float) -> int:
 def test_shortest_decimal_known_answers():
     assert shortest_float32(struct.unpack("<f", struct.pack("<f", 3.1))[0]) == 3.1
     assert [shortest_float32(x) for x in (0.0, 4.0, math.nan, math.inf, 1e39)] == [0.0, 4.0, None, None, None]
+    assert [repr(shortest_float32(x)) for x in (0.0, -0.0, 3, 2.0**-149)] == ["0.0", "-0.0", "3.0", "1e-45"]
 
 
 def test_faulty_lines_are_set_aside_and_the_others_go_on(tmp_path: Path):
@@ -198,6 +208,12 @@ def test_gzip_bom_and_a_last_line_without_its_end(tmp_path: Path):
     for bad in (packed, tmp_path / "absent.jsonl", tmp_path):
         with pytest.raises(UserError, match="cannot read the rows"):
             read_rows(bad, Prompt)
+
+
+@pytest.mark.parametrize(("name", "expected"), [(0, "0"), (7, "7"), ("", None), (None, None)])
+def test_nought_is_the_name_of_a_prompt(name, expected):
+    row = {"prompt": "x", "response": "y", "prompt_id": name}
+    assert Response.from_row(row).prompt_id == (expected or hash_of([{"role": "user", "content": "x"}]))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from nemo_sdg import cli
 from nemo_sdg.config import ATTRIBUTES
+from nemo_sdg.quality.selection import SUPERSEDED
 from nemo_sdg.records import Decision, read_rows
 
 SCORES = dict.fromkeys(ATTRIBUTES, 4.0)
@@ -109,13 +110,38 @@ def test_what_is_wrong_is_one_sentence(words, said, source, tmp_path, capsys, mo
 
 def test_the_input_is_not_written_over_and_an_empty_one_is_told(source, tmp_path, capsys):
     assert select(source, source) == 2 and "the input itself" in capsys.readouterr().err
-    for name in ("dropped", "faulty"):  # what an earlier selection has left, selected anew under its name
-        again = source.rename(tmp_path / f"kept.jsonl.{name}.jsonl")
-        assert select(again, tmp_path / "kept.jsonl") == 2 and "would be replaced" in capsys.readouterr().err
-        source = again.rename(tmp_path / "scored.jsonl")
     source.write_text("{}\n")
     assert select(source, tmp_path / "kept.jsonl") == 2 and "no row can be used" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["scored.jsonl"]
+
+
+def test_no_file_that_is_read_is_written_over_or_taken_away(source, tmp_path, capsys):
+    for end in (".dropped.jsonl", ".faulty.jsonl"):
+        other = source.rename(tmp_path / f"kept.jsonl{end}")
+        held = tmp_path / f"held.jsonl{end}"
+        held.write_text('{"question": "one of theirs"}\n')
+        before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        assert select(other, tmp_path / "kept.jsonl") == 2 and "the input itself" in capsys.readouterr().err
+        for word in (f"select.likeness={held}", f"select.decontaminate=[{held}]"):
+            assert select(other, tmp_path / "held.jsonl", word) == 2 and "the input itself" in capsys.readouterr().err
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+        source = other
+
+
+def test_of_an_answer_and_its_revisions_one_is_kept(tmp_path):
+    """Rows as a run leaves them in scored/; a `root` that means something else is none of ours."""
+    file, out = tmp_path / "scored.jsonl", tmp_path / "kept.jsonl"
+    revised = {"root": "a", "revises": "a"}
+    better, worse = {**SCORES, "helpfulness": 4.5}, {**SCORES, "helpfulness": 3.5}
+    rows = [line("a", "first"), line("b", "other", provenance={"root": "/data"})]
+    rows += [line("a/r1#0", "second", scores=better, provenance=revised)]
+    rows += [line("a/r1#1", "third", scores=worse, provenance=revised)]
+    rows += [line("c", "more", provenance={"root": "/data"}), line("d", "d", provenance={"root": ["a"], "revises": 1})]
+    file.write_text("".join(rows))
+    assert select(file, out) == 0
+    assert [json.loads(text)["id"] for text in out.read_text().splitlines()] == ["b", "a/r1#0", "c", "d"]
+    dropped = [json.loads(text) for text in (tmp_path / "kept.jsonl.dropped.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["reason"]) for row in dropped] == [("a", SUPERSEDED), ("a/r1#1", SUPERSEDED)]
 
 
 def test_it_needs_no_torch(source, tmp_path):

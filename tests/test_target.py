@@ -5,22 +5,28 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from fields import changed, leaves
 from ranks import run_ranks
 from small_run import make_inputs, row_files, small_config
 
 import nemo_sdg.loop
 from nemo_sdg import fork, tracing
-from nemo_sdg.config import Budget, Revise, RunConfig, Select, Topology, Training
+from nemo_sdg.config import (
+    Budget, Revise, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
+)  # fmt: skip
+from nemo_sdg.config import Run as RunSettings
 from nemo_sdg.console import Console
 from nemo_sdg.engine import residents
 from nemo_sdg.errors import UserError
 from nemo_sdg.evaluation import report
 from nemo_sdg.quality.revision import root_of
 from nemo_sdg.records import Decision
-from nemo_sdg.store import Run, StageStore, commit_rows
+from nemo_sdg.store import Run, StageStore, commit_json, commit_rows, read_json, spent
 from nemo_sdg.store.verifying import verify_run
 
 TARGET = 25
@@ -103,6 +109,34 @@ def test_versions_go_back_to_answers_and_only_the_best_is_kept(finished):
     assert won["asked"] == len(revised) and won["after"] >= won["before"]
 
 
+def test_the_stage_alone_selects_from_the_same_waves(inputs, finished, tmp_path):
+    """From as many as a run has needed, whatever was made since; too few are an error and leave nothing behind."""
+    out, config = tmp_path / "run", settings(inputs)
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "round-0/decisions")
+    last = max((out / "round-0").glob("wave-*"), key=lambda wave: int(wave.name[5:]))
+
+    def stage(mesh):
+        with Run.open(out, config, writer=True) as opened:
+            return nemo_sdg.loop.run_stage("select", config, opened, mesh, Console(speaks=False), round=0)
+
+    last.rename(tmp_path / "last")
+
+    def refused(mesh):
+        with pytest.raises(UserError, match=f"not reached yet.*select.target = {TARGET}.*nemo-sdg run"):
+            stage(mesh)
+
+    run_ranks(refused)
+    assert not (out / "round-0/decisions").exists()
+    (tmp_path / "last").rename(last)
+    shutil.copytree(last, last.with_name(f"wave-{int(last.name[5:]) + 1}"))
+    assert run_ranks(stage)[0]["kept"] == TARGET
+    theirs, ours = (row_files(run) for run in (finished[0], out))
+    assert {name: theirs[name] for name in theirs if "decisions" in name} == {
+        name: ours[name] for name in ours if "decisions" in name
+    }
+
+
 @pytest.mark.parametrize("topology", [{"dp": 2}, {"tp": 2}], ids=["dp2", "tp2"])
 def test_the_same_rows_on_any_ranks(inputs, finished, tmp_path, topology):
     run_ranks(do, settings(inputs), tmp_path / "run", **topology)
@@ -137,6 +171,31 @@ def test_other_budgets(inputs, tmp_path, budget):
             do(mesh, config, tmp_path / "run")
 
     run_ranks(refused)
+
+
+def test_hours_of_an_earlier_start_count(inputs, tmp_path, monkeypatch):
+    """Each start alone would be far below the budget: the rows that come, and the time before the kill, are noted."""
+    config, out = dataclasses.replace(settings(inputs), budget=Budget(hours=1000.0)), tmp_path / "run"
+
+    def killed(mesh):
+        monkeypatch.setattr(spent, "EVERY_S", 0.0)
+        monkeypatch.setattr(nemo_sdg.loop.STAGES["score"], "run", lambda context: os._exit(9))
+        do(mesh, config, out)
+
+    with pytest.raises(AssertionError, match="without a result"):
+        run_ranks(killed)
+    noted = read_json(out / "round-0" / spent.FILE)["hours"]
+    assert 0 < noted < 1
+    commit_json(out / "round-0" / spent.FILE, {"hours": noted + 1000})
+
+    def refused(mesh):
+        with pytest.raises(UserError, match="budget.hours: the budget is spent"):
+            do(mesh, config, out)
+
+    run_ranks(refused)
+    config.budget = Budget(hours=2000.0)
+    run_ranks(do, config, out)
+    assert len([row for row in decisions(out) if row.kept]) == TARGET and verify_run(out, Console(io.StringIO())) == []
 
 
 def test_the_report_tells_of_every_part(finished):
@@ -202,6 +261,9 @@ def test_a_fork_with_another_threshold_runs_no_model_and_gives_the_rows_of_a_who
     ("words", "reused"),
     [
         ([], {"prompts", "responses", "scored", "decisions", "datasets"}),
+        (["evaluate.max_tokens=3"], {"prompts", "responses", "scored", "decisions", "datasets"}),
+        (["sft.steps=4", "models.base=x"], {"prompts", "responses", "scored", "decisions", "datasets"}),
+        (["data.licence=mit"], {"prompts", "responses", "scored", "decisions"}),
         (["select.per_prompt=1"], {"prompts", "responses", "scored"}),
         (["score.backend=hf"], {"prompts", "responses"}),
         (["generate.temperature=0.5"], {"prompts"}),
@@ -214,6 +276,50 @@ def test_what_a_change_leaves(finished, words, reused):
     after = fork.load(str(finished[0] / "run.yaml"), words)
     steps = [step for step in fork.plan(finished[0], before, after) if "/" not in step.name]
     assert {step.name for step in steps if step.reused} - {"evaluation.json"} == reused
+
+
+TRAINED = {"policy", "reward", "evaluation.json"}
+
+
+@pytest.mark.parametrize(
+    ("word", "first", "second"),
+    [
+        ("evaluate.max_tokens=3", {"evaluation.json"}, {"evaluation.json"}),
+        ("data.licence=mit", {"datasets"}, {"datasets"}),
+        ("preference.margin=2", {"datasets"}, {"datasets"}),
+        ("data.labelled={x: 1}", {"datasets", "reward", "evaluation.json"}, None),
+        ("data.validation_share=0.5", {"datasets", *TRAINED}, None),
+        ("evaluate.exact_match=x", {"datasets", *TRAINED}, None),
+        ("sft.steps=9", {"policy", "evaluation.json"}, None),
+        ("models.base=x", TRAINED, None),
+        ("select.unique=true", {"decisions", "datasets", *TRAINED}, None),
+    ],
+)
+def test_a_model_depends_on_the_rows_that_it_reads_and_not_on_their_card(finished, tmp_path, word, first, second):
+    """What is made again of two rounds that train; None is all but the prompts."""
+    stages = ("prompts", "responses", "scored", "decisions")
+    for number in range(2):
+        for name in (*stages, "datasets", "policy", "reward"):
+            (tmp_path / f"round-{number}" / name).mkdir(parents=True)
+        for name in stages:
+            (tmp_path / f"round-{number}" / name / "SUCCESS.json").write_text('{"totals": {}}')
+        (tmp_path / f"round-{number}/evaluation.json").write_text("{}")
+    config = dataclasses.replace(fork.from_yaml(finished[0] / "run.yaml"), run=RunSettings(rounds=2))
+    (tmp_path / "before.yaml").write_text(to_yaml(config))
+    before, after = (fork.load(str(tmp_path / "before.yaml"), words) for words in ([], [word]))
+    steps = [step for step in fork.plan(tmp_path, before, after) if not step.reused]
+    again = [{step.name for step in steps if step.round == number} for number in range(2)]
+    assert again[0] == first
+    assert again[1] == ({*stages[1:], "datasets", *TRAINED} if second is None else second)
+
+
+def test_the_datasets_are_named_by_what_stands_in_them_and_in_their_card():
+    config = fork.load("tiny")
+    apart = {"models.base", "evaluate.max_tokens", *(key for key, _ in leaves() if key.startswith(("sft.", "reward.")))}
+    for key, _ in leaves():
+        if identity(changed(config, key)) != identity(config):
+            differs = [dataset_settings(changed(config, key), n) != dataset_settings(config, n) for n in (0, 1)]
+            assert differs == [key not in apart, key != "evaluate.max_tokens"], key
 
 
 def test_revisions_depend_on_the_limits_and_waves_do_not(finished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,6 +151,17 @@ def test_another_prompt_format_than_then_is_told(run, capsys):
     assert verify(run, "say 0#0") == 1 and "prompt formats.instruct: found" in capsys.readouterr().err
 
 
+def test_a_folder_beside_the_rounds_is_none_of_them(run, capsys):
+    shutil.copytree(run / "round-0", run / "round-0.bak")
+    assert verify(run, "say 0#0") == 0 and "round-0.bak" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"templates": 3}'])
+def test_a_summary_that_says_nothing_is_one_sentence(run, text, capsys):
+    (run / "round-0/datasets/summary.json").write_text(text)
+    assert verify(run, "say 0#0") == 2 and "summary.json: the file was torn or altered" in capsys.readouterr().err
+
+
 def test_what_is_not_there_is_one_sentence(run, tmp_path, capsys):
     assert verify(run, "say 99#0") == 2 and "no dataset of the run has this row" in capsys.readouterr().err
     assert verify(tmp_path, "say 0#0") == 2 and "the folder is no run" in capsys.readouterr().err
@@ -170,3 +182,22 @@ def test_the_same_id_in_two_rounds_is_two_rows(run, capsys):
     assert verify(run, "say 0#0") == 1
     said = capsys.readouterr()
     assert "round-0/datasets" in said.out and "round-1/datasets/sft.jsonl:1: no decision" in said.err
+
+
+def test_a_response_that_selection_redacted_is_rebuilt_and_told(tmp_path, capsys):
+    where = context(tmp_path, "select.minimum={helpfulness: 2}", "select.pii=redact")
+    rows = [scored("say", j, f"{j}: write to ann{j}@example.org", correctness=4.0 - 2 * j) for j in range(2)]
+    write_up_to_scored(where, [dataclasses.replace(row, response_token_ids=(1, 2)) for row in rows])
+    select.run(where)
+    assemble.run(where)
+    out = where.run.out
+    (out / "run.yaml").write_text(to_yaml(where.config))
+    for name in ("say#0", "say#0>say#1"):
+        assert verify(out, name) == 0, capsys.readouterr()
+        said = capsys.readouterr().out
+        assert "redacted  EMAIL 1: select.pii has rewritten the response" in said and "ann0@" not in said
+    # What is not what redaction makes of it is still found.
+    where.config.select.pii = "off"
+    (out / "run.yaml").write_text(to_yaml(where.config))
+    assert verify(out, "say#0") == 1
+    assert "scored.response: found" in capsys.readouterr().err

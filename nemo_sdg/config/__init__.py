@@ -21,7 +21,7 @@ from nemo_sdg.config.settings import (
     Training,
 )
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
-from nemo_sdg.config.values import fingerprint, flatten, identity, identity_yaml, nearest, to_yaml
+from nemo_sdg.config.values import dataset_settings, dataset_yaml, fingerprint, flatten, identity, nearest, to_yaml
 
 __all__ = [
     "ATTRIBUTES",
@@ -45,11 +45,12 @@ __all__ = [
     "Synthesis",
     "Topology",
     "Training",
+    "dataset_settings",
+    "dataset_yaml",
     "fingerprint",
     "flatten",
     "from_yaml",
     "identity",
-    "identity_yaml",
     "load",
     "load_recipe",
     "nearest",

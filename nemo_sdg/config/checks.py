@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable
 
-from nemo_sdg.config.endpoints import check_endpoint
+from nemo_sdg.config.endpoints import check_endpoint, check_others
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
@@ -88,6 +88,8 @@ RULES: dict[str, Rule] = {
     "select.decontaminate": ("paths that are not empty", lambda x: all(isinstance(path, str) and path for path in x)),
     "select.ngram": _AT_LEAST_1,
     "select.pii": ('one of "off" (with quotes in YAML), drop, redact', lambda x: x in ("off", "drop", "redact")),
+    "select.pii_engine": _one_of("rules", "presidio"),
+    "select.pii_model": ("a name", lambda x: bool(x.strip())),
     "select.maximum_copies": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
     "data.prompts_per_round": _AT_LEAST_1,
     "data.validation_share": _BELOW_1,
@@ -98,6 +100,7 @@ RULES: dict[str, Rule] = {
     "data.synthesis.topics": _AT_LEAST_0,
     "data.synthesis.per_ask": _AT_LEAST_1,
     "data.synthesis.turns": _AT_LEAST_1,
+    "data.synthesis.piece_words": _AT_LEAST_1,
     "data.synthesis.max_tokens": _AT_LEAST_1,
     "evaluate.max_tokens": _AT_LEAST_1,
     "run.rounds": _AT_LEAST_1,
@@ -128,6 +131,7 @@ def validate(config: RunConfig) -> RunConfig:
     for group in ("generate", "score", "judge"):
         settings = getattr(config, group)
         check_endpoint(settings.endpoint, f"{group}.endpoint", used=settings.backend == "endpoint")
+    check_others(config.generate)
     _select(config)
     _weights(config)
     _synthesis(config.data.synthesis)

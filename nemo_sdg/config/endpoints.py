@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from urllib.parse import urlsplit
 
-from nemo_sdg.config.settings import Endpoint
+from nemo_sdg.config.settings import Endpoint, Generate
 from nemo_sdg.errors import ConfigError
 
 _EXAMPLE = "http://127.0.0.1:8000/v1"
@@ -51,3 +52,43 @@ def check_endpoint(endpoint: Endpoint, where: str, *, used: bool) -> None:
         raise ConfigError(
             "it is no base URL", where=f"{where}.url", found=endpoint.url, expected=f"one such as {_EXAMPLE}"
         )
+
+
+def other_server(name: str, generate: Generate) -> Endpoint | None:
+    """The server that an entry of `generate.others` means, asked as `generate.endpoint` is; None for a folder.
+
+    A key goes to the address that it was given for. A server at another one than generate.endpoint's gets what the variable
+    of the same name with the server's own behind it holds, for example OPENAI_API_KEY_127_0_0_1_8000.
+    """
+    if not name.lower().startswith(("http:", "https:")):
+        return None
+    url, _, model = name.partition("#")
+    like = generate.endpoint
+    here, there = (urlsplit(one or "") for one in (url, like.url))
+    key_env = like.key_env
+    if (here.scheme, here.netloc) != (there.scheme, there.netloc):
+        key_env += "_" + re.sub(r"[^A-Z0-9]", "_", here.netloc.upper())
+    return dataclasses.replace(like, url=url, model=model or None, key_env=key_env)
+
+
+def check_others(generate: Generate) -> None:
+    """Raises ConfigError for an entry of `generate.others` that can be no generator."""
+    for name, samples in generate.others.items():
+        where = "generate.others"
+        if not name.strip():
+            expected = "a model's folder or a server's base URL"
+            raise ConfigError("the generator has no name", where=where, found=repr(name), expected=expected)
+        if samples < 1:
+            way_out = "leave the generator out"
+            raise ConfigError(
+                "nothing would be asked of it", where=where, found=f"{name}: {samples}",
+                expected="a whole number of at least 1", way_out=way_out,
+            )  # fmt: skip
+        if "#" in name and name.endswith("#"):
+            raise ConfigError("the model behind # has no name", where=where, found=name, way_out="leave # out")
+        try:
+            server = other_server(name, generate)
+        except ValueError:
+            server = Endpoint(url=name)
+        if server is not None:
+            check_endpoint(server, where, used=True)

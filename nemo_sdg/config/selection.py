@@ -53,6 +53,11 @@ class Select:
     pii: str = "off"
     """Personal data (e-mail, phone, card, IBAN, national numbers): off, drop (the row goes), or redact (the response
     says [EMAIL] instead; a row goes if its prompt has any)."""
+    pii_engine: str = "rules"
+    """Who finds personal data: rules (numbers and addresses, by form and check digits), or presidio (these, and names and
+    places by a model of spaCy's; the extra of `pip install nemo-sdg[presidio]`)."""
+    pii_model: str = "en_core_web_lg"
+    """presidio's model of spaCy's: a package that is installed or a folder; its name begins with the language."""
     likeness: Optional[str] = None
     """The user's own rows (.jsonl, .jsonl.gz): how like them the kept ones are, and how many copy one."""
     maximum_copies: Optional[float] = None
@@ -88,4 +93,4 @@ class Budget:
     tokens: Optional[int] = None
     """Generated tokens of a round. Only `nemo-sdg serve` tells them of a server's answers; of others they count as none."""
     hours: Optional[float] = None
-    """Hours that this start of the command may spend on the candidates of a round."""
+    """Hours that all starts of the command together may spend on the candidates of a round; a fork begins at 0."""

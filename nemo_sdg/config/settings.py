@@ -88,6 +88,9 @@ class Generate:
     topology: PhaseTopology = field(default_factory=PhaseTopology)
     samples: int = 4
     """Responses per prompt."""
+    others: Dict[str, int] = field(default_factory=dict)
+    """More generators, each with its responses per prompt: a folder as models.instruct takes one, or a server's base URL,
+    `#` and the model's name behind it where it has several. They answer one after the other, in every round the same."""
     max_tokens: int = 512
     """Tokens per response at most."""
     min_tokens: int = 0

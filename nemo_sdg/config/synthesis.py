@@ -30,5 +30,8 @@ class Synthesis:
     """Tokens per answer while prompts are made; null is generate.max_tokens."""
     templates: str = "package:conf/prompts"
     """Folder of the prompt templates."""
+    piece_words: Optional[int] = 1500
+    """Words (characters, where words are not spaced) of a document that a question is asked about at most: a longer document is
+    cut where a paragraph or a sentence ends. They and an answer must fit the context. null cuts none."""
     own_prompts: bool = False
     """Also take the prompts of data.prompts."""

@@ -21,6 +21,8 @@ _NOT_IDENTITY += tuple(
 )  # fmt: skip
 _NOT_IDENTITY += ("sft.restart_every", "reward.restart_every", "budget.")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
+_TRAINING = ("models.base", "sft.", "reward.")
+"""Keys that say what is trained in a round, when its datasets are there."""
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -31,6 +33,13 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 def identity(config: RunConfig) -> dict[str, Any]:
     """The settings that decide what a run's rows are: all but how, where and how far it runs."""
     return {key: value for key, value in flatten(config).items() if not key.startswith(_NOT_IDENTITY)}
+
+
+def dataset_settings(config: RunConfig, number: int) -> dict[str, Any]:
+    """Those of `identity` that the datasets of a round follow from, and that their card tells: of training only what made
+    the models that an earlier round has trained."""
+    apart = ("evaluate.max_tokens",) if number else ("evaluate.max_tokens", *_TRAINING)
+    return {key: value for key, value in identity(config).items() if not key.startswith(apart)}
 
 
 def fingerprint(obj: Any) -> str:
@@ -45,9 +54,10 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
-def identity_yaml(config: RunConfig) -> str:
-    """`identity` as YAML text; `from_yaml` reads it back to a config that makes the same rows."""
-    return yaml.safe_dump(_kept(dataclasses.asdict(config), set(identity(config)), ""), sort_keys=False)
+def dataset_yaml(config: RunConfig, number: int) -> str:
+    """`dataset_settings` as YAML text; `from_yaml` reads it back to a config that makes the same datasets."""
+    keys = set(dataset_settings(config, number))
+    return yaml.safe_dump(_kept(dataclasses.asdict(config), keys, ""), sort_keys=False)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

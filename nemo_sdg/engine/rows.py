@@ -26,15 +26,16 @@ OnFinished = Callable[[int], None]
 
 
 def answer(
-    engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, samples: int
+    engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, samples: int, first: int = 0
 ) -> Iterator[Response | Refusal]:
-    """`samples` responses per prompt as they finish, in any order, the same on every rank of the replica.
+    """`samples` responses per prompt, numbered from `first` on, as they finish, in any order, the same on every rank of the replica.
 
     Prompts are taken as slots come free, so that a long file is never held. Set aside: prompts that the template
     or the context cannot hold, and responses whose logits were not finite.
     """
     source, more = iter(prompts), True
     asked: dict[int, tuple[Prompt, int]] = {}
+    numbers = range(first, first + samples)
     while more or not engine.idle:
         while more and engine.room:
             prompt = next(source, None)
@@ -43,11 +44,11 @@ def answer(
                 break
             try:
                 ids = tokenized(engine.tokenizer, prompt)
-                requests = [Request(prompt.id, sample, ids, sampling, samples) for sample in range(samples)]
+                requests = [Request(prompt.id, sample, ids, sampling, samples) for sample in numbers]
                 for request in requests:
                     engine.check(request)
             except RowError as error:
-                yield from (Refusal(f"{prompt.id}#{sample}", error) for sample in range(samples))
+                yield from (Refusal(f"{prompt.id}#{sample}", error) for sample in numbers)
                 continue
             for request in requests:
                 asked[engine.submit(request)] = prompt, request.sample

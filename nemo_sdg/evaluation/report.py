@@ -14,6 +14,7 @@ from nemo_sdg.config import ATTRIBUTES, RunConfig, fingerprint, from_yaml, ident
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError
 from nemo_sdg.records import read_objects
+from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 STAGES = {
@@ -76,7 +77,8 @@ def read(folder: Path) -> Result:
                 result.rows.append(StageRows(number, stage, totals["rows_in"], totals["kept"], dropped, faulty))
                 if totals.get("revised"):
                     result.revised[number] = totals["revised"]
-        for name, totals in ((_json(place / "datasets" / "summary.json") or {}).get("totals") or {}).items():
+        (told,) = read_summary(place / "datasets", "totals") if (place / "datasets").is_dir() else ({},)
+        for name, totals in told.items():
             dropped, faulty = _reasons(totals.get("dropped")), _reasons(totals.get("faulty"), place / "datasets")
             result.rows.append(
                 StageRows(number, f"assemble {name}", totals["rows_in"], totals["kept"], dropped, faulty)

@@ -205,6 +205,15 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
     )
 
 
+def alone(job: Mesh) -> Mesh | None:
+    """The first rank by itself, for what no other rank takes a part in; None on the others."""
+    if job.rank != 0:
+        return None
+    first = dict.fromkeys(("rank", "tp_rank", "pp_rank", "dp_rank"), 0)
+    groups = dict.fromkeys(("tp_group", "pp_group", "dp_group"))
+    return Mesh(tp=1, pp=1, dp=1, timeout_s=job.timeout_s, **first, **groups)
+
+
 def lay(grid: Grid, job: Mesh) -> Mesh | None:
     """A grid beside the job's own, with groups of its own; None on the ranks that it does not cover.
 

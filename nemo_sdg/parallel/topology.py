@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_sdg.config import PhaseTopology, RunConfig, Topology, Training
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.config.judging import has_judge, judge_backend
 from nemo_sdg.errors import TopologyError
 
@@ -71,9 +72,11 @@ def ranks_wanted(config: RunConfig) -> int:
     sizes = [_tp_pp(config, phase) * (getattr(config, phase).topology.dp or 1) for phase in local]
     together = sum(sizes) if _split(config) else max(sizes, default=1)
     training = topology.tp * topology.pp * (topology.dp or 1)
-    # Phases that take over the run's topology take over its replicas.
+    # Phases that take over the run's topology take over its replicas; local models beside a server lie like training.
     inherit = any(getattr(config, phase).topology == PhaseTopology() for phase in local) and not _split(config)
-    inherit = inherit or (has_judge(config) and judge_backend(config) == "local" and remote(config, "generate"))
+    beside = any(other_server(name, config.generate) is None for name in config.generate.others)
+    beside = beside or (has_judge(config) and judge_backend(config) == "local")
+    inherit = inherit or (beside and remote(config, "generate"))
     return max(together, training if trains(config) or inherit else 1)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, identity
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.config.judging import checks_responses, compares, has_judge, judge_backend, judge_endpoint, judge_model
 from nemo_sdg.console import Console
-from nemo_sdg.errors import ConfigError
+from nemo_sdg.errors import ConfigError, UserError
 from nemo_sdg.parallel.topology import PHASES, Grids, check_global_batch, grids, ranks_wanted, remote
 from nemo_sdg.plan.counting import count_rows
 from nemo_sdg.plan.memory import ModelPlan, Peak, merged, peak
@@ -24,6 +25,7 @@ from nemo_sdg.plan.units import bytes_text
 from nemo_sdg.records import row_files
 from nemo_sdg.session import under_torchrun
 from nemo_sdg.stages.target import most_candidates
+from nemo_sdg.synthesis.plans import Plan as Synthesising
 from nemo_sdg.synthesis.revision import Request
 
 
@@ -140,8 +142,8 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     models = model_plans(config, laid, dtype, gpu, files)
     if files:
         _require_files(config)
-    prompts, exact, notes = _prompts(config)
-    responses = (prompts or 0) * config.generate.samples
+    prompts, exact, notes = _prompts(config, files)
+    responses = (prompts or 0) * (config.generate.samples + sum(config.generate.others.values()))
     context = {model.role: model.shape.seq_length for model in models}
     kinds = {"sft": ("train sft", config.sft), "reward": ("train rm", config.reward)}
     most = config.generate.max_tokens
@@ -171,7 +173,10 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
 
 def _elsewhere(config: RunConfig) -> list[str]:
     """What others than our ranks hold."""
-    notes = []
+    servers = [name for name in config.generate.others if other_server(name, config.generate) is not None]
+    notes = [f"generate also asks the server at {name}" for name in servers]
+    if config.generate.others and config.models.placement != "in_turn":
+        notes.append("several generators answer one after the other; their responses are scored when all are there")
     if has_judge(config):
         endpoint, _ = judge_endpoint(config)
         server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else judge_model(config)
@@ -201,6 +206,19 @@ def _target(config: RunConfig) -> str | None:
     )
 
 
+def _making(config: RunConfig, made: int, files: bool) -> str:
+    """What it takes at most until the prompts are there. Raises UserError for a brief that no prompts can be made for."""
+    settings, said = config.data.synthesis, f"{made:,} prompts are made for {config.data.synthesis.brief}"
+    try:
+        questions = Synthesising.load(settings, seed=config.run.seed, round=0).questions()
+    except UserError as error:
+        if files:
+            raise
+        return f"{said}; what that takes is not counted: {error}"
+    tokens = questions * (settings.max_tokens or config.generate.max_tokens)
+    return f"{said}, which takes at most {questions:,} questions and {tokens:,} tokens in answers"
+
+
 def _require_files(config: RunConfig) -> None:
     """Raises ConfigError for a file of rows that is not there, also for one that is read only when all is generated."""
     for key, value in (
@@ -220,12 +238,11 @@ def _require_files(config: RunConfig) -> None:
             raise ConfigError("there is no such file", where=key, found=value, way_out=f"set {key} to a .jsonl file")
 
 
-def _prompts(config: RunConfig) -> tuple[int | None, bool, list[str]]:
+def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str]]:
     """(prompts of a round, counted exactly, notes)."""
     made = int(sum(config.data.synthesis.kinds.values()))
     if made:
-        note = f"{made:,} prompts are made for {config.data.synthesis.brief}; the tokens of making them are not counted"
-        return None if config.data.synthesis.own_prompts else made, False, [note]
+        return None if config.data.synthesis.own_prompts else made, False, [_making(config, made, files)]
     given, taken = row_files(config.data.prompts), config.data.prompts_per_round
     if not all(file.is_file() for file in given):
         return taken, taken is not None, [f"{config.data.prompts} is not here, so its rows are not counted"]

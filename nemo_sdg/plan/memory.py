@@ -11,7 +11,7 @@ from nemo_sdg.config import RunConfig
 from nemo_sdg.engine.budget import make_budget
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.models.stages import stage_layers
-from nemo_sdg.parallel.topology import Grid
+from nemo_sdg.parallel.topology import PHASES, Grid
 from nemo_sdg.plan.loading import Loading
 from nemo_sdg.plan.units import bytes_text
 
@@ -49,7 +49,7 @@ class ModelPlan:
     """One model that a run reads, on the ranks of its phase."""
 
     role: str
-    """generate, score, train sft or train rm."""
+    """generate, score, train sft or train rm; further generators are generate 2, generate 3."""
     where: str
     shape: NemotronShape
     reward: bool
@@ -120,7 +120,7 @@ def stage_plans(
     """
     item, layers = ITEM_BYTES[dtype], [len(stage) for stage in pipeline_stages(shape, grid)]
     kv_cache = [0] * grid.pp
-    if role in ("generate", "judge"):  # both run as `generate` says
+    if role.startswith(("generate", "judge")):  # all run as `generate` says
         settings = config.generate
         budget = make_budget(
             groups=shape.num_query_groups // grid.tp,
@@ -167,17 +167,18 @@ class Peak:
 
 
 def peak(models: Sequence[ModelPlan], ranks: int, placement: str, gpu: bool) -> Peak:
-    """The fullest rank: `in_turn` holds the larger of two models, the others all that a rank has a part in."""
+    """The fullest rank: `in_turn` holds the largest model, the others all that a rank has a part in, one generator at a
+    time."""
     working = training = waiting = 0
     together = sum if placement != "in_turn" else max
     for rank in range(ranks):
         here = {model.role: stage for model in models if (stage := model.on(rank)) is not None}
         engine = [stage for role, stage in here.items() if not role.startswith("train")]
-        # The judge takes the policy's place.
-        answering = [here[role].total for role in ("generate", "judge") if role in here]
+        # The judge and other generators take the policy's place.
+        answering = [stage.total for role, stage in here.items() if role.startswith(("generate", "judge"))]
         scoring = [here["score"].total] if "score" in here else []
         working = max(working, together([max(answering, default=0), *scoring]))
-        training = max(training, *(stage.total for stage in here.values() if stage not in engine), 0)
+        training = max(training, *(stage.total for role, stage in here.items() if role.startswith("train")), 0)
         if gpu and placement == "in_turn" and len(engine) > 1:
             held = [stage.weights for stage in engine]
             waiting = max(waiting, sum(held) - min(held))

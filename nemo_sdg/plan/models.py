@@ -7,6 +7,7 @@ from nemo_sdg.checkpoints.release_writer import planned
 from nemo_sdg.checkpoints.survey import any_weights, survey
 from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.config import PhaseTopology, RunConfig
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.config.judging import has_judge, judge_backend, judge_model
 from nemo_sdg.errors import CheckpointError, ConfigError
 from nemo_sdg.models.shapes import sizes
@@ -27,6 +28,10 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
     wanted = []
     if config.generate.backend == "local":
         wanted.append(("generate", paths.instruct, False, grids.generate))
+    beside = grids.generate if config.generate.backend == "local" else grids.train
+    for number, name in enumerate(config.generate.others, start=2):
+        if other_server(name, config.generate) is None:
+            wanted.append((f"generate {number}", name, False, beside))
     if config.score.backend == "local":
         wanted.append(("score", paths.reward, True, grids.score))
     other = config.generate.backend != "local" or judge_model(config) != paths.instruct
@@ -42,8 +47,9 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
     made = []
     for role, where, reward, grid in wanted:
         contents, note = _contents(config, role, where, reward, files)
-        own = role in ("generate", "score") and getattr(config, role).topology != PhaseTopology()
-        where_set = f"{role}.topology" if own else "topology"
+        phase = role.split()[0]
+        own = phase in ("generate", "score") and getattr(config, phase).topology != PhaseTopology()
+        where_set = f"{phase}.topology" if own else "topology"
         contents.shape.check_topology(grid.tp, grid.pp, **grid.uneven_stages, where=where_set)
         key = (where, reward, grid.tp, grid.pp, *grid.uneven_stages.values())
         if key not in seen:

@@ -60,8 +60,10 @@ class Among:
         self._samples.append(min(row.sample, 2**63 - 1))
         self._codes.append(_PASSED if reason is None else self._code(reason))
         for column, (numbers, known) in self._groups.items():
-            value = json.dumps(row.extra.get(column), sort_keys=True)
-            numbers.append(known.setdefault(value, len(known)))
+            value = row.extra.get(column)
+            # A text stands for itself, anything else for its JSON, as a tuple so that no text is taken for it.
+            name = value if isinstance(value, str) else (json.dumps(value, sort_keys=True),)
+            numbers.append(known.setdefault(name, len(known)))
         if self.near_duplicates is not None:
             gone = reason is not None
             self.near_duplicates.add(row.id, NOTHING if gone else question, NOTHING if gone else response)

@@ -6,8 +6,14 @@ Numbers with a check digit count only when it is right. Digits and signs of full
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
 from nemo_sdg.config import Select
 from nemo_sdg.quality.rules import PERSONAL
 from nemo_sdg.records import Scored
@@ -17,11 +23,16 @@ Span = tuple[int, int, str]
 
 _WIDE = {0xFF01 + offset: chr(0x21 + offset) for offset in range(94)}  # every sign of ASCII in its full width
 _WIDE |= {ord(dash): "-" for dash in "‐‑‒–—―−－"} | {0x3000: " ", 0xA0: " "}
-"""One character for one, so that a span in the result is a span in the text."""
+_PLAIN = np.arange(1 << 16, dtype=np.uint32)
+_PLAIN[list(_WIDE)] = [ord(plain) for plain in _WIDE.values()]
+"""One character for one, so that a span in the result is a span in the text; by code point, the last of them for all
+behind."""
 _LONG_VOWEL = re.compile(r"(?<=\d)ー(?=\d)")
 """A hyphen between digits alone: at the end of a word (ナンバー) it is a vowel, and what follows begins anew."""
 
 _HINT = re.compile(r"\d(?:[ ().-]{0,2}\d){3}", re.ASCII)
+_WIDEST = 9
+"""From the first to the last of the four."""
 _BEFORE, _BEHIND = 16, 64
 """All but e-mail addresses have four digits in a row somewhere, at most so many characters before them and behind."""
 _EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])", re.ASCII)
@@ -50,22 +61,48 @@ _PHONE = re.compile(
 
 def find(text: str) -> list[Span]:
     """The spans of personal data, in order and apart from each other."""
-    plain = text if text.isascii() else _LONG_VOWEL.sub("-", text.translate(_WIDE))
+    plain, digits = _plain(text)
     found = [(match.start(), match.end(), "EMAIL") for match in _EMAIL.finditer(plain)] if "@" in plain else []
-    for begin, stop in _windows(plain):
-        for finder in _NUMBERED:
+    for begin, stop in _windows(plain, digits):
+        for finder in _finders(plain, digits[bisect_left(digits, begin) : bisect_left(digits, stop)]):
             for start, end, kind in finder(plain, begin, stop):
                 if all(end <= other[0] or other[1] <= start for other in found):
                     found.append((start, end, kind))
     return sorted(found)
 
 
-def redact(text: str) -> tuple[str, dict[str, int]]:
+def spans_of(text: str, settings: Select) -> list[Span]:
+    """What `find` finds; with presidio also what that finds beside it."""
+    return _spans(text, settings.pii_engine, settings.pii_model)
+
+
+def _spans(text: str, engine: str, model: str) -> list[Span]:
+    found = find(text)
+    if engine == "presidio":
+        from nemo_sdg.quality.presidio import finder
+
+        for span in finder(model)(text):
+            if all(span[1] <= start or end <= span[0] for start, end, _ in found):
+                found.append(span)
+    return sorted(found)
+
+
+def redact(text: str, spans: Sequence[Span]) -> tuple[str, dict[str, int]]:
     """The text with each span replaced by its kind in brackets, for example `[EMAIL]`, and how many of each kind."""
-    spans = find(text)
     for start, end, kind in reversed(spans):
         text = f"{text[:start]}[{kind}]{text[end:]}"
     return text, dict(sorted(Counter(kind for _, _, kind in spans).items()))
+
+
+def redacted(row: Scored, settings: Select) -> Scored:
+    """The row as it may be kept: under `redact` without personal data in its response, else as it is."""
+    if settings.pii != "redact":
+        return row
+    response, counts = redact(row.response, spans_of(row.response, settings))
+    if not counts:
+        return row
+    # The tokens were those of the text as it was.
+    return replace(row, response=response, response_token_ids=(), extra={**row.extra, "redacted": counts})
 
 
 def personal(row: Scored, settings: Select) -> str | None:
@@ -79,16 +116,36 @@ def personal(row: Scored, settings: Select) -> str | None:
     if settings.pii == "drop":
         parts.append(("response", row.response))
     for name, text in parts:
-        spans = find(text)
-        if spans:
-            return f"{PERSONAL} {name}: {spans[0][2]}"
+        kind = _first(text, settings.pii_engine, settings.pii_model)
+        if kind is not None:
+            return f"{PERSONAL} {name}: {kind}"
     return None
 
 
-def _windows(text: str) -> Iterator[tuple[int, int]]:
+@lru_cache(maxsize=32)  # the answers to a prompt come one after the other
+def _first(text: str, engine: str, model: str) -> str | None:
+    return next((kind for _, _, kind in _spans(text, engine, model)), None)
+
+
+def _plain(text: str) -> tuple[str, list[int]]:
+    """The text with plain signs, and where its digits stand."""
+    if text.isascii():
+        points = np.frombuffer(text.encode(), np.uint8)
+    else:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        points = _PLAIN.take(points, mode="clip")
+        text = _LONG_VOWEL.sub("-", points.tobytes().decode("utf-32-le", "surrogatepass"))
+    return text, np.flatnonzero(points - points.dtype.type(ord("0")) < 10).tolist()
+
+
+def _windows(text: str, digits: list[int]) -> Iterator[tuple[int, int]]:
     """The parts of a text that can hold numbers, for a look at each character costs more than all the rest."""
-    begin, stop = 0, -1
-    for match in _HINT.finditer(text):
+    begin, stop, behind = 0, -1, 0
+    for first, last in zip(digits, digits[3:]):
+        match = _HINT.match(text, first) if first >= behind and last - first <= _WIDEST else None
+        if match is None:
+            continue
+        behind = match.end()
         if match.start() - _BEFORE > stop:
             if stop >= 0:
                 yield begin, stop
@@ -130,8 +187,17 @@ def _nationals(text: str, begin: int, stop: int) -> Iterator[Span]:
             yield match.start(), match.end(), kind
 
 
-_NUMBERED = (_ibans, _numbers, _nationals, _phones)
-"""Of two that overlap the earlier one here counts."""
+def _finders(text: str, digits: list[int]) -> list[Callable[[str, int, int], Iterator[Span]]]:
+    """Those that may find anything among these digits; of two spans that overlap that of the earlier finder counts."""
+
+    def near(count: int, widest: int) -> bool:
+        """Whether so many of them stand anywhere with at most so far from the first to the last."""
+        return any(last - first <= widest for first, last in zip(digits, digits[count - 1 :]))
+
+    found = [_ibans] if any("A" <= text[place - 1] <= "Z" for place in digits if place) else []
+    found += [_numbers] if near(12, 22) else []
+    found += [_nationals] if near(6, 7) else []
+    return found + ([_phones] if near(8, 21) else [])
 
 
 def luhn(digits: str) -> bool:

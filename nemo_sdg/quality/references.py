@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nemo_sdg.errors import UserError
-from nemo_sdg.quality.text import CHARACTERS_PER_WORD, Tokens, ngrams, tokens
+from nemo_sdg.quality.text import CHARACTERS_PER_WORD, Tokens, tokens
 from nemo_sdg.records import Fault, parse_turns, read_objects
 
 COPIED = 0.5
@@ -72,7 +72,7 @@ def _add_turns(found: Reference, turns: Sequence[Any]) -> None:
 
 
 class Grams:
-    """A set of hashes, each with the text that it came from first. Few look-ups go further than a table of bits."""
+    """A set of hashes, each with the text that it came from first. Few look-ups go further than two tables of bits."""
 
     def __init__(self, grams: Sequence[np.ndarray]) -> None:
         everything = np.concatenate([np.empty(0, np.uint64), *grams])
@@ -80,16 +80,18 @@ class Grams:
         owners = np.repeat(np.arange(len(grams), dtype=np.int32), [len(some) for some in grams])
         self._owners = owners[first]
         bits = max(16, (8 * len(self._hashes)).bit_length())
-        self._shift = np.uint64(64 - bits)
-        self._table = np.zeros(1 << bits, np.bool_)
-        self._table[self._hashes >> self._shift] = True
+        self._shift, self._mask = np.uint64(64 - bits), np.uint64((1 << bits) - 1)
+        self._high, self._low = np.zeros(1 << bits, np.bool_), np.zeros(1 << bits, np.bool_)
+        self._high[self._hashes >> self._shift] = True
+        self._low[self._hashes & self._mask] = True
 
     def __len__(self) -> int:
         return len(self._hashes)
 
     def owners(self, hashes: np.ndarray) -> np.ndarray:
         """For each hash that is in the set, in order, the number of its text."""
-        maybe = hashes[self._table.take((hashes >> self._shift).view(np.int64))]
+        maybe = hashes[self._high.take((hashes >> self._shift).view(np.int64))]
+        maybe = maybe[self._low.take((maybe & self._mask).view(np.int64))]
         if not len(maybe):
             return np.empty(0, np.int32)
         at = np.searchsorted(self._hashes, maybe)
@@ -110,7 +112,7 @@ class References:
                 first, *later = row.questions or [""]
                 for side, texts in (("user", [first]), (None, later + row.answers), ("any", row.texts)):
                     for text in map(tokens, texts):
-                        grams = ngrams(text.words_T, text.scaled(n))
+                        grams = text.grams(text.scaled(n))
                         parts[text.unspaced].append(grams)
                         if side is not None and not len(grams) and len(text.words_T):
                             self._short[side].setdefault(_whole(text), len(self._where))
@@ -128,7 +130,7 @@ class References:
         for role, text in turns:
             for unspaced, index in self._long.items():
                 if len(index):
-                    owners = index.owners(ngrams(text.words_T, self._n * (CHARACTERS_PER_WORD if unspaced else 1)))
+                    owners = index.owners(text.grams(self._n * (CHARACTERS_PER_WORD if unspaced else 1)))
                     if len(owners):
                         return self._where[owners[0]]
             owner = self._owner_of_short(text, role)
@@ -141,7 +143,7 @@ class References:
         return self._copies(question, "user") or self._copies(response, "assistant")
 
     def _copies(self, text: Tokens, role: str) -> bool:
-        grams = ngrams(text.words_T, text.scaled(self._n))
+        grams = text.grams(text.scaled(self._n))
         if not len(grams):
             return self._owner_of_short(text, role) is not None
         return len(self._long[text.unspaced].owners(grams)) >= COPIED * len(grams)
@@ -157,4 +159,4 @@ class References:
 
 def _whole(text: Tokens) -> int:
     """A text with at least one word as one gram."""
-    return int(ngrams(text.words_T, len(text.words_T))[0])
+    return int(text.grams(len(text.words_T))[0])

@@ -67,7 +67,8 @@ def good_enough(row: Scored, settings: Select) -> bool:
 
 def root_of(row: Response) -> str:
     """The id of the answer that a version goes back to; its own, if it revises nothing."""
-    return row.provenance.get("root", row.id)
+    root = row.provenance.get("root") if _COLUMN in row.provenance else None
+    return root if isinstance(root, str) else row.id  # a file of the user's may mean something else by it
 
 
 def best_versions(rows: Iterable[Scored], settings: Select) -> list[Scored]:

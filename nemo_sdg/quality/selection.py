@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from nemo_sdg.config.selection import Select
 from nemo_sdg.errors import StoreError
 from nemo_sdg.quality.among import Among
 from nemo_sdg.quality.own import Context, Rule, first_reason
-from nemo_sdg.quality.personal import personal, redact
+from nemo_sdg.quality.personal import personal, redacted
 from nemo_sdg.quality.references import References
 from nemo_sdg.quality.report import Report
 from nemo_sdg.quality.revision import superseded
@@ -41,6 +41,8 @@ from nemo_sdg.quality.text import Tokens, hash64, tokens
 from nemo_sdg.records import Decision, Scored
 
 SUPERSEDED = "another version of it is better"
+_of_prompt = lru_cache(maxsize=32)(tokens)
+"""The answers to a prompt come one after the other."""
 OWN_COLUMNS = ("kept", "reason", "scalar", "duplicate_of", "leaked_from", "scalar_length_free")
 """Columns that a decision may add; those of an earlier one do not stay. `redacted`, which is of the text, does."""
 
@@ -75,7 +77,7 @@ class Selector:
 
     def add(self, row: Scored) -> None:
         """The next row."""
-        given, row = row, self._redacted(row)
+        given, row = row, redacted(row, self._settings)
         if row is not given:
             self._rewritten.add(len(self._among))
         scalar = scalarise(row.scores, self._settings.weights)
@@ -83,7 +85,7 @@ class Selector:
         poor = SUPERSEDED if len(self._among) in self._superseded else self._poor(row)
         question = response = None
         if reason is None and (self._leaks or (poor is None and (self._real or self._among.near_duplicates))):
-            *before, question = [tokens(turn["content"]) for turn in row.messages]
+            *before, question = [_of_prompt(turn["content"]) for turn in row.messages]
             response = tokens(row.response)
             if self._leaks is not None:
                 reason = self._leak(row, [*before, question, response])
@@ -109,7 +111,7 @@ class Selector:
         for index, given in enumerate(rows):
             if index >= len(self._among) or hash64(given.id) != self._among.names[index]:
                 raise _changed(given.id)
-            row = self._redacted(given) if index in self._rewritten else given
+            row = redacted(given, self._settings) if index in self._rewritten else given
             reason = self._among.reason(index)
             columns: dict[str, Any] = {key: row.extra[key] for key in row.extra if key not in OWN_COLUMNS}
             if index in self._leaked:
@@ -148,15 +150,6 @@ class Selector:
             return None
         self._leaked[len(self._among)] = where
         return LEAKED
-
-    def _redacted(self, row: Scored) -> Scored:
-        if self._settings.pii != "redact":
-            return row
-        response, counts = redact(row.response)
-        if not counts:
-            return row
-        # The tokens were those of the text as it was.
-        return replace(row, response=response, response_token_ids=(), extra={**row.extra, "redacted": counts})
 
 
 def _changed(name: str) -> StoreError:

@@ -11,8 +11,8 @@ Shape suffixes: C characters, T tokens.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -43,10 +43,21 @@ class Tokens:
     """The hashes of the tokens that are no marks."""
     unspaced: bool
     """Whether at least half of those are characters of a script without spaces."""
+    _grams: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def scaled(self, n: int) -> int:
         """n words in the tokens of this text."""
         return n * CHARACTERS_PER_WORD if self.unspaced else n
+
+    def grams(self, n: int) -> np.ndarray:
+        """The n-grams of the words, by a number of tokens; made once, for one text is held against several files."""
+        if n not in self._grams:
+            self._grams[n] = _windows(self._sums, n)
+        return self._grams[n]
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        return _running_sums(self.words_T)
 
 
 NOTHING = Tokens(np.empty(0, np.uint64), np.empty(0, np.uint64), False)
@@ -62,10 +73,10 @@ def tokens(text: str) -> Tokens:
         folded = unicodedata.normalize("NFKC", text).casefold()
         points_C = np.minimum(np.frombuffer(folded.encode("utf-32-le"), np.uint32), _LAST)
     kinds_C = kinds.take(points_C)
-    starts_C = kinds_C != _WORD
-    starts_C[1:] |= kinds_C[:-1] != _WORD
-    starts_C[:1] = True
-    starts_C &= kinds_C != 0
+    apart_C = kinds_C != _WORD
+    starts_C = apart_C & (kinds_C != 0)
+    starts_C[1:] |= apart_C[:-1] & ~apart_C[1:]
+    starts_C[:1] |= ~apart_C[:1]
     first_T = np.flatnonzero(starts_C)
     if not len(first_T):
         return NOTHING
@@ -81,13 +92,7 @@ def tokens(text: str) -> Tokens:
 
 def ngrams(hashes_T: np.ndarray, n: int) -> np.ndarray:
     """A hash for each n tokens in a row, in order; empty where there are fewer."""
-    count = len(hashes_T) - n + 1
-    if count <= 0:
-        return np.empty(0, np.uint64)
-    powers, inverses = _powers(_Q, _room(len(hashes_T)))
-    sums = np.zeros(len(hashes_T) + 1, np.uint64)
-    np.cumsum(hashes_T * powers[: len(hashes_T)], out=sums[1:])
-    return _mixed((sums[n:] - sums[:-n]) * inverses[:count])
+    return _windows(_running_sums(hashes_T), n)
 
 
 def shingles(text: Tokens, n: int) -> np.ndarray:
@@ -98,6 +103,22 @@ def shingles(text: Tokens, n: int) -> np.ndarray:
 def hash64(text: str) -> int:
     """64 bits, with a sign, that name a text."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _running_sums(hashes_T: np.ndarray) -> np.ndarray:
+    powers, _ = _powers(_Q, _room(len(hashes_T)))
+    sums = np.zeros(len(hashes_T) + 1, np.uint64)
+    np.cumsum(hashes_T * powers[: len(hashes_T)], out=sums[1:])
+    return sums
+
+
+def _windows(sums: np.ndarray, n: int) -> np.ndarray:
+    """What the polynomial is over each n tokens, whatever stands before them."""
+    count = len(sums) - n
+    if count <= 0:
+        return np.empty(0, np.uint64)
+    _, inverses = _powers(_Q, _room(len(sums) - 1))
+    return _mixed((sums[n:] - sums[:-n]) * inverses[:count])
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

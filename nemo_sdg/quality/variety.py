@@ -7,7 +7,6 @@ sides, because it falls as a text grows.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,20 +79,21 @@ def self_bleu(texts: Sequence[np.ndarray]) -> float:
 
 def _precisions(texts: Sequence[np.ndarray], n: int) -> list[float]:
     """For each text the share of its n-grams that some other text has, clipped to the count there; 0 without any."""
-    counted = [Counter(ngrams(text, n).tolist()) for text in texts]
-    best: dict[int, tuple[int, int, int]] = {}  # gram -> (largest count, whose it is, the next largest)
-    for owner, counts in enumerate(counted):
-        for gram, count in counts.items():
-            most, whose, second = best.get(gram, (0, -1, 0))
-            best[gram] = (count, owner, most) if count > most else (most, whose, max(second, count))
-    shares = []
-    for owner, counts in enumerate(counted):
-        shared = 0
-        for gram, count in counts.items():
-            most, whose, second = best[gram]
-            shared += min(count, second if whose == owner else most)
-        shares.append(shared / max(sum(counts.values()), 1))
-    return shares
+    counted = [np.unique(ngrams(text, n), return_counts=True) for text in texts]
+    sizes = [len(grams) for grams, _ in counted]
+    owners, counts = np.repeat(np.arange(len(texts)), sizes), np.concatenate([counts for _, counts in counted])
+    _, which = np.unique(np.concatenate([grams for grams, _ in counted]), return_inverse=True)
+    # Of each gram the largest count comes first, then the next largest.
+    order = np.lexsort((-counts, which))
+    first = np.flatnonzero(np.diff(which[order], prepend=-1))
+    most, second = counts[order[first]], np.zeros(len(first), counts.dtype)
+    ends = np.append(first[1:], len(order))
+    several = ends - first > 1
+    second[several] = counts[order[first[several] + 1]]
+    whose = owners[order[first]]
+    elsewhere = np.where(whose[which] == owners, second[which], most[which])
+    shared = np.bincount(owners, np.minimum(counts, elsewhere), len(texts))
+    return (shared / np.maximum(np.bincount(owners, counts, len(texts)), 1)).tolist()
 
 
 def nearest(texts: Sequence[Tokens]) -> float:

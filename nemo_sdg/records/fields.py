@@ -7,6 +7,8 @@ import json
 import math
 import re
 import struct
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from nemo_sdg.config.selection import ATTRIBUTES
@@ -18,6 +20,7 @@ CONTROL_PIECE = re.compile(r"<extra_id_\d+>")
 """The tokenizer reads these anywhere in a text; inside a turn they would forge the end of the turn."""
 
 _TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
+_DIGITS, _PACK = tuple(f"%.{digits}g" for digits in range(1, 18)), struct.Struct("<f").pack
 RESPONSE_COLUMNS = (
     "id",
     "prompt_id",
@@ -48,17 +51,35 @@ def hash_of(messages: Any) -> str:
 def shortest_float32(value: float) -> float | None:
     """The float with the fewest decimals that is the same float32; None when there is no finite one."""
     try:
-        exact = struct.pack("<f", value)
+        value = float(value)
     except OverflowError:
         return None
-    if not math.isfinite(value):
+    if not value or not math.isfinite(value):
+        return value if value == 0 else None
+    return _shortest(value)
+
+
+@lru_cache(maxsize=1 << 12)
+def _shortest(value: float) -> float | None:
+    """Of a number that is finite and not zero. A score is written several times: in a decision, in each dataset."""
+    exact = _float32(value)
+    if exact is None:
         return None
-    return next(x for x in (float(f"{value:.{digits}g}") for digits in range(1, 18)) if _float32(x) == exact)
+    # What has six digits or fewer is no nearer than the nearest that has six, and what is further away than 2^-23 of the
+    # number is another float32 (below 1e-37 those lie further apart).
+    away, first = abs(float("%.6g" % value) - value), 0
+    if abs(value) > 1e-37 and away > abs(value) / 2**23 * 1.001:
+        first = 6
+    for digits in _DIGITS[first:]:
+        short = float(digits % value)
+        if _float32(short) == exact:
+            return short
+    raise AssertionError(f"17 digits are not {value}")
 
 
 def _float32(value: float) -> bytes | None:
     try:
-        return struct.pack("<f", value)
+        return _PACK(value)
     except OverflowError:  # rounding up to few digits may leave float32's range
         return None
 
@@ -75,7 +96,7 @@ def answer(row: dict, where: str) -> dict[str, Any]:
     encodable(response, "response", where)
     if messages[-1]["role"] != "user":
         raise RowError("the turn before the response is not the user's", where=where, found=messages[-1]["role"])
-    ids, sample = row.get("response_token_ids", ()), row.get("sample", 0)
+    ids, sample, asked = row.get("response_token_ids", ()), row.get("sample", 0), row.get("prompt_id")
     if not isinstance(ids, (list, tuple)) or not all(type(x) is int and x >= 0 for x in ids):
         raise RowError("response_token_ids are not token ids", where=where, expected="a list of whole numbers")
     if type(sample) is not int or sample < 0:
@@ -88,8 +109,8 @@ def answer(row: dict, where: str) -> dict[str, Any]:
     if not isinstance(provenance, dict):
         raise RowError("the provenance is not a mapping", where=where, found=type(provenance).__name__)
     return {
-        "id": row_id(row, hash_of([*messages, response]), where),
-        "prompt_id": row_id({"id": row.get("prompt_id") or hash_of(messages)}, "", where),
+        "id": row_id(row, lambda: hash_of([*messages, response]), where),
+        "prompt_id": row_id({"id": hash_of(messages) if asked in (None, "") else asked}, str, where),
         "sample": sample,
         "messages": messages,
         "response": response,
@@ -180,8 +201,8 @@ def encodable(text: str, name: str, where: str) -> None:
         raise RowError(f"{name} holds half of a surrogate pair, which no file can hold", where=where) from None
 
 
-def row_id(row: dict, default: str, where: str) -> str:
-    name = row.get("id", default)
+def row_id(row: dict, default: Callable[[], str], where: str) -> str:
+    name = row["id"] if "id" in row else default()
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
         raise RowError("the id is not a name", where=where, found=repr(name), expected="text or a whole number")
     encodable(str(name), "id", where)

@@ -62,7 +62,7 @@ class Pair:
             scores = _scores(row, where)
         if chosen == rejected:
             raise RowError("both answers are the same", where=where)
-        name = fields.row_id(row, fields.hash_of([*messages, chosen, rejected]), where)
+        name = fields.row_id(row, lambda: fields.hash_of([*messages, chosen, rejected]), where)
         known = _HELPSTEER2 if helpsteer2 else _TRL
         extra = fields.extra(row, "id", "messages", "prompt", *known)
         return cls(name, messages, chosen, rejected, *scores, judge=PEOPLE, extra=extra)

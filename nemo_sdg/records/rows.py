@@ -37,7 +37,7 @@ class Prompt:
         messages = fields.conversation(row, where)
         if messages[-1]["role"] != "user":
             raise RowError("the last turn is not the user's", where=where, found=messages[-1]["role"])
-        name = fields.row_id(row, fields.hash_of(messages), where)
+        name = fields.row_id(row, lambda: fields.hash_of(messages), where)
         return cls(name, messages, fields.extra(row, "id", "messages", "prompt"))
 
     def to_row(self) -> dict:
@@ -151,6 +151,6 @@ class Labelled:
         if messages[-1]["role"] != "user":
             raise RowError("the last turn is not the user's", where=where, found=messages[-1]["role"])
         labels = {name: fields.label(row, name, where) for name in ATTRIBUTES}
-        name = fields.row_id(row, fields.hash_of([*messages, response]), where)
+        name = fields.row_id(row, lambda: fields.hash_of([*messages, response]), where)
         columns = fields.extra(row, "id", "messages", "prompt", "response", *ATTRIBUTES)
         return cls(name, messages, response, labels, columns)

@@ -14,25 +14,24 @@ The folder appears whole, by one rename. A prompt that an evaluation holds out i
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import Data, RunConfig
+from nemo_sdg.config import Data, RunConfig, dataset_settings, fingerprint
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
 from nemo_sdg.stages import card, examples, shapes
+from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, rows_digest
-from nemo_sdg.store.datasets import SUMMARY
+from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
-VERSION = 2
+VERSION = 3
 """Raised when the code changes what the same settings give."""
 
 
@@ -52,8 +51,9 @@ def _write(context: Context) -> dict:
     files = [*(path for _, path, _ in people), config.evaluate.exact_match, config.evaluate.helpsteer2]
     compared, said = examples.verdicts(config, context.folder)
     inputs = [decisions.digest, *said, *(file and rows_digest(file) for file in files)]
-    # The run's fingerprint stands for all its settings, which the card tells.
-    name = context.fingerprint("assemble", version=VERSION, inputs=inputs, run=context.run.fingerprint)
+    settings = fingerprint(dataset_settings(config, context.round))
+    own = list(context.run.rules.items())
+    name = context.fingerprint("assemble", version=VERSION, inputs=inputs, settings=settings, rules=own)
     if final.exists():
         return _finished(final, name)
     tally, facts = Tally(), card.Facts()
@@ -74,7 +74,7 @@ def _write(context: Context) -> dict:
             if getattr(config, kind).enabled and not totals[kind]["rows"]["train"]:
                 raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else totals[kind])
         funnel = _funnel(context.folder, config, decisions.totals.get("waves", 1))
-        text = card.card(config, context.round, totals, funnel, facts, context.run.fingerprint)
+        text = card.card(config, context.round, totals, funnel, facts, settings, context.run.rules)
         folder.add_text("README.md", text)
         folder.add_text("hf/README.md", text)
         folder.commit({"fingerprint": name, "templates": shapes.template_digests(), "totals": totals})
@@ -115,12 +115,15 @@ def _everything(
     maker: Maker, data: Data, decisions: StageStore, facts: card.Facts
 ) -> Iterator[tuple[str, list[Example] | str | Fault]]:
     """(kind, its examples, the reason why it has none, or the fault) of all that comes in, a few rows at a time."""
-    parsed = (Decision.from_row(row, str(decisions.dir)) for row in decisions.read())
-    for _, rows in groupby(parsed, key=lambda row: row.prompt_id):  # the responses to a prompt stand together
-        of_prompt = list(rows)
-        for row in of_prompt:
-            facts.see(row)
-        yield from examples.generated(maker, of_prompt)
+    together: Joined[Decision] = Joined(row["prompt_id"] for row in decisions.read())
+    for row in decisions.read():
+        decision = Decision.from_row(row, str(decisions.dir))
+        facts.see(decision)
+        yield "sft", maker.sft(decision)
+        yield "reward", maker.reward(decision)
+        of_prompt = together.add(decision.prompt_id, decision)
+        if of_prompt is not None:
+            yield "preference", maker.pairs(of_prompt)
     sources = [("reward", Labelled, maker.labelled, examples.labelled_sources(data))]
     sources += [("preference", Pair, maker.preferred, examples.preference_sources(data))]
     for kind, shape, make, files in sources:
@@ -142,28 +145,23 @@ def _funnel(folder: Path, config: RunConfig, waves: int) -> dict[str, Any]:
 
 def _finished(final: Path, name: str) -> dict:
     """The totals of an earlier start, when its files are still what they were."""
-    try:
-        summary = json.loads((final / SUMMARY).read_bytes())
-    except (OSError, ValueError):
-        raise StoreError(
-            "the folder is not ours or was damaged", where=final, way_out="move it away and run again"
-        ) from None
-    if summary["fingerprint"] != name:
+    made, digests, totals = read_summary(final, "fingerprint", "digests", "totals")
+    if made != name:
         raise StoreError(
             "the files were assembled from other rows or settings",
             where=final,
-            found=summary["fingerprint"],
+            found=made,
             expected=name,
             way_out="write to another --out, or delete this folder to assemble again",
         )
-    for file, expected in summary["digests"].items():
+    for file, expected in digests.items():
         found = digest(final / file)
         if found != expected:
             way_out = "delete the folder and run again to assemble it once more"
             raise StoreError(
                 "the file was altered", where=final / file, found=found, expected=expected, way_out=way_out
             )
-    return summary["totals"]
+    return totals
 
 
 def _nothing_left(kind: str, number: int, totals: dict) -> UserError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 from nemo_sdg.config import RunConfig
@@ -18,6 +18,7 @@ from nemo_sdg.config.judging import compares
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.records import Decision
 from nemo_sdg.stages.context import Context
+from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.questions import Inquiry
 from nemo_sdg.store import Group, StageStore
 from nemo_sdg.synthesis.brief import Brief
@@ -134,7 +135,9 @@ class _Couples:
 
     def _all(self) -> Iterator[list[_Couple]]:
         config, place = self._config, str(self.source.dir)
-        rows = (Decision.from_row(row, place) for row in self.source.read())
-        for _, of_prompt in groupby(rows, key=lambda row: row.prompt_id):
-            found = candidates(list(of_prompt), config.preference, config.select)
-            yield [_Couple(high, low) for high, low in found]
+        together: Joined[Decision] = Joined(row["prompt_id"] for row in self.source.read())
+        for row in self.source.read():
+            of_prompt = together.add(row["prompt_id"], Decision.from_row(row, place))
+            if of_prompt is not None:
+                found = candidates(of_prompt, config.preference, config.select)
+                yield [_Couple(high, low) for high, low in found]

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import RunConfig, fingerprint
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.config.judging import judge_model
 from nemo_sdg.engine.backends.choosing import KINDS, Role
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.parallel.agree import on_writer
+from nemo_sdg.parallel.mesh import Mesh, alone
 from nemo_sdg.parallel.phases import Phase, Phases
+from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.store.waves import Part
 from nemo_sdg.store import Run
+from nemo_sdg.store.spent import Spent
 
 if TYPE_CHECKING:
     from nemo_sdg.console import Console
     from nemo_sdg.engine.residents import Residents
-    from nemo_sdg.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Context:
     """Local models that are kept from stage to stage."""
     rules: tuple[Callable, ...] = ()
     """Rules of selection that the recipe brings."""
+    spent: Spent | None = None
+    """The time of the round's candidates, on the writer of a run with a target."""
     part: Part = Part()
     """Which batch of candidates, where a round needs several."""
 
@@ -51,9 +56,16 @@ class Context:
         return replace(self, part=part)
 
     @property
-    def samples(self) -> int:
-        """Responses to each prompt of this part."""
-        return self.config.revise.samples if self.part.revision else self.config.generate.samples
+    def samples(self) -> tuple[int, ...]:
+        """Responses to each prompt of this part, by generator. Only the policy revises."""
+        settings = self.config.generate
+        return (self.config.revise.samples,) if self.part.revision else (settings.samples, *settings.others.values())
+
+    @property
+    def generators(self) -> list[Role]:
+        """Who answers the prompts of this part, in the order of `samples`: the policy, then generate.others."""
+        others = () if self.part.revision else self.config.generate.others
+        return [self.role("policy"), *map(self._other, others)]
 
     @property
     def turn(self) -> int:
@@ -72,6 +84,8 @@ class Context:
     def place(self, role: Role) -> Phase:
         """The ranks that ask or run a role; a model that was trained beside a server's runs where it was trained."""
         phase = KINDS[role.kind]
+        if not role.local and role.server is not None:
+            return Phase(Grid(), alone(self.mesh))
         apart = role.local and getattr(self.config, phase).backend != "local"
         return Phases.everywhere(self.mesh).generate if apart else self.phase(phase)
 
@@ -122,6 +136,10 @@ class Context:
     def on_writer(self, work: Callable[[], Any]) -> Any:
         """What rank 0 answers, on every rank; see `parallel.agree`."""
         return on_writer(self.mesh, work)
+
+    def _other(self, name: str) -> Role:
+        server = other_server(name, self.config.generate)
+        return Role("policy", self.config, name, given=False, residents=self.residents, server=server)
 
     def _start(self, kind: str) -> str:
         return self.config.models.instruct if kind == "policy" else self.config.models.reward

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ class HeldOut:
                 self.keys |= {_key(row.messages) for row in read_rows(file, kind)[0]}
 
     def __contains__(self, messages: Sequence[Message]) -> bool:
+        if not self.keys:
+            return False
         asked = (end for end, turn in enumerate(messages, start=1) if turn["role"] == "user")
         return any(_key(messages[:end]) in self.keys for end in asked)
 
@@ -163,12 +166,11 @@ def verdicts(config: RunConfig, folder: Path) -> tuple[Compared | None, list[str
     return {row["id"]: (row["better"], row["reason"]) for row in store.read()}, [store.digest]
 
 
-def generated(maker: Maker, rows: Sequence[Decision]) -> Iterator[tuple[str, list[Example] | str]]:
-    """(kind, examples or reason) of everything that one prompt's decisions give."""
-    for row in rows:
-        yield "sft", maker.sft(row)
-        yield "reward", maker.reward(row)
-    yield "preference", maker.pairs(rows)
+def generated(maker: Maker, kind: str, rows: Sequence[Decision]) -> Iterator[Example]:
+    """What all decisions of one prompt give for a kind of dataset."""
+    make = {"sft": maker.sft, "reward": maker.reward}
+    for made in [maker.pairs(rows)] if kind == "preference" else map(make[kind], rows):
+        yield from made if isinstance(made, list) else ()
 
 
 def _unit(purpose: str, messages: Sequence[Message]) -> float:
@@ -176,8 +178,12 @@ def _unit(purpose: str, messages: Sequence[Message]) -> float:
 
     So conversations that begin alike are never parted, neither by a split nor by a weight.
     """
-    first = next(turn["content"].strip() for turn in messages if turn["role"] == "user")
-    return int(hash_of([purpose, first]), 16) / 16**16
+    return _unit_of(purpose, next(turn["content"] for turn in messages if turn["role"] == "user"))
+
+
+@lru_cache(maxsize=32)  # what becomes of the answers to one prompt is asked in a row
+def _unit_of(purpose: str, first: str) -> float:
+    return int(hash_of([purpose, first.strip()]), 16) / 16**16
 
 
 def _key(messages: Sequence[Message]) -> str:

@@ -35,14 +35,17 @@ class Work:
     Args:
         mesh: the ranks of the phase; None where this rank takes no part.
         count: rows that a group will have.
+        turn: whose groups, where several work on the same rows.
     """
 
     def __init__(
-        self, context: Context, store: StageStore, title: str, *, mesh: Mesh | None, count: Callable[[Group], int]
-    ) -> None:
+        self, context: Context, store: StageStore, title: str, *, mesh: Mesh | None, count: Callable[[Group], int],
+        turn: int | None = None,
+    ) -> None:  # fmt: skip
         self._context, self.store, self.mesh, self.count = context, store, mesh, count
         # One rank looks, for a listing may change while others commit.
-        self.missing = context.on_writer(lambda: [group.index for group in store.missing()])
+        missing = context.on_writer(lambda: [group.index for group in store.missing()])
+        self.missing = [index for index in missing if turn in (None, store.groups[index].turn)]
         mine = [] if mesh is None else self.missing[mesh.dp_rank :: mesh.dp]
         self.mine = [store.groups[index] for index in mine]
         self._bar = context.console.progress(title, sum(map(count, self.mine)))
@@ -58,6 +61,8 @@ class Work:
     def advance(self, rows: int = 1) -> None:
         """So many rows are done; ranks that wait for this one learn that it works."""
         self._advance(rows)
+        if self._context.spent is not None:
+            self._context.spent.note()
         self._context.mesh.alive()
 
     def run(

@@ -47,7 +47,7 @@ def run(context: Context) -> dict[str, Any]:
     rows = _Rows(source, questions)
     inquiry = Inquiry(
         context, "judge", folder / "answers", rows=source.rows, group_size=source.group_size,
-        version=VERSION, source=source.digest, questions=questions.digest,
+        turns=source.turns, version=VERSION, source=source.digest, questions=questions.digest,
     )  # fmt: skip
     inquiry.run(rows.ask, lambda group: len(rows.ask(group)))
     return context.on_writer(lambda: _write(context, rows, inquiry))
@@ -58,7 +58,7 @@ def _write(context: Context, rows: _Rows, inquiry: Inquiry) -> dict[str, Any]:
     fingerprint = context.fingerprint(
         "judged", version=VERSION, inputs=[source.digest, inquiry.store.digest, rows.questions.digest, inquiry.identity]
     )
-    store = StageStore(context.folder / "judged", fingerprint, source.rows, source.group_size)
+    store = source.beside(context.folder / "judged", fingerprint)
     if store.done:
         return store.totals
     for group in store.missing():

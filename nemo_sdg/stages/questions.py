@@ -25,11 +25,13 @@ class Inquiry:
         stage: the stage's name.
         folder: of the answers.
         rows: length of the input.
+        turns: how often each of its groups comes; see `StageStore`.
         settings: what the questions depend on, beside the judge.
     """
 
     def __init__(
-        self, context: Context, stage: str, folder: Path, *, rows: int, group_size: int, **settings: Any
+        self, context: Context, stage: str, folder: Path, *, rows: int, group_size: int, turns: int = 1,
+        **settings: Any,
     ) -> None:
         self._context, self._stage = context, stage
         self._role, self._phase = context.judge(), context.phase("judge")
@@ -43,7 +45,7 @@ class Inquiry:
             spec=context.config.models.spec if self._role.local else None,
             **settings,
         )
-        self.store = StageStore(folder, fingerprint, rows, group_size)
+        self.store = StageStore(folder, fingerprint, rows, group_size, turns)
         self._judge: Any = None
 
     def run(self, ask: Callable[[Group], Questions], count: Callable[[Group], int]) -> None:

@@ -48,7 +48,7 @@ class Stage:
             dtype=context.dtype(self.role),
             spec=context.config.models.spec if self.role.local else None,
         )
-        self.store = StageStore(context.folder / "scored", fingerprint, source.rows, source.group_size)
+        self.store = source.beside(context.folder / "scored", fingerprint)
         self.work = groups.Work(context, self.store, "score", mesh=self.phase.mesh, count=self._count)
         self._scorer: Any = None
 
@@ -90,7 +90,7 @@ class Stage:
         return self.source.rows_of(group)
 
     def _count(self, group: Group) -> int:
-        return (group.stop - group.start) * self.context.samples
+        return (group.stop - group.start) * self.context.samples[group.turn]
 
     def _totals(self, rows: Iterator[dict], faulty: dict[str, int]) -> dict[str, Any]:
         sums, scored, kept, asked = dict.fromkeys(ATTRIBUTES, 0.0), dict.fromkeys(ATTRIBUTES, 0), 0, 0

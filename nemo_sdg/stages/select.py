@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo_sdg import resources
 from nemo_sdg.config import Select, rule_digests
+from nemo_sdg.errors import UserError
 from nemo_sdg.quality import Selector
 from nemo_sdg.quality.revision import gains, superseded
 from nemo_sdg.records import Scored
@@ -38,6 +39,22 @@ def accepted(context: Context) -> int:
         return _selector(context, sources, context.config.select).num_kept
 
     return context.on_writer(count)
+
+
+def last_wave(context: Context) -> Part:
+    """The wave with which the candidates that are there reach the target, and `run` stops. Raises UserError when they
+    don't reach it."""
+    target, wave = context.config.select.target, 0
+    while target is not None and (passed := accepted(context.at(Part(wave)))) < target:
+        wave += 1
+        following = Part(wave).folder(context.run.round(context.round))
+        if not context.on_writer(following.is_dir):
+            raise UserError(
+                "the target is not reached yet", where=following.parent,
+                found=f"{passed:,} rows accepted in {wave} waves", expected=f"select.target = {target:,}",
+                way_out="`nemo-sdg run` makes more candidates and selects then",
+            )  # fmt: skip
+    return Part(wave)
 
 
 def _scored(context: Context) -> Iterator[tuple[Part, StageStore]]:

@@ -23,7 +23,7 @@ class Progress:
     tokens: int
     """Generated tokens."""
     hours: float
-    """Since this start of the command began with the round."""
+    """That the candidates have taken in all starts of the command; see `store.spent`."""
 
     @property
     def reached(self) -> bool:

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from nemo_sdg.store.files import commit_file, commit_folder, digest, dump, make_folder, open_new, refusing
-from nemo_sdg.store.seals import write_sums
+from nemo_sdg.errors import StoreError
+from nemo_sdg.store.files import commit_file, commit_folder, dump, make_folder, open_new, refusing
+from nemo_sdg.store.seals import sums, write_sums
 
 if TYPE_CHECKING:
     import pyarrow
 
 SUMMARY = "summary.json"
+_TOLD = {"fingerprint": str, "templates": dict, "totals": dict, "digests": dict}
+"""What stands in it."""
 ROWS_PER_GROUP = 1000
 """Rows of a parquet row group: a number of our own, so that a file's bytes depend on its rows alone."""
+
+
+def read_summary(folder: Path, *keys: str) -> list[Any]:
+    """What the summary of a folder says under these keys. Raises StoreError when it is not there, or says it otherwise
+    than `commit`."""
+    file = folder / SUMMARY
+    try:
+        told = json.loads(file.read_bytes())
+        found = [told[key] for key in keys]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if found is None or not all(isinstance(value, _TOLD[key]) for key, value in zip(keys, found)):
+        raise StoreError(
+            "the file was torn or altered, or the folder is not ours", where=file,
+            way_out="move the folder away and run again",
+        )  # fmt: skip
+    return found
 
 
 class DatasetFolder:
@@ -69,10 +90,10 @@ class DatasetFolder:
             file.close()
         for table in self._tables.values():
             table.close()
-        files = sorted(str(file.relative_to(self._making)) for file in self._making.rglob("*") if file.is_file())
-        told = {**summary, "digests": {name: digest(self._making / name) for name in files}}
+        found = sums(self._making)
+        told = {**summary, "digests": {name: found[name][:16] for name in found}}
         commit_file(self._making / SUMMARY, json.dumps(told, indent=1).encode())
-        write_sums(self._making)
+        write_sums(self._making, found)
         commit_folder(self._making, self.final)
 
     def _file(self, name: str) -> BinaryIO:
@@ -96,7 +117,7 @@ class _Table:
         self._writer = pyarrow.parquet.ParquetWriter(file, schema)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        dump(row)  # refuses NaN, which parquet would hold
+        _refuse_not_finite(row)  # parquet would hold NaN, which no line can
         self._waiting.append(row)
         if len(self._waiting) == ROWS_PER_GROUP:
             self._flush()
@@ -112,3 +133,11 @@ class _Table:
 
         self._writer.write_table(pyarrow.Table.from_pylist(self._waiting, self._schema), ROWS_PER_GROUP)
         self._waiting = []
+
+
+def _refuse_not_finite(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"Out of range float value: {value}")
+    if isinstance(value, (dict, list)):
+        for below in value.values() if isinstance(value, dict) else value:
+            _refuse_not_finite(below)

@@ -17,6 +17,10 @@ from typing import Any, BinaryIO
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_BUFFER = 1 << 18
+"""Bytes that wait for one write."""
+
 
 def commit_file(path: Path, data: bytes) -> None:
     """Puts `data` at `path`, replacing what is there in one step. Raises StoreError when the disk refuses."""
@@ -63,7 +67,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def open_new(path: Path) -> BinaryIO:
     """A file that is written bit by bit, of a folder that `commit_folder` will sync and name."""
-    return io.BufferedWriter(_Raw(path))
+    return io.BufferedWriter(_Raw(path), _BUFFER)
 
 
 class _Raw(io.RawIOBase):
@@ -122,7 +126,7 @@ def sha256_of(path: Path) -> str:
 
 def dump(row: Any) -> bytes:
     """One row as a line. NaN is refused here, last of all places, so that no file can hold it."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return _ENCODER.encode(row).encode() + b"\n"
 
 
 def sync(path: Path) -> None:

@@ -29,6 +29,11 @@ def group_of(file: Path) -> int:
 
 def read_part(file: Path) -> list[dict]:
     """The rows of a file that is what its name says. Raises StoreError for any other."""
+    return [json.loads(line) for line in check_part(file).split(b"\n")[:-1]]
+
+
+def check_part(file: Path) -> bytes:
+    """The bytes of a file that is what its name says. Raises StoreError for any other."""
     _, count, expected = _match(file).groups()
     data = file.read_bytes()
     found = hashlib.sha256(data).hexdigest()[:16]
@@ -36,10 +41,10 @@ def read_part(file: Path) -> list[dict]:
         raise StoreError(
             "the part was torn or altered", where=file, found=f"SHA-256 {found}", expected=expected, way_out=_REDO
         )
-    rows = [json.loads(line) for line in data.split(b"\n")[:-1]]
-    if len(rows) != int(count):
-        raise StoreError("the part has another length", where=file, found=len(rows), expected=count, way_out=_REDO)
-    return rows
+    rows = data.count(b"\n")
+    if rows != int(count):
+        raise StoreError("the part has another length", where=file, found=rows, expected=count, way_out=_REDO)
+    return data
 
 
 def two_parts(one: Path, other: Path) -> StoreError:

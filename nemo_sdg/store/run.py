@@ -15,15 +15,17 @@ import yaml
 
 from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity
+from nemo_sdg.config.briefs import brief_files
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 from nemo_sdg.store.files import append, digest, make_folder, refusing
-from nemo_sdg.store.inputs import rows_digest
+from nemo_sdg.store.inputs import rows_digest, texts_digest
 from nemo_sdg.store.lock import release, take
 from nemo_sdg.store.seals import check_text, commit_text
 
 _INPUTS = ("models.base", "models.instruct", "models.reward", "models.judge", "data.prompts", "data.helpsteer2")
-_INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2")
+_INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2", "select.likeness", "data.synthesis.brief")
 _WEIGHED = ("data.labelled", "data.preference")
 """Settings whose keys are files."""
 _VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")
@@ -143,15 +145,25 @@ def _inputs(config: RunConfig) -> dict[str, str]:
     values = flatten(config)
     elsewhere = {"models.instruct"} if config.generate.backend == "endpoint" else set()
     elsewhere |= {"models.reward"} if config.score.backend == "endpoint" else set()
-    weighed = {f"{key}.{path}": path for key in _WEIGHED for path in getattr(config.data, key.removeprefix("data."))}
-    return {key: values[key] for key in _INPUTS if values[key] is not None and key not in elsewhere} | weighed
+    others = [name for name in config.generate.others if other_server(name, config.generate) is None]
+    weighed = {f"generate.others.{name}": name for name in others}
+    weighed |= {f"select.decontaminate.{path}": path for path in config.select.decontaminate}
+    weighed |= {f"{key}.{path}": path for key in _WEIGHED for path in getattr(config.data, key.removeprefix("data."))}
+    named = {key: values[key] for key in _INPUTS if values[key] is not None and key not in elsewhere} | weighed
+    brief = config.data.synthesis.brief
+    if brief is not None:
+        named["data.synthesis.templates"] = config.data.synthesis.templates
+        named |= {f"{brief}, {key}": path for key, path in brief_files(brief).items()}
+    return named
 
 
 def _digest(path: str) -> str | None:
-    """What an input was: the content of a file, the names and sizes of a folder, the commit of what is on the hub."""
+    """What an input was: the content of a file, the texts of a folder of texts, names and sizes of another one, the commit of what is on the hub."""
     here = resources.resolve(path)
     if here.suffix == ".nemo" and here.is_file():  # a model in one file, of up to 682 GB: as a folder of that one file
         return hashlib.sha256(json.dumps([(here.name, here.stat().st_size)]).encode()).hexdigest()[:16]
+    if here.is_dir() and (texts := texts_digest(here)):  # documents, templates
+        return texts
     return resources.commit(path) or (digest(here) if here.exists() else rows_digest(path))
 
 

@@ -56,14 +56,26 @@ def check_text(path: Path, way_out: str, comment: str = "# {}") -> None:
         raise StoreError("the file was torn or altered", where=path, way_out=way_out)
 
 
-def write_sums(folder: Path) -> None:
-    """Puts SHA256SUMS, which `sha256sum -c` reads, into a folder that is about to be committed."""
-    write_file(folder / SUMS, _sums_text(_sums(folder)))
+def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Puts SHA256SUMS, which `sha256sum -c` reads, into a folder that is about to be committed.
+
+    Args:
+        known: sums that need not be made again, by name.
+    """
+    write_file(folder / SUMS, _sums_text(sums(folder, known)))
+
+
+def sums(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """SHA-256 in hex of each file below a folder, but for the list itself, by name."""
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    names, known = [name for name in names if name != SUMS], known or {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+        return dict(zip(names, pool.map(lambda name: known.get(name) or sha256_of(folder / name), names)))
 
 
 def check_sums(folder: Path) -> list[str]:
     """What is not as it was when the folder was committed, one sentence each."""
-    listed, found = folder / SUMS, _sums(folder)
+    listed, found = folder / SUMS, sums(folder)
     if not listed.is_file():
         return [_said("the list of sums is not there", listed)]
     data = listed.read_bytes()
@@ -101,16 +113,8 @@ def _seal(name: str, data: bytes) -> str:
     return hashlib.sha256(name.encode() + b"\0" + data).hexdigest()
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """SHA-256 in hex of each file below a folder, but for the list itself, by name."""
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    names = [name for name in names if name != SUMS]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
-        return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names)))
-
-
-def _sums_text(sums: Mapping[str, str]) -> bytes:
-    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+def _sums_text(found: Mapping[str, str]) -> bytes:
+    return "".join(f"{found[name]}  {name}\n" for name in sorted(found)).encode()
 
 
 def _said(what: str, where: Path, found: object = None, expected: object = None) -> str:

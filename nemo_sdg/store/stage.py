@@ -17,7 +17,7 @@ from nemo_sdg.config.values import fingerprint as fingerprint_of
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 from nemo_sdg.store.files import commit_file, digest, refusing, sync
-from nemo_sdg.store.parts import group_of, named, read_part, two_parts
+from nemo_sdg.store.parts import check_part, group_of, named, read_part, two_parts
 from nemo_sdg.store.seals import commit_json, read_json
 
 _AGAIN = "delete this folder and run again to make the stage once more"
@@ -30,17 +30,22 @@ class Group:
     index: int
     start: int
     stop: int
+    turn: int = 0
+    """Which of those that work on the same rows makes it."""
 
 
 class StageStore:
-    """A stage's folder. `fingerprint` names its settings and inputs, `rows` is the length of its input.
+    """A stage's folder. `fingerprint` names its settings and inputs, `rows` is the length of its input. Where several work on
+    each row, `turns` of them, their groups of the same rows follow one another.
 
     Raises StoreError when the folder belongs to another fingerprint, or a part in it is not what its name says.
     """
 
-    def __init__(self, dir: Path, fingerprint: str, rows: int, group_size: int) -> None:
+    def __init__(self, dir: Path, fingerprint: str, rows: int, group_size: int, turns: int = 1) -> None:
         self.dir, self.fingerprint, self.rows, self.group_size = Path(dir), fingerprint, rows, group_size
+        self.turns = turns
         self._identity = {"fingerprint": fingerprint, "rows": rows, "group_size": group_size}
+        self._identity |= {"turns": turns} if turns > 1 else {}
         self._check_owner("stage.json")
         self._check_owner("SUCCESS.json")
         self._seen: dict[int, Path] = {}
@@ -51,18 +56,23 @@ class StageStore:
         success = read_json(Path(dir) / "SUCCESS.json")
         if success is None:
             raise StoreError("the stage is not finished", where=dir, expected="SUCCESS.json", way_out="run it first")
-        return cls(dir, success["fingerprint"], success["rows"], success["group_size"])
+        return cls(dir, success["fingerprint"], success["rows"], success["group_size"], success.get("turns", 1))
+
+    def beside(self, dir: Path, fingerprint: str) -> StageStore:
+        """The store of a stage whose groups are those of this one: each has a part for each part here."""
+        return StageStore(dir, fingerprint, self.rows, self.group_size, self.turns)
 
     @cached_property
     def groups(self) -> list[Group]:
-        starts = range(0, self.rows, self.group_size)
-        return [Group(i, start, min(start + self.group_size, self.rows)) for i, start in enumerate(starts)]
+        spans = [(start, min(start + self.group_size, self.rows)) for start in range(0, self.rows, self.group_size)]
+        made = [(*span, turn) for span in spans for turn in range(self.turns)]
+        return [Group(index, *group) for index, group in enumerate(made)]
 
     def missing(self) -> list[Group]:
         """The groups that have no part yet; the parts that are there have been read and found whole."""
         parts = self._parts()
         for file in parts.values():
-            read_part(file)
+            check_part(file)
         return [group for group in self.groups if group.index not in parts]
 
     def present(self) -> set[int]:
@@ -171,7 +181,7 @@ class StageStore:
                 if name not in expected:
                     raise StoreError("not a file of this stage", where=file, way_out="move it out of the folder")
                 if name in success["parts"]:
-                    read_part(file)
+                    check_part(file)
                 elif name in success["faulty"] and digest(file) != success["faulty"][name]:
                     raise _not_those(file, digest(file), success["faulty"][name])
             except StoreError as error:

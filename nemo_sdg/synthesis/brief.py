@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import read_mapping
+from nemo_sdg.config.briefs import BRIEF_FILES, beside
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.synthesis.reading import field_of
 
-_PATHS = ("seeds", "documents")
 _REQUIRED = ("field", "description", "language")
-_NO_SLOTS = ("language", *_PATHS)
+_NO_SLOTS = ("language", *BRIEF_FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +53,9 @@ class Brief:
         for key in _REQUIRED:
             if key not in values:
                 raise ConfigError(f"{key} is missing", where=path, way_out=f"add {key}: ... to the brief")
-        for key in _PATHS:
+        for key in BRIEF_FILES:
             if key in values:
-                values[key] = _beside(str(path), values[key])
+                values[key] = beside(str(path), values[key])
         return cls(**values)
 
     def slots(self) -> dict[str, Any]:
@@ -65,12 +64,4 @@ class Brief:
 
 
 def _type(key: Any) -> type:
-    return str if key in (*_REQUIRED, *_PATHS, "tone") else tuple
-
-
-def _beside(brief: str, path: str) -> str:
-    """A path of a brief, which counts from the brief's own folder; `package:` and `hf://` stay."""
-    if path.startswith(("package:", "hf://", "/", "~")):
-        return path
-    folder, slash, _ = brief.rpartition("/")
-    return f"{folder}{slash}{path}" if brief.startswith("package:") else str(Path(brief).parent / path)
+    return str if key in (*_REQUIRED, *BRIEF_FILES, "tone") else tuple

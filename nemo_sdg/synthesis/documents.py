@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.records import CONTROL_PIECE, Fault, read_objects
+from nemo_sdg.synthesis.text import pieces
 
 _TEXT = (".txt", ".md")
 _ROWS = (".jsonl", ".gz")
@@ -17,8 +19,10 @@ class Document:
     """A text that questions are asked about."""
 
     id: str
-    """Its path below the folder, or file name and line."""
+    """Its path below the folder, or file name and line; of a piece `<document>#<number from 1>`."""
     text: str
+    of: str = ""
+    """The document that a piece was cut from."""
 
 
 def read_documents(path: str) -> tuple[list[Document], list[Fault]]:
@@ -44,6 +48,21 @@ def read_documents(path: str) -> tuple[list[Document], list[Fault]]:
         found = f"{faults[0].reason} in {faults[0].file}" if faults else "no text in it"
         raise ConfigError("no document can be used", where=path, found=found, expected="UTF-8 texts")
     return documents, faults
+
+
+def in_pieces(documents: Sequence[Document], most: int) -> list[Document]:
+    """The documents, those of more than `most` words in pieces: first the first piece of each document, then the second
+    ones, so that a few questions are not all about the beginning of one document."""
+    cut = [_pieces(document, most) for document in documents]
+    longest = max(map(len, cut), default=0)
+    return [pieces[number] for number in range(longest) for pieces in cut if number < len(pieces)]
+
+
+def _pieces(document: Document, most: int) -> list[Document]:
+    texts = pieces(document.text, most)
+    if len(texts) == 1:
+        return [document]
+    return [Document(f"{document.id}#{number}", text, document.id) for number, text in enumerate(texts, start=1)]
 
 
 def _files(files: list[Path], below: Path) -> tuple[list[Document], list[Fault]]:

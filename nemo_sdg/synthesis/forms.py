@@ -25,6 +25,8 @@ def recognised(line: str, language: Language) -> tuple[Spec | None, bool]:
         found = pattern.fullmatch(text)
         if found:
             spec, sense = make(found, language)
+            if spec is not None and spec["kind"] == "end_with":  # its own full stop is part of an ending
+                spec = {**spec, "text": line.strip()[found.start(1) :]}
             if spec is not None:
                 return spec, sense
     return None, True

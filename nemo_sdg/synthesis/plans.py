@@ -11,9 +11,10 @@ from nemo_sdg.config import Synthesis, fingerprint
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.records import Fault, Prompt, read_rows
 from nemo_sdg.synthesis.brief import Brief
-from nemo_sdg.synthesis.documents import Document, read_documents
+from nemo_sdg.synthesis.documents import Document, in_pieces, read_documents
 from nemo_sdg.synthesis.instructions import load_wordings
-from nemo_sdg.synthesis.kinds import KINDS, TOPICS, Kind, World
+from nemo_sdg.synthesis.kinds import KINDS, TOPICS, Kind, World, with_own
+from nemo_sdg.synthesis.kinds.bounds import most_questions
 from nemo_sdg.synthesis.languages import Language
 from nemo_sdg.synthesis.requirements import Questions, Requirement, requirements
 from nemo_sdg.synthesis.templates import Templates
@@ -41,6 +42,8 @@ class Plan:
         _enough(settings, brief, wanted)
         Questions(settings.templates, brief, language)  # asked much later, and checked now
         documents, faults = read_documents(brief.documents) if brief.documents else ([], [])
+        if settings.piece_words is not None:
+            documents = in_pieces(documents, settings.piece_words)
         seeds, more = _seeds(brief)
         shared: dict[str, Any] = {
             "brief": brief, "language": language, "wordings": load_wordings(settings.templates, language.code),
@@ -56,6 +59,12 @@ class Plan:
         topics = world(TOPICS, 0, settings.topics if needed else 0)
         worlds = tuple((kind, world(kind, int(settings.kinds[kind.name]))) for kind in wanted)
         return cls(topics, worlds, tuple(requirements(brief, language)), (*faults, *more))
+
+    def questions(self) -> int:
+        """Questions that the policy is asked at most until the prompts are there."""
+        asked, found = most_questions(TOPICS, self.topics, [])
+        topics = with_own(self.topics, found)
+        return asked + sum(most_questions(kind, world, topics)[0] for kind, world in self.worlds)
 
     def identity(self) -> str:
         """16 hex digits that name all texts, documents, seeds and numbers of the plan."""
@@ -96,4 +105,4 @@ def _texts(templates: Templates) -> list[Any]:
 
 
 def _document(document: Document) -> dict[str, str]:
-    return {"id": document.id, "text": document.text}
+    return {"id": document.id, "text": document.text, **({"of": document.of} if document.of else {})}

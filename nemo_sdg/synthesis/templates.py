@@ -124,7 +124,13 @@ def _known(block: Any, names: Any, where: str) -> None:
 
 
 def checked(text: str, where: str, values: Mapping[str, Any]) -> Template:
-    """A text that can be rendered with values like these. Raises ConfigError for any other."""
+    """A checked template.
+
+    Args:
+        values: the names that it may use, each with an example of its value.
+    Raises:
+        ConfigError: it cannot be read, uses another name, or cannot be rendered with the examples.
+    """
     try:
         tree = _JINJA.parse(text)
         _compiled(text)

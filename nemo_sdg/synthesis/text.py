@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterator
 
 # Han with its iteration marks, kana with the long-vowel mark, Thai, Lao, Myanmar, Khmer, half-width kana, rarer Han.
 UNSPACED = (
@@ -21,6 +23,8 @@ _END = re.compile(r"""(?:[.!?…]+["'”’)\]]*(?=\s|$)|[。！？｡]+[」』�
 _ABBREVIATION = re.compile(
     r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|Sr|Jr|St|vs|etc|No|Fig|approx|e\.g|i\.e|cf|al)|\b[A-Z](?:\.[A-Z])*)\.$"
 )
+_BEHIND_WORD = re.compile(r"(?:[^\w\s]*(?:\s+|\Z)|[。！？｡、]+[」』”’）)]*\s*)?")
+"""What belongs to the word before it: its full stop, but not the point of a decimal."""
 _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•・]|\(?\d{1,3}[.)．、）])[ \t]*", re.MULTILINE)
 
 
@@ -31,16 +35,37 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text. A line's end ends one too; titles (Dr.), initials, decimals and list marks do not."""
-    found, start = [], 0
     text = _LIST_MARK.sub("", text)
+    ends = [0, *_sentence_ends(text), len(text)]
+    return [piece for begin, end in zip(ends, ends[1:]) if words(piece := text[begin:end].strip())]
+
+
+def _sentence_ends(text: str) -> Iterator[int]:
+    start = 0
     for end in _END.finditer(text):
         piece = text[start : end.end()]
-        if _ABBREVIATION.search(piece.rstrip("\"'”’)]")) and text[end.end() :].strip():
-            continue
-        found.append(piece.strip())
-        start = end.end()
-    found.append(text[start:].strip())
-    return [piece for piece in found if words(piece)]
+        if not (_ABBREVIATION.search(piece.rstrip("\"'”’)]")) and text[end.end() :].strip()):
+            yield end.end()
+            start = end.end()
+
+
+def pieces(text: str, most: int) -> list[str]:
+    """A text in pieces of at most `most` words, cut where a paragraph ends, else a sentence, else a word: the last such place
+    in the second half of what would fit. No word is lost."""
+    found, start, first = [], 0, 0
+    ends = [match.end() for match in _WORD.finditer(text)]
+    while len(ends) - first > most:
+        fits = text[start : _BEHIND_WORD.match(text, ends[first + most - 1]).end()]
+        paragraph = (match.end() for match in re.finditer(r"\n\s*\n", fits))
+        word = (match.end() for match in re.finditer(r"\s+", fits))
+        for borders in (paragraph, _sentence_ends(fits), word, [len(fits)]):
+            cut = max((border for border in borders if border > len(fits) / 2), default=None)
+            if cut is not None:
+                break
+        found.append(text[start : start + cut].strip())
+        start += cut
+        first = bisect_right(ends, start)
+    return [piece for piece in (*found, text[start:].strip()) if piece]
 
 
 def paragraphs(text: str) -> list[str]:

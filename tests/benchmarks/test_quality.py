@@ -13,59 +13,25 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
+import canned
 import planted
 import pytest
 from benchmarks.measuring import Table
 
-from nemo_sdg.config import ATTRIBUTES, Select
-from nemo_sdg.quality import Drop, Keep, Selector, decide
+from nemo_sdg.config import Select
+from nemo_sdg.quality import Selector, decide
 from nemo_sdg.quality.personal import find
 from nemo_sdg.records import Scored
 
 SIZES = (10_000, 100_000, *([1_000_000] if os.environ.get("BENCH_MILLION") else []))
-RULES = {
-    "minimum": {"helpfulness": 1.0}, "maximum": {"verbosity": 3.99}, "percentile": 5.0, "length_free": True,
-    "near_duplicates": 0.8, "per_prompt": 3, "balance": {"topic": 0.3, "kind": 0.9}, "pii": "redact", "minimum_scalar": 0.1,
-}  # fmt: skip
 
 
-def own_rule(row, context):
-    return Drop("a word of mine") if row.response.startswith("Zzz") else Keep()
-
-
-def write_rows(file: Path, count: int, seed: int = 0) -> int:
-    """Rows of about 4 KB, four to a prompt, one in ten nearly the same as the one before; bytes of the file."""
-    rng = np.random.default_rng(seed)
-    source = random.Random(seed)
-    vocabulary = np.array(["".join(planted.words(source, "en", 1)) for _ in range(20_000)] + [str(n) for n in range(600)])
+def write_rows(file: Path, count: int) -> int:
+    """Rows of about 4 KB; bytes of the file."""
     with open(file, "w") as out:
-        before = None
-        for number in range(count):
-            some = vocabulary[(rng.pareto(0.8, 900) * 40).astype(np.int64) % len(vocabulary)]
-            if number % 10 == 9:
-                some = before.copy()
-                some[rng.integers(len(some), size=4)] = "changed"
-            before = some
-            response = " ".join(some.tolist()) + "."
-            if number % 50 == 0:
-                response += f" Write to jane{number}@example.com or call (212) 555-{number % 10000:04}."
-            scores = dict(zip(ATTRIBUTES, (rng.random(5) * 4).round(4).tolist()))
-            prompt = f"Tell me {number // 4} things about " + " ".join(some[:12].tolist())
-            row = {"id": f"{number}", "prompt_id": f"p{number // 4}", "sample": number % 4, "prompt": prompt}
-            row |= {"response": response, "scores": scores, "topic": f"t{number % 7}", "kind": f"k{number % 2}"}
-            out.write(json.dumps(row) + "\n")
+        for row in canned.rows(count):
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
     return file.stat().st_size
-
-
-def write_evaluation(folder: Path) -> tuple[str, str]:
-    rng = random.Random(1)
-    files = []
-    for name in ("held", "own"):
-        file = folder / f"{name}.jsonl"
-        file.write_text("".join(json.dumps({"prompt": planted.text(rng, "en", 60)}) + "\n" for _ in range(2000)))
-        files.append(str(file))
-    return files[0], files[1]
 
 
 # ru_maxrss would be that of this process, from which the other one is forked.
@@ -78,10 +44,9 @@ print("USED", status, int(peak) * 1024, time.process_time())
 """
 
 
-def run_verb(source: Path, held: str, own: str) -> tuple[int, float]:
+def run_verb(source: Path, rules: dict) -> tuple[int, float]:
     """Peak memory in bytes and seconds of processor of the verb on a file."""
-    words = [f"select.{key}={json.dumps(value)}" for key, value in RULES.items()]
-    words += [f"select.decontaminate=[{held}]", f"select.likeness={own}"]
+    words = [f"select.{key}={json.dumps(value)}" for key, value in rules.items()]
     command = [sys.executable, "-c", SELECT, "select", "--input", str(source), "--out", str(source) + ".kept", *words]
     told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert "USED 0 " in told.stdout, told.stdout[-2000:] + told.stderr[-2000:]
@@ -91,11 +56,11 @@ def run_verb(source: Path, held: str, own: str) -> tuple[int, float]:
 
 def test_speed_and_memory(tmp_path: Path):
     table = Table("selection with every rule on, rows of 4 KB, one core")
-    held, own = write_evaluation(tmp_path)
+    rules = canned.RULES | canned.evaluation_files(tmp_path)
     source, peaks = tmp_path / "rows.jsonl", []
     for size in SIZES:
         written = write_rows(source, size)
-        memory, seconds = run_verb(source, held, own)
+        memory, seconds = run_verb(source, rules)
         peaks.append(memory)
         table.add(f"`select` on {size:,} rows of {written / size:,.0f} bytes, file to files, rows/s", f"{size / seconds:,.0f}")
         table.add("  peak memory, MB", f"{memory / 1e6:,.0f}")
@@ -107,7 +72,7 @@ def test_speed_and_memory(tmp_path: Path):
     rows = [Scored.from_row(json.loads(line)) for line in source.read_text().splitlines()]
     fastest, figures = float("inf"), float("inf")
     for _ in range(3):  # the machine may do other things, too
-        selector = Selector(Select(**RULES, decontaminate=[held], likeness=own), [own_rule])
+        selector = Selector(Select(**rules), [canned.own_rule])
         began = time.process_time()
         for row in rows:
             selector.add(row)

@@ -133,7 +133,8 @@ def test_the_judge_compares_what_differs_most():
 def test_the_judge_is_not_asked_what_a_verifier_knows_or_what_may_not_be_chosen():
     known = [decision(0, 3.0, correct=False), decision(1, 1.0, correct=True), decision(2, 2.0)]
     assert couples(known) == [] and couples(known, per_prompt=2) == []
-    assert couples([*known, decision(3, 5.0)], per_prompt=2) == ["3>2"]
+    more = [*known, decision(3, 5.0)]
+    assert couples(more, per_prompt=2) == ["3>2"] and couples(more) == [], "the verifier's pair is all there may be"
     assert compared(known, {}) == ["1>0 verifier"]
     dropped = [decision(0, 3.0, kept=False), decision(1, 1.0), decision(2, 0.0, kept=False)]
     assert couples(dropped) == ["0>1"] and couples(dropped[::2]) == []

@@ -19,7 +19,7 @@ LIMITS = Select(minimum={"helpfulness": 3.0}, maximum={"verbosity": 2.0}, weight
 def row(name: str = "p#0", root: str | None = None, text: str = "5", finish: str = "stop", **scores: float) -> Scored:
     asked = ({"role": "user", "content": "q"},)
     values = {attribute: scores.get(attribute, 2.0) for attribute in ATTRIBUTES}
-    said = {"root": root} if root else {}
+    said = {"root": root, "revises": root} if root else {}
     return Scored(name, "p", 0, asked, text, finish_reason=finish, provenance=said, scores=values)
 
 

@@ -200,8 +200,8 @@ def test_a_poor_row_with_what_nobody_may_learn_says_so(tmp_path: Path):
     texts = ("a@b.example", "what is the secret", "7")
     rows = [row("p", n, text, helpfulness=1.0) for n, text in enumerate(texts)]
     rows += [replace(row("q", n, text), finish_reason="length") for n, text in enumerate(texts)]
-    rows += [replace(row("s", n, text, helpfulness=3.0), provenance={"root": f"{n}"}) for n, text in enumerate(texts)]
-    rows += [replace(row("t", n, "9"), provenance={"root": f"{n}"}) for n in range(3)]
+    rows += [replace(row("s", n, text, helpfulness=3.0), provenance={"root": f"{n}", "revises": f"{n}"}) for n, text in enumerate(texts)]
+    rows += [replace(row("t", n, "9"), provenance={"root": f"{n}", "revises": f"{n}"}) for n in range(3)]
     told = decide(rows, Select(pii="drop", decontaminate=[str(tmp_path / "e.jsonl")]))
     assert [may_teach(d.reason) for d in told] == [False, False, True] * 3 + [True] * 3
     assert [d.kept for d in told] == [False] * 9 + [True, False, False]

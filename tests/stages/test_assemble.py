@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -141,6 +142,13 @@ def test_a_rerun_gives_the_same_totals_and_refuses_what_was_altered(tmp_path: Pa
             assemble.run(context(tmp_path, "select.minimum={helpfulness: 3}", word))
     file = tmp_path / "run/round-0/datasets/sft.jsonl"
     file.write_text(file.read_text() * 2)
+    told = where.folder / "datasets/summary.json"
+    whole = told.read_bytes()
+    for text in (b"[]", b"{}"):
+        told.write_bytes(text)
+        with pytest.raises(StoreError, match="summary.json: the file was torn or altered"):
+            assemble.run(where)
+    told.write_bytes(whole)
     with pytest.raises(StoreError, match="sft.jsonl: the file was altered"):
         assemble.run(where)
 
@@ -174,6 +182,18 @@ def test_pairs_become_preference_rows(tmp_path: Path):
     }
     assert (published["id"], published["chosen_response"]) == ("preference/0:1", "Hello\n<extra_id_1>")
     assert (published["chosen_reward"], published["rejected_reward"]) == (2.0, 0.0)
+
+
+def test_an_answer_and_its_revision_make_a_pair_although_they_lie_apart(tmp_path: Path):
+    """Revisions are committed after all answers of their wave, so rows of other prompts stand between the two."""
+    first = [scored("Say x", 0, "poor", helpfulness=1.0), scored("Say y", 0, "y"), scored("Say y", 1, "z", correctness=1.0)]
+    made = {"root": "Say x#0", "revises": "Say x#0", "revision": 1}
+    again = replace(scored("Say x", 0, "better"), id="Say x#0/r1#0", provenance=made)
+    totals = assembled(tmp_path, [*first, again])
+    assert totals["preference"] == counts(2, 2)
+    pairs = [(row["id"], row["chosen_response"]) for row in lines(tmp_path, "preference.jsonl")]
+    assert pairs == [("Say y#0>Say y#1", "y\n<extra_id_1>"), ("Say x#0/r1#0>Say x#0", "better\n<extra_id_1>")]
+    assert [row["id"] for row in lines(tmp_path, "reward.jsonl")] == [row.id for row in [*first, again]]
 
 
 def test_files_are_blended_by_weight(tmp_path: Path):

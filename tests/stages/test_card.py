@@ -118,17 +118,50 @@ def test_the_card_tells_where_the_rows_come_from(round_):
         "| prompts | 61 | 61 | none | none |",
         "| decisions | 123 | 121 | helpfulness below 2: 1; score not finite: 1 | none |",
         "| from 1 to 1.5 | 0 / 1 |", "a verifier overrules the reward model",
-        f"* HelpSteer2: `{round_.config.data.helpsteer2}`", "nemo-sdg run settings.yaml run.rounds=1 --out NEW",
+        f"* HelpSteer2: `{round_.config.data.helpsteer2}`", "nemo-sdg run settings.yaml run.rounds=1 sft.enabled=false reward.enabled=false --out NEW",
     ):  # fmt: skip
         assert line in card, line
     assert str(round_.run.out) not in card
+
+
+def test_the_card_tells_variety_and_likeness_before_and_after_selection(tmp_path):
+    real = tmp_path / "real.jsonl"
+    commit_rows(real, [{"prompt": f"add {i}", "response": f"the sum is {i}"} for i in range(12)])
+    where = context(tmp_path, "select.minimum={helpfulness: 2}", f"select.likeness={real}")
+    kinds = ("math", "open_qa")
+    rows = [scored(f"add {i}", 0, f"the sum is {i} " * (1 + i % 2), helpfulness=4.0 - 3 * (i % 2)) for i in range(40)]
+    rows = [dataclasses.replace(row, extra={"kind": kinds[i % 2]}) for i, row in enumerate(rows)]
+    write_up_to_scored(where, rows)
+    told = select.run(where)["variety"]
+    assemble.run(where)
+    card = (where.folder / "datasets/README.md").read_text()
+    for line in (
+        f"| distinct-2 | {told['before']['distinct_2']} | {told['after']['distinct_2']} |",
+        f"| self-bleu | {told['before']['self_bleu']} | {told['after']['self_bleu']} |",
+        "| kind math | 20 | 20 |", "| kind open_qa | 20 | 0 |", "| characters, least | 13 | 13 |",
+        f"| AUC against real rows | {told['before']['auc']} | {told['after']['auc']} |", f"`{real}`", "copy one.",
+    ):  # fmt: skip
+        assert line in card, (line, card[card.index("## Variety") :][:1500])
+    assert ("narrows variety" in card) == bool(told["narrowed"])
+
+
+def test_the_card_names_the_brief_and_what_was_made_for_it(tmp_path):
+    words = ["data.synthesis.brief=package:conf/briefs/finance.yaml", "data.synthesis.kinds={open_qa: 5, math: 2}"]
+    where = context(tmp_path, "sft.enabled=false", "reward.enabled=false", *words)
+    by_kind = {"open_qa": {"wanted": 5, "made": 4, "asked": 9}, "math": {"wanted": 2, "made": 2, "asked": 3}}
+    StageStore(where.folder / "prompts", "by hand", 0, 3).finish({"rows_in": 0, "kept": 0, "by_kind": by_kind})
+    write_stage(where, "decisions", [])
+    assemble.run(where)
+    card = (where.folder / "datasets/README.md").read_text()
+    assert "for the brief `package:conf/briefs/finance.yaml`: open_qa 4 of 5 a wave, math 2 of 2 a wave" in card
+    assert "* Prompts: " not in card
 
 
 def test_the_settings_in_the_card_make_the_same_rows(round_, tmp_path):
     card = (files(round_) / "README.md").read_text()
     (tmp_path / "settings.yaml").write_text(re.search(r"```yaml\n(.*?)```", card, flags=re.DOTALL)[1])
     read = settings.load(str(tmp_path / "settings.yaml"), ["run.rounds=1"])
-    assert settings.identity(read) == settings.identity(round_.config)
+    assert settings.dataset_settings(read, 0) == settings.dataset_settings(round_.config, 0)
 
 
 def test_no_text_can_leave_its_block(round_):

@@ -110,7 +110,7 @@ def test_a_finished_stage_asks_nothing_and_another_setting_is_another_stage(tmp_
     where = round_of(tmp_path, server.url)
     totals, before, count = compare.run(where), files(where), len(server.asked)
     assert compare.run(where) == totals and files(where) == before and len(server.asked) == count
-    with pytest.raises(StoreError, match="made with another fingerprint"):
+    with pytest.raises(StoreError, match="compared/answers: the stage was made with another fingerprint"):
         compare.run(round_of(tmp_path, server.url, "preference.per_prompt=2"))
 
 

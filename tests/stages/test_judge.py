@@ -214,14 +214,14 @@ def test_two_replicas_share_the_questions_and_make_the_same(tmp_path, server):
 def test_another_brief_judge_or_score_is_another_stage(tmp_path, server):
     judge.run(round_of(tmp_path, server.url, planted("en")))
     server.models = {"other": "x"}
-    with pytest.raises(StoreError, match="made with another fingerprint"):
+    with pytest.raises(StoreError, match="judged/answers: the stage was made with another fingerprint"):
         judge.run(round_of(tmp_path, server.url, []))
     server.models = {"policy": "x"}
     brief_file(tmp_path, "en")
     where = round_of(tmp_path, server.url, [])
     file = Path(where.config.data.synthesis.brief)
     file.write_text(file.read_text().replace("about loans", "about other loans"))
-    with pytest.raises(StoreError, match="made with another fingerprint"):
+    with pytest.raises(StoreError, match="judged/answers: the stage was made with another fingerprint"):
         judge.run(where)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import DatasetFolder, digest
-from nemo_sdg.store.datasets import ROWS_PER_GROUP
+from nemo_sdg.store.datasets import ROWS_PER_GROUP, read_summary
 
 SCHEMA = pyarrow.schema({"id": pyarrow.string(), "x": pyarrow.float64()})
 
@@ -78,6 +78,17 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path):
             folder.add_line("a.jsonl", {})
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "null", "3", "{", '{"digests": [], "totals": {}}', '{"totals": {}}', "[" * 99999]
+)  # fmt: skip
+def test_a_summary_that_says_something_else_is_one_sentence(text, tmp_path: Path):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(StoreError, match="summary.json: the file was torn or altered"):
+        read_summary(tmp_path, "totals", "digests")
+    with pytest.raises(StoreError, match="none/summary.json"):
+        read_summary(tmp_path / "none", "totals")
 
 
 def test_a_folder_that_is_there_stays(tmp_path: Path):

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from nemo_sdg import plan
-from nemo_sdg.config import Data, RunConfig
+from nemo_sdg.config import Data, Generate, RunConfig, Select, Synthesis
 from nemo_sdg.errors import ConfigError, StoreError, UserError
 from nemo_sdg.store import Run, commit_rows
 
@@ -58,3 +58,35 @@ def test_the_plan_counts_all_files_and_misses_those_that_are_not_there(tmp_path:
     (tmp_path / "in/b.parquet").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="cannot read the file"):
         plan.make(config(tmp_path, prompts=str(tmp_path / "in")))
+
+
+def unlike(file: Path) -> None:
+    """Another content of the same length."""
+    text = file.read_text()
+    file.write_text(text[:-2] + ("x" if text[-2] != "x" else "y") + text[-1])
+
+
+NAMED = ("brief.yaml", "seeds.jsonl", "documents/a.txt", "templates/a.yaml", "evaluation.jsonl", "own.jsonl", "other/a")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_files_of_a_brief_of_selection_and_of_other_generators_must_stay_what_they_were(tmp_path: Path, name: str):
+    for folder in ("documents", "templates", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "brief.yaml").write_text("seeds: seeds.jsonl\ndocuments: documents\n# one\n")
+    for file in NAMED[1:]:
+        (tmp_path / file).write_text('{"prompt": "one"}\n')
+    brief = Synthesis(brief=f"{tmp_path}/brief.yaml", kinds={"open_qa": 1}, templates=f"{tmp_path}/templates")
+    settings = config(tmp_path, synthesis=brief)
+    settings.select = Select(decontaminate=[f"{tmp_path}/evaluation.jsonl"], likeness=f"{tmp_path}/own.jsonl")
+    settings.generate = Generate(others={f"{tmp_path}/other": 1, "http://127.0.0.1:1/v1": 2})
+    for _ in range(2):
+        Run.open(tmp_path / "run", settings, writer=True).close()
+    if name == "other/a":  # a model: names and sizes of its files
+        (tmp_path / name).write_text("longer than before, by far")
+    else:
+        unlike(tmp_path / name)
+    with pytest.raises(StoreError, match="is not what this run began with") as caught:
+        Run.open(tmp_path / "run", settings, writer=True)
+    assert str(tmp_path / name.split("/")[0]) in str(caught.value)
+    assert "http" not in (tmp_path / "run/run.yaml").read_text().split("config:")[0]

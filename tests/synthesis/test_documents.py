@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nemo_sdg.errors import ConfigError, UserError
-from nemo_sdg.synthesis.documents import Document, read_documents
+from nemo_sdg.synthesis.documents import Document, in_pieces, read_documents
 
 
 def test_a_folder_in_the_order_of_names(tmp_path):
@@ -48,3 +48,12 @@ def test_nothing_that_can_be_used(tmp_path):
         read_documents(str(tmp_path / "x.pdf"))
     with pytest.raises(UserError, match="cannot read the rows"):
         read_documents(str(tmp_path / "absent.jsonl"))
+
+
+def test_long_documents_come_in_pieces_that_know_them():
+    long, short = Document("long.txt", "One two three. Four five six. Seven."), Document("short.txt", "Eight.")
+    assert in_pieces([long, short], 3) == [
+        Document("long.txt#1", "One two three.", "long.txt"), short,
+        Document("long.txt#2", "Four five six.", "long.txt"), Document("long.txt#3", "Seven.", "long.txt"),
+    ]  # fmt: skip
+    assert in_pieces([long, short], 9) == [long, short]

@@ -36,6 +36,8 @@ MUST = [
     ("language: English", EN, "It is a low rate.", "金利が低い。"),
     ("starts with: In short", EN, "In short, yes", "Yes"),
     ("ends with: Good luck!", EN, "Do it. Good luck!", "Do it."),
+    ("ends with: Good luck.", EN, "Do it. Good luck.", "Do it. Good luck"),
+    ("結び: 以上です。", JA, "はい。以上です。", "以上です。はい。"),
     ("valid JSON", EN, "{}", "text"),
     ("3文字以内", JA, "晴れ。", "今日は晴れ"),
     ("2文以上", JA, "一つ。二つ。", "一つ。"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_sdg.synthesis.text import folded, keyword, paragraphs, scripts, sentences, words
+from nemo_sdg.synthesis.text import folded, keyword, paragraphs, pieces, scripts, sentences, words
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,22 @@ def test_scripts_and_folding():
 @given(st.lists(st.sampled_from(["alpha", "be", "c3"]), max_size=20))
 def test_as_many_words_as_were_joined(parts: list[str]):
     assert words(" ".join(parts)) == parts
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 20, 50])
+def test_pieces_lose_no_word_and_are_none_too_long(most: int):
+    text = "One two. Dr. Three four five six?\n\nSeven 8.5 nine.\nTen 一二三四。五六七八九十。 " * 6
+    cut = pieces(text, most)
+    assert [word for piece in cut for word in words(piece)] == words(text)
+    assert all(0 < len(words(piece)) <= most for piece in cut) and len(cut) > 2
+
+
+def test_pieces_end_where_a_paragraph_a_sentence_or_a_word_ends():
+    assert pieces("a b c.\n\nd e f. g h", 7) == ["a b c.\n\nd e f.", "g h"]
+    assert pieces("a b c d.\n\ne f. g h", 7) == ["a b c d.", "e f. g h"], "a paragraph's end comes first"
+    assert pieces("a b c. d e f g h", 5) == ["a b c.", "d e f g h"]
+    assert pieces("Ask Dr. Who now please", 3) == ["Ask Dr. Who", "now please"]
+    assert pieces("あいう。えお", 4) == ["あいう。", "えお"]
+    assert pieces("あいうえお", 2) == ["あい", "うえ", "お"]
+    assert pieces("a 8.5 b", 2) == ["a", "8.5", "b"], "a decimal's point ends nothing"
+    assert pieces("short", 5) == ["short"]

@@ -30,9 +30,9 @@ class Generator(Protocol):
     """What the rows depend on, for the fingerprint and the provenance: {"policy": digest}, or a server's model."""
 
     def generate(
-        self, prompts: Iterable[Prompt], sampling: Sampling, samples: int
+        self, prompts: Iterable[Prompt], sampling: Sampling, samples: int, first: int = 0
     ) -> Iterator[Response | Refusal]:
-        """`samples` rows per prompt, each exactly once, as they finish: in any order."""
+        """`samples` rows per prompt, numbered from `first` on, each exactly once, as they finish: in any order."""
 
     def close(self) -> None:
         """Give back what it holds: memory, connections."""

@@ -34,10 +34,14 @@ class Role:
     given: bool = True
     """The one that the settings name; a model that the run has trained is always local."""
     residents: Residents | None = None
+    server: Endpoint | None = None
+    """A server that answers beside whoever the settings name."""
     _remote: Any = field(default=None, repr=False)
 
     @property
     def backend(self) -> str:
+        if self.server is not None:
+            return "endpoint"
         if self.kind == "judge":
             return judge_backend(self.config)
         return self.settings.backend if self.given else "local"
@@ -45,6 +49,8 @@ class Role:
     @property
     def endpoint(self) -> tuple[Endpoint, str]:
         """The server, and the setting that names it."""
+        if self.server is not None:
+            return self.server, f"generate.others, {self.server.url}"
         named = (self.settings.endpoint, f"{KINDS[self.kind]}.endpoint")
         return judge_endpoint(self.config) if self.kind == "judge" else named
 
@@ -62,6 +68,11 @@ class Role:
         if self.local:
             return {self.kind: ModelFolder.open(self.model).digest}
         return dict(self._other().identity)
+
+    def reach(self) -> None:
+        """Raises UserError where a server does not answer, or does not take the key."""
+        if self.backend == "endpoint":
+            self._other().server.served()
 
     def open(self, mesh: Mesh, identity: dict[str, str] | None = None) -> Any:
         """The `Generator` or the `Scorer`; of a local one every rank of the mesh gets its part.

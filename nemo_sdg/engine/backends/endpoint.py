@@ -48,19 +48,21 @@ class EndpointGenerator(_Endpoint):
     def __init__(self, endpoint: Endpoint, where: str = "generate.endpoint", role: str = "policy") -> None:
         super().__init__(endpoint, where, role)
 
-    def generate(self, prompts: Iterable[Prompt], sampling: Sampling, samples: int) -> Iterator[Response | Refusal]:
+    def generate(
+        self, prompts: Iterable[Prompt], sampling: Sampling, samples: int, first: int = 0
+    ) -> Iterator[Response | Refusal]:
         """As `Generator.generate`. Raises UserError when the server is gone or refuses everybody."""
         settings = _settings(sampling)
-        ours = self.server.ours
+        ours, numbers = self.server.ours, range(first, first + samples)
 
         def jobs() -> Iterator[Job | Refusal]:
             for prompt in prompts:
                 try:
                     check_messages(prompt.messages, last="user")
                 except RowError as error:
-                    yield from (Refusal(f"{prompt.id}#{sample}", error) for sample in range(samples))
+                    yield from (Refusal(f"{prompt.id}#{sample}", error) for sample in numbers)
                     continue
-                for sample in range(samples):
+                for sample in numbers:
                     body = {**settings, "messages": list(prompt.messages), "seed": seed_of(sampling, prompt.id, sample)}
                     if ours:
                         own = {"prompt_id": prompt.id, "sample": sample, "samples": samples}

@@ -36,10 +36,12 @@ class LocalGenerator:
             fixed_shape=settings.fixed_shape,
         )
 
-    def generate(self, prompts: Iterable[Prompt], sampling: Sampling, samples: int) -> Iterator[Response | Refusal]:
+    def generate(
+        self, prompts: Iterable[Prompt], sampling: Sampling, samples: int, first: int = 0
+    ) -> Iterator[Response | Refusal]:
         """As `Generator.generate`: each row is bit-equal whatever else is under way."""
         assert self.engine is not None, "it was closed"
-        return answer(self.engine, prompts, sampling, samples)
+        return answer(self.engine, prompts, sampling, samples, first)
 
     def close(self) -> None:
         """The model stays with whoever holds it."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from nemo_sdg.synthesis.documents import Document
 from nemo_sdg.synthesis.kinds.plan import Item, Kind, World
 from nemo_sdg.synthesis.kinds.steps import Lists, Values
 
 
 def _begin(world: World, topics: Sequence[Item]) -> list[Item]:
-    return [Item(str(n), facts={"document": document.id}) for n, document in enumerate(world.documents)]
+    return [Item(str(n), facts=_facts(document)) for n, document in enumerate(world.documents)]
+
+
+def _facts(document: Document) -> dict[str, str]:
+    return {"document": document.id, **({"piece_of": document.of} if document.of else {})}
 
 
 def _about(world: World, items: Sequence[Item]) -> Iterable[tuple[Item, Values]]:

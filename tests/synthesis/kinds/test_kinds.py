@@ -13,6 +13,7 @@ from synthesis_world import items_of, made, reply, topics_of, world
 
 from nemo_sdg.records import Prompt
 from nemo_sdg.synthesis.brief import Brief
+from nemo_sdg.synthesis.documents import Document, in_pieces
 from nemo_sdg.synthesis.instructions import check
 from nemo_sdg.synthesis.kinds import KINDS, TOPICS, gather, with_own
 from nemo_sdg.synthesis.requirements import Requirement
@@ -115,6 +116,12 @@ def test_documents_are_in_the_prompts_and_each_is_asked_about():
         assert f"Text {prompt.extra['facts']['document'][1]}." in prompt.messages[0]["content"]
     joins = {prompt.extra["templates"][-1] for prompt in made("closed_qa", count=40)[0]}
     assert len(joins) > 1
+
+
+def test_a_prompt_about_a_piece_knows_the_document():
+    documents = in_pieces([Document("long.txt", "One two three. Four five six.")], 3)
+    facts = [prompt.extra["facts"] for prompt in made("closed_qa", documents=documents)[0]]
+    assert {(f["document"], f["piece_of"]) for f in facts} == {(f"long.txt#{n}", "long.txt") for n in (1, 2)}
 
 
 def test_terms_of_the_brief_are_keywords_when_the_generator_says_yes():
