@@ -99,6 +99,7 @@ def test_an_unknown_recipe_names_those_that_exist_and_the_nearest():
         ("data.prompts=null", ("data.prompts", "text")),
         ("data.synthesis.kinds.open_q=3", ("data.synthesis.kinds.open_q", "nearest is open_qa")),
         ("data.synthesis.kinds.math=0.5", ("data.synthesis.kinds.math", "found 0.5", "whole number")),
+        ("data.synthesis.kinds.math=2.5", ("data.synthesis.kinds.math", "found 2.5", "whole number")),
         ("data.synthesis.kinds.math=3", ("data.synthesis.brief", "no brief")),
         ("data.synthesis.brief=x.yaml", ("data.synthesis.kinds", "how many of which")),
         ("data.synthesis.per_ask=0", ("data.synthesis.per_ask", "at least 1")),
@@ -252,3 +253,9 @@ def test_the_settings_that_decide_the_rows_as_yaml(tmp_path):
     read = load(str(tmp_path / "some.yaml"))
     assert config.dataset_settings(read, 1) == config.dataset_settings(made, 1) and read.data.labelled == {"a/b.jsonl": 2.0}
     assert read.generate.endpoint.url is None and "topology" not in config.dataset_yaml(made, 1)
+
+
+def test_one_value_may_be_both_limits():
+    """Above it, nothing could pass; at it, something can."""
+    both = load("tiny", ["select.minimum.helpfulness=3", "select.maximum.helpfulness=3"]).select
+    assert both.minimum == both.maximum == {"helpfulness": 3.0}

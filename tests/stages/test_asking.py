@@ -199,6 +199,14 @@ def test_the_users_own_prompts_are_mixed_in_when_asked_for(tmp_path, server):
     assert len(server.asked) == count
 
 
+def test_own_prompts_that_changed_do_not_enter_a_finished_stage(tmp_path, server):
+    where = made_for(tmp_path, server, "data.synthesis.own_prompts=true", kinds={"math": 2})
+    prompts.run(where)
+    (tmp_path / "prompts.jsonl").write_text('{"id": "p", "prompt": "other"}\n')
+    with pytest.raises(StoreError, match="another fingerprint"):
+        prompts.run(where)
+
+
 def test_a_question_that_the_server_refuses_is_left_out_with_a_reason_or_named_if_strict(tmp_path, server):
     usual = made_for(tmp_path, server, kinds={"math": 3})
     prompts.run(usual)

@@ -285,6 +285,9 @@ def test_a_changed_input_is_refused_by_name(tmp_path: Path):
     prompts.write_text('{"prompt": "y"}\n')
     with pytest.raises(StoreError, match="data.prompts is not what this run began with"):
         Run.open(tmp_path / "run", config, writer=True)
+    prompts.unlink()
+    with pytest.raises(StoreError, match="data.prompts is not what this run began with.*found nothing there"):
+        Run.open(tmp_path / "run", config, writer=True)
 
 
 def test_a_model_in_one_file_is_known_by_its_name_and_size(tmp_path: Path, monkeypatch):
