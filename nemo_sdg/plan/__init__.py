@@ -201,7 +201,7 @@ def _target(config: RunConfig) -> str | None:
     most = [f"{most_candidates(config):,} candidates"]
     most += [f"{limit:,} {name}" for name in ("tokens", "hours") if (limit := getattr(config.budget, name)) is not None]
     return (
-        f"{config.select.target:,} rows accepted in each round, wave by wave of what is above; at most {', '.join(most)};"
+        f"{config.select.target:,} rows accepted in each round, wave by wave of what is above, until {' or '.join(most)};"
         " the forecast comes after the first wave"
     )
 

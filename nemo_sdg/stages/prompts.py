@@ -18,6 +18,9 @@ from nemo_sdg.store import StageStore, commit_rows, rows_digest
 from nemo_sdg.synthesis.kinds import TOPICS, finished, with_own
 from nemo_sdg.synthesis.plans import Plan
 
+_KNOWN = "one of the user's own"
+"""Why a prompt is dropped that was made before and given as the user's now."""
+
 
 def run(context: Context) -> dict:
     """Totals of the stage; rows for other rounds count as dropped. Raises UserError when no prompt can be used."""
@@ -123,22 +126,25 @@ def _finish(
     """The prompts of all kinds, in the order of the kinds, and what became of everything that was made."""
     wave = context.part.wave
     own = turn(given, context.round, context.config.data.prompts_per_round, wave) if given else []
-    rows, kinds = list(own), {}
+    rows, kinds, theirs = list(own), {}, {prompt.id for prompt in own}
     dropped = Counter({"left for another round": len(given) - len(own)})
     for making in makings:
         dropped += making.dropped
         if making.kind is not TOPICS:
             prompts, left_out = finished(making.world, making.kind, making.items, plan.checks)
             dropped += left_out
-            # Two waves may make the same prompt; each has responses of its own.
-            rows += [replace(prompt, id=f"{prompt.id}~{wave + 1}") for prompt in prompts] if wave else prompts
-            kinds[making.kind.name] = {"wanted": making.world.count, "made": len(prompts), "asked": making.asked}
-    if len(rows) == len(own):
+            if wave:  # two waves may make the same prompt; each has responses of its own
+                prompts = [replace(prompt, id=f"{prompt.id}~{wave + 1}") for prompt in prompts]
+            new = [prompt for prompt in prompts if prompt.id not in theirs]
+            dropped[_KNOWN] += len(prompts) - len(new)
+            rows += new
+            kinds[making.kind.name] = {"wanted": making.world.count, "made": len(new), "asked": making.asked}
+    if len(rows) == len(own) and not dropped[_KNOWN]:
         found = ", ".join(f"{count} x {reason}" for reason, count in dropped.most_common(3)) or "no answer at all"
         way_out = "look at the answers in this folder; another policy or data.synthesis.max_tokens may help"
         raise UserError("no prompt could be made", where=context.folder / "prompts", found=found, way_out=way_out)
     rows_in = len(rows) + dropped.total() + len(faults)
-    totals = {"rows_in": rows_in, "dropped": dict(dropped.most_common()), "by_kind": kinds}
+    totals = {"rows_in": rows_in, "dropped": dict((+dropped).most_common()), "by_kind": kinds}
     return _commit(context, fingerprint, rows, faults, totals)
 
 

@@ -15,7 +15,7 @@ from nemo_sdg.config import Topology
 
 KILLS = 15
 """For each of four topologies."""
-PROMPT_KILLS = 9
+PROMPT_KILLS = 12
 PROMPT_KINDS = {"open_qa": 6, "two_turn": 4, "math": 3, "instruction_following": 5}
 seen: list[dict] = []
 
@@ -80,8 +80,9 @@ def answered(request: dict) -> dict:
 
 
 def test_while_the_policy_makes_the_prompts(tmp_path):
-    """A program answers over HTTP; the tiny reward model scores what it can read, the rest is set aside."""
-    moments, moves = ("prompts/answers-*/part-*", "prompts/part-*", "responses/part-*", "scored/part-*"), (1, 2)
+    """A program answers over HTTP and judges; the tiny reward model scores what it can read, the rest is set aside."""
+    moments = ("prompts/answers-*/part-*", "prompts/part-*", "responses/part-*", "scored/part-*")
+    moments, moves = (*moments, "judged/answers/part-*", "judged/part-*"), (1, 2)
     chance, counts = random.Random("prompts"), Counter()
     with serving(answer=answered) as server:
         words = ["generate.backend=endpoint", f"generate.endpoint.url={server.url}", "generate.group_size=2"]
@@ -89,7 +90,8 @@ def test_while_the_policy_makes_the_prompts(tmp_path):
         words += [f"data.synthesis.kinds.{kind}={count}" for kind, count in PROMPT_KINDS.items()]
         config = kills.settings(*words)
         undisturbed = kills.finish(config, tmp_path / "whole", Topology(dp=1))
-        assert list((tmp_path / "whole").glob("round-0/prompts/answers-*/part-*"))
+        for moment in moments:
+            assert list((tmp_path / "whole/round-0").glob(moment)), moment
         for number in range(PROMPT_KILLS):
             out, dp = tmp_path / str(number) / "run", moves[number % 2]
             killed = kills.kill(config, out, Topology(dp=dp), kills.VICTIMS[number % 3], chance, moments)
@@ -97,7 +99,7 @@ def test_while_the_policy_makes_the_prompts(tmp_path):
             assert kills.redone(out, killed) == [] and kills.missing_and_double(out) == (0, 0), killed
             counts[killed.moment] += 1
     print(f"\n{dict(counts)}")
-    print(f"BAR 1: {counts.total()}/{PROMPT_KILLS} killed while prompts are made or after, continued at another DP size")
+    print(f"BAR 1: {counts.total()}/{PROMPT_KILLS} killed while prompts are made, answered and judged, continued at another DP size")
 
 
 def test_there_were_sixty():

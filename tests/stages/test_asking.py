@@ -199,6 +199,19 @@ def test_the_users_own_prompts_are_mixed_in_when_asked_for(tmp_path, server):
     assert len(server.asked) == count
 
 
+def test_prompts_of_an_earlier_run_may_be_given_again(tmp_path, server):
+    """Their ids are those that the same conversations get when they are made once more."""
+    first = made_for(tmp_path, server, kinds={"math": 2})
+    prompts.run(first)
+    made = [json.dumps(row) + "\n" for row in StageStore.finished(first.folder / "prompts").read()]
+    again = made_for(tmp_path, server, "data.synthesis.own_prompts=true", kinds={"math": 2}, number=1)
+    (tmp_path / "prompts.jsonl").write_text("".join(made))
+    same = dataclasses.replace(again, round=0, run=Run(tmp_path / "again", again.config, True, None))
+    totals = prompts.run(same)
+    assert totals["dropped"]["one of the user's own"] == 2 and totals["kept"] == 2
+    assert len({row.id for row in rows(same)}) == 2
+
+
 def test_own_prompts_that_changed_do_not_enter_a_finished_stage(tmp_path, server):
     where = made_for(tmp_path, server, "data.synthesis.own_prompts=true", kinds={"math": 2})
     prompts.run(where)
