@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import shutil
 from pathlib import Path
 
@@ -204,6 +205,13 @@ def test_what_selection_will_hold_rows_against_is_missed_before_anything_is_gene
     for path in (tmp_path / "none.jsonl", tmp_path):
         sentence = refused(capsys, "run", world / "small.yaml", word.format(path), "--out", tmp_path / "run")
         assert "there is no such file" in sentence and word.partition("=")[0] in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_extra_is_told_before_anything_is_generated(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    words = ("select.pii=drop", "select.pii_engine=presidio", "--out", tmp_path / "run")
+    assert "presidio is not installed" in refused(capsys, "run", world / "small.yaml", *words)
     assert not (tmp_path / "run").exists()
 
 

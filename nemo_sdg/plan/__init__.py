@@ -142,6 +142,10 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     models = model_plans(config, laid, dtype, gpu, files)
     if files:
         _require_files(config)
+        if config.select.pii != "off" and config.select.pii_engine == "presidio":
+            from nemo_sdg.quality import presidio
+
+            presidio.require(config.select.pii_model)  # selection would say so, when everything is generated
     prompts, exact, notes = _prompts(config, files)
     responses = (prompts or 0) * (config.generate.samples + sum(config.generate.others.values()))
     context = {model.role: model.shape.seq_length for model in models}

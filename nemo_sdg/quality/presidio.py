@@ -20,17 +20,11 @@ _ASK_THE_NETWORK = ("EmailRecognizer", "UrlRecognizer")
 """These fetch a list of domains when first used; the rules find addresses without it, and a URL tells no person."""
 
 
-@lru_cache(maxsize=1)
-def finder(model: str) -> Callable[[str], list[tuple[int, int, str]]]:
-    """(begin, end, kind) of what presidio finds in a text, by a spaCy model whose name begins with its language.
-
-    Raises:
-        ConfigError: presidio or the model is not installed. Nothing is downloaded.
-    """
+def require(model: str) -> None:
+    """Raises ConfigError when presidio or the model is not installed. Nothing is downloaded."""
     try:
+        import presidio_analyzer  # noqa: F401
         import spacy
-        from presidio_analyzer import AnalyzerEngine
-        from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
         raise ConfigError(
             "presidio is not installed", where="select.pii_engine", found=str(error),
@@ -41,6 +35,18 @@ def finder(model: str) -> Callable[[str], list[tuple[int, int, str]]]:
             "there is no such model of spaCy's", where="select.pii_model", found=model,
             way_out=f"install it with `python -m spacy download {model}`, or name one that is there",
         )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def finder(model: str) -> Callable[[str], list[tuple[int, int, str]]]:
+    """(begin, end, kind) of what presidio finds in a text, by a spaCy model whose name begins with its language.
+
+    Raises ConfigError as `require` does.
+    """
+    require(model)
+    from presidio_analyzer import AnalyzerEngine
+    from presidio_analyzer.nlp_engine import NlpEngineProvider
+
     language = Path(model).name.split("_")[0]
     models = [{"lang_code": language, "model_name": model}]
     engine = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": models}).create_engine()
