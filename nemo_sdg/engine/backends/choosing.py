@@ -50,7 +50,7 @@ class Role:
     def endpoint(self) -> tuple[Endpoint, str]:
         """The server, and the setting that names it."""
         if self.server is not None:
-            return self.server, f"generate.others, {self.server.url}"
+            return self.server, "generate.others"
         named = (self.settings.endpoint, f"{KINDS[self.kind]}.endpoint")
         return judge_endpoint(self.config) if self.kind == "judge" else named
 

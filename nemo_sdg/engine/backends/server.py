@@ -184,14 +184,15 @@ class Server:
             what, way_out = f"the server has no model {wanted}", f"the nearest is {nearest(wanted, names)}"
         elif refusal.status != 401:
             what = "the server has no such address or model"
-            way_out = f"correct {self._where}.url, which ends in /v1 with most servers, or {self._where}.model"
+            way_out = f"correct the address in {self._where}, which ends in /v1 with most servers, or the model's name"
         expected = f"one of {', '.join(names)[:200]}" if "nearest" in way_out else None
         return UserError(what, where=self._place, found=str(refusal), expected=expected, way_out=way_out)
 
     def _gone(self, fault: Passing) -> UserError:
         return UserError(
             "the server no longer answers" if self._answered else "the server cannot be reached", where=self._place,
-            found=self._tries(fault), way_out=f"start it, or correct {self._where}.url, and run the same command again",
+            found=self._tries(fault),
+            way_out=f"start it, or correct its address in {self._where}, and run the same command again",
         )  # fmt: skip
 
     def _hopeless(self, error: RowError) -> UserError:
