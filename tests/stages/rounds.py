@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from nemo_sdg.config import ATTRIBUTES, load
 from nemo_sdg.parallel.mesh import Mesh
@@ -56,3 +60,19 @@ def write_up_to_scored(where: Context, rows: list[Scored]) -> None:
     write_stage(where, "prompts", list(asked.values()))
     write_stage(where, "responses", [{k: v for k, v in row.to_row().items() if k != "scores"} for row in rows])
     write_stage(where, "scored", [{**row.to_row(), "provenance": {**row.provenance, "reward": "r"}} for row in rows])
+
+
+@contextlib.contextmanager
+def killed_after(monkeypatch: pytest.MonkeyPatch, groups: int) -> Iterator[None]:
+    """What runs inside is interrupted where it would commit another group than so many."""
+    commit, left = StageStore.commit, [groups]
+
+    def killed(self, group, given):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        commit(self, group, given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageStore, "commit", killed)
+        yield

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from openai_server import serving
 from ranks import run_ranks
-from rounds import context
+from rounds import context, killed_after
 from synthesis_world import reply
 
 from nemo_sdg.config import RunConfig
@@ -125,19 +125,9 @@ def test_a_run_that_was_killed_goes_on_without_asking_twice(tmp_path, server, la
     prompts.run(whole)
     undisturbed, seen = files(whole), asked(server)
     server.asked.clear()
-    commit, left = StageStore.commit, [last]
-
-    def killed(self, group, given):
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        commit(self, group, given)
-
-    monkeypatch.setattr(StageStore, "commit", killed)
     where = made_for(tmp_path / "b", server, *one)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(monkeypatch, last):
         prompts.run(where)
-    monkeypatch.setattr(StageStore, "commit", commit)
     prompts.run(where)
     assert files(where) == undisturbed
     # What was answered and not yet committed is asked again, nothing else.

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from judge_world import said
 from openai_server import serving
-from rounds import context, scored, write_scored, write_stage
+from rounds import context, killed_after, scored, write_scored, write_stage
 
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
@@ -123,18 +123,8 @@ def test_a_run_that_was_killed_goes_on_without_asking_twice(tmp_path, server, la
     undisturbed, seen = files(whole), asked(server)
     server.asked.clear()
     where = round_of(tmp_path / "b", server.url, "judge.endpoint.concurrency=1")
-    commit, left = StageStore.commit, [last]
-
-    def killed(self, group, given):
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        commit(self, group, given)
-
-    monkeypatch.setattr(StageStore, "commit", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(monkeypatch, last):
         compare.run(where)
-    monkeypatch.setattr(StageStore, "commit", commit)
     compare.run(where)
     assert files(where) == undisturbed
     assert set(seen) == set(asked(server)) and asked(server).total() - seen.total() <= 5  # a group of two prompts, and one more

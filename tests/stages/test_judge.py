@@ -12,7 +12,7 @@ import pytest
 from judge_world import PLANTED, answered, brief_file, checks, planted, round_of, row, said
 from openai_server import serving
 from ranks import run_ranks
-from rounds import context, scored, write_scored
+from rounds import context, killed_after, scored, write_scored
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.console import Console
@@ -174,19 +174,10 @@ def test_a_run_that_was_killed_goes_on_without_asking_twice(tmp_path, server, la
     judge.run(whole)
     undisturbed, seen = files(whole), asked(server)
     server.asked.clear()
-    commit, left = StageStore.commit, [last]
     where = round_of(tmp_path / "b", server.url, planted("en"), one)
 
-    def killed(self, group, given):
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        commit(self, group, given)
-
-    monkeypatch.setattr(StageStore, "commit", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(monkeypatch, last):
         judge.run(where)
-    monkeypatch.setattr(StageStore, "commit", commit)
     judge.run(where)
     assert files(where) == undisturbed
     # Three groups of three rows each: the answers of the one that was under way are asked for again at most, and one more.
