@@ -29,6 +29,7 @@ _TRAINING: dict[str, Rule] = {
     "global_batch_size": _AT_LEAST_1,
     "micro_batch_size": _AT_LEAST_1,
     "max_length": ("a whole number of at least 2", lambda x: x >= 2),
+    "packed_sequence_size": _AT_LEAST_1,
     "learning_rate": ("a number above 0", lambda x: x > 0),
     "warmup_steps": _AT_LEAST_0,
     "weight_decay": _AT_LEAST_0,
@@ -262,3 +263,9 @@ def _batches(config: RunConfig) -> None:
                 found=settings.global_batch_size,
                 expected=f"a multiple of {kind}.micro_batch_size{shared}",
             )
+        if settings.packed_sequence_size is not None and settings.packed_sequence_size < settings.max_length:
+            raise ConfigError(
+                "the longest sequence does not fit into a packed row", where=f"{kind}.packed_sequence_size",
+                found=settings.packed_sequence_size, expected=f"at least {kind}.max_length = {settings.max_length}",
+                way_out=f"set {kind}.packed_sequence_size={settings.max_length}, or a smaller {kind}.max_length",
+            )  # fmt: skip

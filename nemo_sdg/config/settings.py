@@ -191,6 +191,9 @@ class Training:
     """Sequences per forward pass and data-parallel rank."""
     max_length: int = 4096
     """Longest sequence in tokens; a longer one is set aside."""
+    packed_sequence_size: Optional[int] = None
+    """Tokens of a row that several samples share, each seeing itself alone; micro_batch_size then counts such rows. null
+    gives each sample a row of its own."""
     learning_rate: float = 1e-5
     """Peak learning rate."""
     warmup_steps: int = 10

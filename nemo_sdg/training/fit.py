@@ -25,7 +25,9 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.store import commit_folder, digest, write_sums
-from nemo_sdg.training import cpu, data, probe
+from nemo_sdg.training import cpu, probe, samples
+from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.tasks import TASKS, Task
 
 RESULT = "training.json"
 
@@ -70,7 +72,7 @@ def fit(
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
     with cpu.scope():
-        job = _Fit(task, settings, models, folder, rows, out, mesh, seed, signature)
+        job = _Fit(TASKS[task], settings, models, folder, rows, out, mesh, seed, signature)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
         try:
             return job.run()
@@ -131,7 +133,7 @@ class _Fit:
 
     def __init__(
         self,
-        task: str,
+        task: Task,
         settings: Training,
         models: Models,
         folder: ModelFolder,
@@ -144,14 +146,16 @@ class _Fit:
         self.task, self.settings, self.models, self.folder = task, settings, models, folder
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
-        self.examples = data.read(task, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
-        self.batches = data.GlobalBatches(
-            task,
-            self.examples.rows,
+        self.samples = samples.read(task.sample, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
+        unit = settings.micro_batch_size * mesh.dp
+        self.batches = GlobalBatches(
+            self.samples.rows,
             steps=settings.steps,
             global_batch_size=settings.global_batch_size,
             seed=seed,
-            padded_together=settings.micro_batch_size * mesh.dp if mesh.pp == 1 else None,
+            unit=unit,
+            padded_together=unit if mesh.pp == 1 else None,
+            packed_sequence_size=settings.packed_sequence_size,
         )
         self.work = _work(out)
         self.losses: list[float] = []
@@ -168,10 +172,10 @@ class _Fit:
         seconds = time.monotonic() - began
         result = {
             "signature": self.signature,
-            "task": self.task,
+            "task": self.task.name,
             "steps": self.settings.steps,
-            "rows": len(self.examples.rows),
-            "rows_set_aside": self.examples.set_aside,
+            "rows": len(self.samples.rows),
+            "rows_set_aside": self.samples.set_aside,
             "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
@@ -195,7 +199,7 @@ class _Fit:
         from nemo_sdg.training.checkpoint import LOSSES
 
         write_description(
-            trained, self.folder.shape, self.folder.tokenizer, reward=self.task == "reward", dtype=self._dtype_name(),
+            trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
             tp=self.mesh.tp, pp=self.mesh.pp,
         )  # fmt: skip
         (trained / RESULT).write_text(json.dumps(result, indent=1))
