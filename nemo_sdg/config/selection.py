@@ -49,7 +49,8 @@ class Select:
     """Words in a row that two texts must share to count as one (GPT-3's 13); where words are not spaced, twice as many
     characters."""
     balance: Dict[str, float] = field(default_factory=dict)
-    """Largest share of the kept rows with the same value of a column, by column, for example {topic: 0.2}."""
+    """Largest share of the kept rows with the same value of a column, by column, for example {topic: 0.2}. A target that
+    the shares do not divide is kept whole: what rounding leaves over goes one row each to the best groups."""
     pii: str = "off"
     """Personal data (e-mail, phone, card, IBAN, national numbers): off, drop (the row goes), or redact (the response
     says [EMAIL] instead; a row goes if its prompt has any)."""
