@@ -27,7 +27,7 @@ from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.store import commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
-from nemo_sdg.training.tasks import TASKS, Task
+from nemo_sdg.training.tasks import Task, task_of
 
 RESULT = "training.json"
 
@@ -72,7 +72,7 @@ def fit(
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
     with cpu.scope():
-        job = _Fit(TASKS[task](settings), settings, models, folder, rows, out, mesh, seed, signature)
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
         try:
             return job.run()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Callable
 
 from nemo_sdg.config import RewardTraining, Training
-from nemo_sdg.training import objectives, samples
-from nemo_sdg.training.objectives import SumAndCount
+from nemo_sdg.training import samples
+from nemo_sdg.training.objectives import SumAndCount, bradley_terry, regression, token_nll
 from nemo_sdg.training.pairs import pair_sample
 
 
@@ -19,25 +19,31 @@ class Task:
     name: str
     """The group of settings it is trained with."""
     sample: samples.Make
-    objective: SumAndCount
+    objective: Callable[[Training], SumAndCount]
+    """Its loss under these settings."""
     reward: bool = False
     """It trains a reward model."""
     fresh_head: bool = False
     """A reward model does not go on with the head of the one that it starts from."""
 
 
-def _sft(settings: Training) -> Task:
-    return Task("sft", samples.sft_sample, objectives.token_nll)
+TASKS = {
+    task.name: task
+    for task in (
+        Task("sft", samples.sft_sample, lambda settings: token_nll),
+        Task("reward", samples.reward_sample, lambda settings: regression, reward=True),
+    )
+}
 
 
-def _reward(settings: RewardTraining) -> Task:
-    head = {"reward": True, "fresh_head": not settings.keep_head}
+def task_of(name: str, settings: Training) -> Task:
+    """The kind of fit that these settings ask for."""
+    task = TASKS[name]
+    if not isinstance(settings, RewardTraining):
+        return task
+    task = replace(task, fresh_head=not settings.keep_head)
     if not settings.pairs:
-        return Task("reward", samples.reward_sample, objectives.regression, **head)
+        return task
     kind = settings.objective.removeprefix("bradley_terry").removeprefix("_") or "regular"
-    objective = objectives.bradley_terry(kind, settings.outputs[settings.compare])
-    return Task("reward", partial(pair_sample, weighed=kind != "regular"), objective, **head)
-
-
-TASKS: dict[str, Callable[..., Task]] = {"sft": _sft, "reward": _reward}
-"""By the name of the group of settings, which the task is made by."""
+    objective = bradley_terry(kind, settings.outputs[settings.compare])
+    return replace(task, sample=partial(pair_sample, weighed=kind != "regular"), objective=lambda settings: objective)

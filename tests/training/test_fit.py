@@ -12,10 +12,10 @@ import pytest
 import torch
 from ranks import TOPOLOGIES, run_ranks
 
-from nemo_sdg.config import Models, RewardTraining, Training
+from nemo_sdg.config import Models, Training
 from nemo_sdg.errors import CheckpointError, StoreError, UserError
 
-SETTINGS = RewardTraining(
+SETTINGS = Training(
     steps=5, global_batch_size=8, micro_batch_size=2, max_length=256, learning_rate=2e-3, warmup_steps=2, clip_grad=0.0
 )
 FP64 = Models(dtype="fp64")
@@ -312,10 +312,10 @@ def _one_replica_diverges(mesh: Any, world: Path, out: Path) -> str:
     honest = TASKS["sft"]
 
     def spoilt(batch, output):
-        total, count = honest.objective(batch, output)
+        total, count = honest.objective(SETTINGS)(batch, output)
         return (total * float("nan") if mesh.rank == 1 else total), count
 
-    TASKS["sft"] = replace(honest, objective=spoilt)
+    TASKS["sft"] = replace(honest, objective=lambda settings: spoilt)
     with pytest.raises(UserError) as caught:
         train(mesh, world, out)
     return str(caught.value)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from nemo_sdg.config import Models, RewardTraining
+from nemo_sdg.config import Models, Training
 from nemo_sdg.models.attention import Segments, attend
 from training.test_topologies import weights
 
-SETTINGS = RewardTraining(
+SETTINGS = Training(
     steps=4, global_batch_size=8, micro_batch_size=2, max_length=256, learning_rate=2e-3, warmup_steps=1, clip_grad=0.0
 )
 PACKED = replace(SETTINGS, micro_batch_size=1, packed_sequence_size=256)

@@ -11,10 +11,10 @@ from lone_ranks import lone_rank
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.config import Models, RewardTraining
+from nemo_sdg.config import Models, Training
 from training import worlds
 
-SETTINGS = RewardTraining(
+SETTINGS = Training(
     steps=4, global_batch_size=8, micro_batch_size=2, max_length=256, learning_rate=2e-3, warmup_steps=1, clip_grad=0.2
 )
 PADDED = replace(worlds.SHAPE, vocab_size=131)
