@@ -43,12 +43,12 @@ class OnlineSampling(pl.Callback):
         first = step // self.online.every * self.online.every
         path = self.folder / f"step-{first:08d}.json"
         rows = on_writer(self.mesh, lambda: (read_json(path) or {}).get("rows"))
-        if rows is None:
+        known = rows is not None
+        if not known:
             if step != first:
                 raise StoreError("the rows that these steps learn from are gone", where=path,
                                  way_out="remove the working folder to begin the fit again")  # fmt: skip
             rows = self._make(list(trainer.strategy.model), first)
-            on_writer(self.mesh, lambda: self._commit(path, rows))
         samples = self._samples([Decision.from_row(row) for row in rows])
         if not samples:
             raise UserError(
@@ -56,7 +56,9 @@ class OnlineSampling(pl.Callback):
                 found=f"none of {len(rows)} scored answers was kept",
                 way_out="loosen select.minimum, or ask for more samples or prompts",
             )  # fmt: skip
-        self.batches.feed(step, samples)
+        tokens = self.batches.feed(step, samples)
+        if not known:
+            on_writer(self.mesh, lambda: self._commit(path, rows, tokens))
 
     def _make(self, chunks: list[torch.nn.Module], step: int) -> list[dict[str, Any]]:
         """The judged answers to this interval's prompts, in their order, on every rank."""
@@ -86,12 +88,12 @@ class OnlineSampling(pl.Callback):
                 samples += self.online.teach(list(of_prompt), self.tokenizer)
         return samples
 
-    def _commit(self, path: Path, rows: list[dict[str, Any]]) -> None:
+    def _commit(self, path: Path, rows: list[dict[str, Any]], tokens: int) -> None:
         path.parent.mkdir(exist_ok=True)
         asked = self.online.prompts_at_once * self.online.generate.samples
         counts = {"asked": asked, "scored": len(rows), "kept": sum(row["kept"] for row in rows)}
         means = {name: sum(row["scores"][name] for row in rows) / max(1, len(rows)) for name in ATTRIBUTES}
-        commit_json(path, {**counts, "mean": means, "rows": rows})
+        commit_json(path, {**counts, "mean": means, "tokens": tokens, "rows": rows})
 
 
 @contextlib.contextmanager

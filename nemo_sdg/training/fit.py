@@ -28,7 +28,7 @@ from nemo_sdg.store import commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
-from nemo_sdg.training.tasks import TASKS, Task
+from nemo_sdg.training.tasks import Task, task_of
 
 RESULT = "training.json"
 
@@ -51,7 +51,7 @@ def fit(
     A fit that was killed goes on from its last restart point, or from the start; the result is the same.
 
     Args:
-        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format).
+        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
         rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
@@ -74,7 +74,7 @@ def fit(
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
     with cpu.scope():
-        job = _Fit(TASKS[task], settings, models, folder, rows, out, mesh, seed, signature)
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
         try:
             return job.run()
@@ -183,7 +183,6 @@ class _Fit:
             "task": self.task.name,
             "steps": self.settings.steps,
             **self._data(),
-            "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
         on_writer(self.mesh, lambda: self._commit(step_folder(self.work, self.settings.steps), result))
@@ -191,10 +190,16 @@ class _Fit:
 
     def _data(self) -> dict[str, Any]:
         """What was learned from."""
-        if self.online is None:
-            return {"rows": len(self.samples.rows), "rows_set_aside": self.samples.set_aside}
+        if isinstance(self.batches, GlobalBatches):
+            return {
+                "rows": len(self.samples.rows),
+                "rows_set_aside": self.samples.set_aside,
+                "first_set_aside": self.samples.first,
+                "tokens": self.batches.num_tokens,
+            }
         intervals = on_writer(self.mesh, lambda: told(self.work / FOLDER))
-        return {"rows": sum(one["kept"] for one in intervals), "rows_set_aside": {}, "online": intervals}
+        rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
+        return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
 
     def _prepare(self, latest_step: Callable[[Path], int]) -> int:
         """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
@@ -256,4 +261,5 @@ class _Fit:
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
-        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed)
+        fresh = self.task.fresh_head or not self.folder.is_reward
+        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)

@@ -92,7 +92,6 @@ class LiveBatches(Dataset):
         """
         self.rows_per_step, self._every, self._seed = global_batch_size, every, seed
         self._options = {"unit": unit, "padded_together": padded_together, "global_batch_size": global_batch_size}
-        self.num_tokens = 0
         self.step_widths = [longest] * steps
         """Tokens of a row in each step; the most that there may be until its interval is known."""
         self._intervals: dict[int, GlobalBatches] = {}
@@ -103,15 +102,15 @@ class LiveBatches(Dataset):
     def knows(self, step: int) -> bool:
         return step // self._every in self._intervals
 
-    def feed(self, step: int, samples: list[Sample]) -> None:
-        """The samples of the interval that `step` lies in."""
+    def feed(self, step: int, samples: list[Sample]) -> int:
+        """Takes the samples of the interval that `step` lies in; the tokens of its rows, without padding."""
         number = step // self._every
         first = number * self._every
         steps = min(self._every, len(self.step_widths) - first)
         made = GlobalBatches(samples, steps=steps, seed=self._seed * 1_000_003 + number, **self._options)
         self._intervals = {number: made}  # those before are behind us
         self.step_widths[first : first + steps] = made.step_widths
-        self.num_tokens += made.num_tokens
+        return made.num_tokens
 
     def __getitems__(self, rows: list[int]) -> dict[str, Any]:
         number, offset = divmod(rows[0], self._every * self.rows_per_step)
@@ -119,10 +118,10 @@ class LiveBatches(Dataset):
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
-    """What each interval made: {"step", "asked", "scored", "kept", "mean"}; answers that no model could score are
+    """What each interval made: {"step", "asked", "scored", "kept", "mean", "tokens"}; answers that no model could score are
     asked for and not scored."""
     found = []
     for path in sorted(folder.glob("step-*.json")):
         made = read_json(path) or {}
-        found.append({"step": int(path.stem[5:]), **{key: made[key] for key in ("asked", "scored", "kept", "mean")}})
+        found.append({"step": int(path.stem[5:]), **{key: made[key] for key in ("asked", "scored", "kept", "mean", "tokens")}})
     return found

@@ -146,7 +146,7 @@ def test_a_killed_fit_learns_from_the_same_rows(world, head, alone, tmp_path):
     with pytest.raises(AssertionError, match="rank 0 ended without a result"):
         run_ranks(_killed, world, head, tmp_path / "out", timeout_s=5)
     again = run_ranks(train, world, head, tmp_path / "out", replace(SETTINGS, restart_every=3))[0]
-    assert again["losses"] == result["losses"] and again["online"] == result["online"]
+    assert {**again, "seconds": 0, "signature": ""} == {**result, "seconds": 0, "signature": ""}
     for key, value in run_ranks(weights, tmp_path / "out")[0].items():
         np.testing.assert_array_equal(value, trained[key], err_msg=key)
 
