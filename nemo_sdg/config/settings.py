@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
+from nemo_sdg.config.lora import Lora
 from nemo_sdg.config.selection import Budget, Revise, Select
 from nemo_sdg.config.synthesis import Synthesis
 
@@ -205,6 +206,7 @@ class Training:
     """Largest norm of the gradient over all ranks; 0 switches clipping off."""
     restart_every: Optional[int] = None
     """Steps between restart points with the optimizer's state; null keeps none, a killed fit then begins again."""
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass(kw_only=True)
