@@ -90,8 +90,8 @@ def run_stage(
 ) -> dict[str, Any]:  # fmt: skip
     """One stage of one round; what it counted last.
 
-    Candidates are of all waves and revisions that have what the stage reads. Revision is with the responses to each pass
-    and all that is asked about them. Selection is of as many waves as it needs.
+    Candidates are of all waves and revisions that have what the stage reads. Revision is with the responses to each
+    pass and all that is asked about them. Selection is of as many waves as it needs.
     """
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "select":
