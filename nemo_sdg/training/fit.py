@@ -75,6 +75,7 @@ def fit(
 
     with cpu.scope():
         job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature)
+        job.start = str(start)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
         try:
             return job.run()
@@ -132,6 +133,8 @@ class _Fit:
 
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
+    start = ""
+    """The model that it starts from, as it was named."""
 
     def __init__(
         self,
@@ -221,6 +224,10 @@ class _Fit:
             trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
             tp=self.mesh.tp, pp=self.mesh.pp,
         )  # fmt: skip
+        if self.settings.lora.rank is not None and self.settings.lora.apart:
+            from nemo_sdg.training.lora import FOLDER, write_adapter
+
+            write_adapter(self.work, trained / FOLDER, self.start, self.settings.lora, self.task.reward)
         (trained / RESULT).write_text(json.dumps(result, indent=1))
         (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
         if self.online is not None:
@@ -263,3 +270,7 @@ class _Fit:
     def _fill(self, model: torch.nn.Module) -> None:
         fresh = self.task.fresh_head or not self.folder.is_reward
         fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)
+        if self.settings.lora.rank is not None:
+            from nemo_sdg.models.lora import attach
+
+            attach(model, self.folder.shape, self.settings.lora, self.seed, self.mesh)
