@@ -8,6 +8,11 @@ from typing import Dict, List, Optional
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """The five HelpSteer attributes in the order of the reward model's outputs 4 to 8."""
 
+NUM_REWARD_OUTPUTS = 9
+"""Outputs of the reward head (NVIDIA/NeMo-Aligner: examples/nlp/data/steerlm/common.py)."""
+
+OUTPUTS = {name: slot for slot, name in enumerate(ATTRIBUTES, start=4)}
+"""The output of a reward model that gives each attribute, where its folder says nothing else."""
 
 MISSING = -100.0
 """HelpSteer's mark for an attribute that nobody scored: never a number to compare, to average or to learn."""
@@ -49,7 +54,8 @@ class Select:
     """Words in a row that two texts must share to count as one (GPT-3's 13); where words are not spaced, twice as many
     characters."""
     balance: Dict[str, float] = field(default_factory=dict)
-    """Largest share of the kept rows with the same value of a column, by column, for example {topic: 0.2}."""
+    """Largest share of the kept rows with the same value of a column, by column, for example {topic: 0.2}. A target that
+    the shares do not divide is kept whole: what rounding leaves over goes one row each to the best groups."""
     pii: str = "off"
     """Personal data (e-mail, phone, card, IBAN, national numbers): off, drop (the row goes), or redact (the response
     says [EMAIL] instead; a row goes if its prompt has any)."""

@@ -6,9 +6,11 @@ R rotary channels. `_local` is a tensor-parallel shard; heads are always local h
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -41,9 +43,43 @@ class KeyValues(Protocol):
         return False
 
 
+@dataclass
+class Segments(PackedSeqParams):
+    """Sequences that share the rows of a batch: each sees itself alone, and its positions begin at 0.
+
+    A kind of Megatron's own parameters for packed sequences, so that its layers hand it on to the attention.
+    """
+
+    position_ids_BS: Tensor | None = None
+    sizes: tuple[tuple[int, ...], ...] = ()
+    """By row, the tokens of each of its sequences in their order; what is left of the row is padding."""
+
+    @classmethod
+    def of(cls, position_ids_BS: Tensor, sizes: tuple[tuple[int, ...], ...]) -> Segments:
+        longest = max((size for row in sizes for size in row), default=1)
+        return cls(max_seqlen_q=longest, max_seqlen_kv=longest, position_ids_BS=position_ids_BS, sizes=sizes)
+
+    def attend(self, query_SBHD: Tensor, key_SBGD: Tensor, value_SBGD: Tensor) -> Tensor:
+        """The heads' outputs [S, B, H, D]; those of padding are 0."""
+        rows = zip(self.sizes, query_SBHD.unbind(1), key_SBGD.unbind(1), value_SBGD.unbind(1))
+        return torch.stack([self._row(sizes, *parts) for sizes, *parts in rows], dim=1)
+
+    @staticmethod
+    def _row(sizes: tuple[int, ...], query_SHD: Tensor, key_SGD: Tensor, value_SGD: Tensor) -> Tensor:
+        padding = query_SHD.size(0) - sum(sizes)
+        # Split, not sliced: the gradient of each slice would be a tensor as large as the whole row.
+        cut = [x.split([*sizes, padding]) for x in (query_SHD, key_SGD, value_SGD)]
+        outputs = []
+        for query, key, value in list(zip(*cut))[:-1]:
+            heads_1HSD = attend(*(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)), None)
+            outputs.append(heads_1HSD.squeeze(0).transpose(0, 1))
+        return torch.cat([*outputs, torch.zeros_like(cut[0][-1])])
+
+
 def rotate(x_SBHD: Tensor, cos_S11R: Tensor, sin_S11R: Tensor) -> Tensor:
     """Rotary position embedding on the first R channels of each head, the others pass through.
 
+    Cosines and sines are [S, 1, 1, R], or [S, B, 1, R] where rows have positions of their own.
     Source: Su et al., RoFormer (arXiv 2104.09864), in the half-rotation form of
     NVIDIA/Megatron-LM: megatron/core/models/common/embeddings/rope_utils.py.
     """
@@ -75,7 +111,7 @@ class NemotronSelfAttention(SelfAttention):
         attention_mask: Tensor | None,
         inference_context: KeyValues | None = None,
         rotary_pos_emb: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: Segments | None = None,
         **unused: Any,
     ) -> tuple[Tensor, None]:
         """Attention over hidden states [S, B, hidden] (sequence-sharded under sequence parallelism).
@@ -83,17 +119,22 @@ class NemotronSelfAttention(SelfAttention):
         Args:
             attention_mask: bool [B or 1, 1, S, S], True = hidden, as Megatron has it; None is causal.
             rotary_pos_emb: angles [S, 1, 1, R] of positions 0 to S - 1; not used with an inference context.
+            packed_seq_params: sequences that share rows (`Segments`); the angles are then of the longest one's positions.
         """
-        assert packed_seq_params is None, "packed sequences come as a block-diagonal mask"
         query_SBHD, key_SBGD, value_SBGD = self.get_query_key_value_tensors(hidden_states)
         if inference_context is not None:
             cos_S11R, sin_S11R = inference_context.cos_S11R, inference_context.sin_S11R
         else:
             # In the model's dtype: angles are always fp32, as in transformers' modeling_nemotron.py.
             cos_S11R, sin_S11R = rotary_pos_emb.cos().to(query_SBHD.dtype), rotary_pos_emb.sin().to(query_SBHD.dtype)
+        if packed_seq_params is not None:
+            position_ids_SB = packed_seq_params.position_ids_BS.T
+            cos_S11R, sin_S11R = (x[position_ids_SB].squeeze(2) for x in (cos_S11R, sin_S11R))  # [S, B, 1, R]
         query_SBHD, key_SBGD = rotate(query_SBHD, cos_S11R, sin_S11R), rotate(key_SBGD, cos_S11R, sin_S11R)
         if inference_context is not None:
             context_SBHD = inference_context.attend(self.layer_number, query_SBHD, key_SBGD, value_SBGD)
+        elif packed_seq_params is not None:
+            context_SBHD = packed_seq_params.attend(query_SBHD, key_SBGD, value_SBGD)
         else:
             key_BGTD, value_BGTD = key_SBGD.permute(1, 2, 0, 3), value_SBGD.permute(1, 2, 0, 3)
             visible_B1ST = None if attention_mask is None else ~attention_mask

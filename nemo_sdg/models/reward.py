@@ -2,7 +2,7 @@
 
 The head reads the hidden state after the final norm, on the last pipeline stage only.
 Source: NVIDIA/NeMo-Aligner: nemo_aligner/models/nlp/gpt/gpt_reward_model.py, model card of
-Nemotron-4-340B-Reward. Axes: S sequence, B batch, E hidden size, A outputs.
+Nemotron-4-340B-Reward. Axes: S sequence, B batch, N sequences, E hidden size, A outputs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from megatron.core.tensor_parallel import RowParallelLinear, gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -27,7 +26,7 @@ class RewardModel(NemotronModel):
     def __init__(self, *args: Any, head_bias: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.head_bias = head_bias  # known on every stage
-        self._lengths_B: Tensor | None = None
+        self._last_N2: Tensor | None = None
         if self.post_process:
             # The released folders still carry the language model's output layer; nothing reads it, and
             # weight decay would change it.
@@ -50,19 +49,27 @@ class RewardModel(NemotronModel):
         input_ids: Tensor,
         position_ids: Tensor | None,
         attention_mask: Tensor | None,
-        lengths: Tensor | None = None,
+        last: Tensor | None = None,
         inference_context: Any = None,
+        packed_seq_params: Any = None,
     ) -> Tensor:
-        """Rewards [B, A] on the last stage, hidden states [S, B, E] on the others.
+        """Rewards [N, A] of N sequences on the last stage, hidden states [S, B, E] on the others.
 
         Args:
             input_ids: tokens [B, S], padded on the right.
-            lengths: tokens of each row [B]; the reward is read at position lengths - 1.
-            inference_context: a packed pass (`models.attention.KeyValues`) in place of lengths; rewards are [1, rows, A]
+            last: where each sequence ends, as (row, position) [N, 2]; the reward is read there.
+            inference_context: a packed pass (`models.attention.KeyValues`) in place of `last`; rewards are [1, rows, A]
                 at the tokens that it selects.
+            packed_seq_params: sequences that share rows (`models.attention.Segments`).
         """
-        self._lengths_B = lengths
-        return super().forward(input_ids, position_ids, attention_mask, inference_context=inference_context)
+        self._last_N2 = last
+        return super().forward(
+            input_ids,
+            position_ids,
+            attention_mask,
+            inference_context=inference_context,
+            packed_seq_params=packed_seq_params,
+        )
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         # Past GPTModel's own, which looks for the output layer that is not here.
@@ -77,7 +84,6 @@ class RewardModel(NemotronModel):
         if self.config.sequence_parallel:
             # Every TP rank then computes the same head, so the gradient is split, not summed.
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
-        rows = torch.arange(hidden_states.size(1), device=hidden_states.device)
-        hidden_BE = hidden_states[self._lengths_B - 1, rows]
-        rewards_BA, _ = self.rm_head(hidden_BE)
-        return rewards_BA
+        rows_N, positions_N = self._last_N2.unbind(1)
+        rewards_NA, _ = self.rm_head(hidden_states[positions_N, rows_N])
+        return rewards_NA

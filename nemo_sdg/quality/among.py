@@ -101,7 +101,9 @@ class Among:
         best_first = self._from_the_best(best_first)
         groups = {column: np.array(numbers, np.int32) for column, (numbers, _) in self._groups.items()}
         gone, left = within_target(groups, settings.balance, best_first, settings.target)
-        for row, column in {**gone, **over_share(groups, settings.balance, left)}.items():
+        if len(left) != settings.target:  # of the whole target each group has its part already
+            gone |= over_share(groups, settings.balance, left)
+        for row, column in gone.items():
             self.codes[row] = self._code(f"{column} above its share of {settings.balance[column]:g}")
         if settings.target is not None:
             beyond = best_first[self.codes[best_first] == _PASSED][settings.target :]

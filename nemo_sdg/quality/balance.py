@@ -30,19 +30,34 @@ def within_target(
     groups: Mapping[str, np.ndarray], shares: Mapping[str, float], best_first: np.ndarray, target: int | None
 ) -> tuple[dict[int, str], np.ndarray]:
     """The rows that must go, and those that may stay, if the target is reached: the best ones, of which no group is
-    more than its share of the target. To cut what is balanced without it would leave the best groups alone."""
+    more than its share of the target. To cut what is balanced without it would leave the best groups alone.
+
+    A group has room for floor(share N) rows of a target N. Where all groups of a column together have less than N by
+    that rounding alone (G groups, G share >= 1, G floor(share N) < N), the N - G floor(share N) rows that remain go one
+    each to the groups whose best rows want the room first: two topics of half each keep 3 and 2 of 5.
+
+    Args:
+        groups: by column, the number of each row's group, of all rows that there are: a group that has no row among
+            `best_first` yet counts, for more candidates may bring one.
+    """
     if target is None or not shares:
         return {}, best_first
-    room = {name: np.full(groups[name].max(initial=0) + 1, _most(share, target)) for name, share in shares.items()}
+    room, remainder = {}, {}
+    for name, share in shares.items():
+        count, most = int(groups[name].max(initial=0)) + 1, _most(share, target)
+        room[name] = [most] * count
+        remainder[name] = max(0, target - count * most) if _most(share, count) >= 1 else 0
     gone, left = {}, []
     for row in best_first.tolist():
         if len(left) == target:
             break
-        full = next((column for column in shares if not room[column][groups[column][row]]), None)
+        at = {name: int(groups[name][row]) for name in shares}
+        full = next((name for name in shares if room[name][at[name]] < (0 if remainder[name] else 1)), None)
         if full is None:
             left.append(row)
-            for column in shares:
-                room[column][groups[column][row]] -= 1
+            for name in shares:
+                room[name][at[name]] -= 1
+                remainder[name] -= room[name][at[name]] < 0
         else:
             gone[row] = full
     return gone, np.array(left, best_first.dtype)

@@ -3,6 +3,8 @@
 A part's name says which group it is, how many rows it has and what their SHA-256 is, so a listing is the
 whole truth and there is no ledger that could be torn. Rows that were set aside stand beside it, in a file that is
 named alike. Groups follow from the row order alone, never from the number of ranks: any rank may commit any group.
+Where a model was asked for what the rows were made from, its answers are stages of their own in folders answers*, which
+SUCCESS.json lists too.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from nemo_sdg.store.files import commit_file, digest, refusing, sync
 from nemo_sdg.store.parts import check_part, group_of, named, part_lines, read_part, two_parts
 from nemo_sdg.store.seals import commit_json, read_json
 
-_AGAIN = "delete this folder and run again to make the stage once more"
+_AGAIN = "delete the folder of the stage and run again to make it once more"
+_ASIDE = "rows that were set aside"
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ class StageStore:
         listed = self._parts()
         parts = [listed[group.index].name for group in self.groups]
         success = {**self._identity, "parts": parts, "faulty": self._faulty(), "totals": dict(totals)}
+        answers = self._answers()
+        success |= {"answers": answers} if answers else {}
         commit_json(self.dir / "SUCCESS.json", success)
         return success["totals"]
 
@@ -188,9 +193,14 @@ class StageStore:
                 if name in success["parts"]:
                     check_part(file)
                 elif name in success["faulty"] and digest(file) != success["faulty"][name]:
-                    raise _not_those(file, digest(file), success["faulty"][name])
+                    raise _not_those(_ASIDE, file, digest(file), success["faulty"][name])
             except StoreError as error:
                 yield str(error)
+
+        listed, there = success.get("answers", {}), self._answers()
+        for name in sorted({*listed, *there}):
+            if listed.get(name) != there.get(name):
+                yield str(_not_those("answers", self.dir / name, there.get(name), listed.get(name)))
 
     def committed(self) -> Iterator[dict]:
         """All rows that are committed so far, in the order of the input; for counting before `finish`."""
@@ -234,11 +244,15 @@ class StageStore:
         """Digests of the files with rows that were set aside, by name."""
         return {file.name: digest(file) for file in sorted(self.dir.glob("faulty*.jsonl"))}
 
+    def _answers(self) -> dict[str, str]:
+        """Digests of what the finished stages of answers say of themselves, by the names of their folders."""
+        return {file.parent.name: digest(file) for file in sorted(self.dir.glob("answers*/SUCCESS.json"))}
+
     def _check_faulty(self, success: Mapping[str, Mapping[str, str]]) -> None:
         listed, there = success["faulty"], self._faulty()
         for name in sorted({*listed, *there}):
             if listed.get(name) != there.get(name):
-                raise _not_those(self.dir / name, there.get(name), listed.get(name))
+                raise _not_those(_ASIDE, self.dir / name, there.get(name), listed.get(name))
 
     def _claim(self) -> None:
         """Says whose the folder is, before anything else stands in it."""
@@ -258,10 +272,10 @@ class StageStore:
                 )
 
 
-def _not_those(file: Path, found: str | None, expected: str | None) -> StoreError:
+def _not_those(what: str, place: Path, found: str | None, expected: str | None) -> StoreError:
     return StoreError(
-        "the rows that were set aside are not those of the finished stage", where=file, found=found or "no file",
-        expected=expected or "no file", way_out=_AGAIN,
+        f"the {what} are not those of the finished stage", where=place, found=found or "nothing",
+        expected=expected or "nothing", way_out=_AGAIN,
     )  # fmt: skip
 
 

@@ -25,7 +25,9 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.store import commit_folder, digest, write_sums
-from nemo_sdg.training import cpu, data, probe
+from nemo_sdg.training import cpu, probe, samples
+from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.tasks import Task, task_of
 
 RESULT = "training.json"
 
@@ -48,7 +50,7 @@ def fit(
     A fit that was killed goes on from its last restart point, or from the start; the result is the same.
 
     Args:
-        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format).
+        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
     Returns:
@@ -70,7 +72,7 @@ def fit(
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
     with cpu.scope():
-        job = _Fit(task, settings, models, folder, rows, out, mesh, seed, signature)
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
         try:
             return job.run()
@@ -131,7 +133,7 @@ class _Fit:
 
     def __init__(
         self,
-        task: str,
+        task: Task,
         settings: Training,
         models: Models,
         folder: ModelFolder,
@@ -144,14 +146,16 @@ class _Fit:
         self.task, self.settings, self.models, self.folder = task, settings, models, folder
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
-        self.examples = data.read(task, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
-        self.batches = data.GlobalBatches(
-            task,
-            self.examples.rows,
+        self.samples = samples.read(task.sample, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
+        unit = settings.micro_batch_size * mesh.dp
+        self.batches = GlobalBatches(
+            self.samples.rows,
             steps=settings.steps,
             global_batch_size=settings.global_batch_size,
             seed=seed,
-            padded_together=settings.micro_batch_size * mesh.dp if mesh.pp == 1 else None,
+            unit=unit,
+            padded_together=unit if mesh.pp == 1 else None,
+            packed_sequence_size=settings.packed_sequence_size,
         )
         self.work = _work(out)
         self.losses: list[float] = []
@@ -168,10 +172,11 @@ class _Fit:
         seconds = time.monotonic() - began
         result = {
             "signature": self.signature,
-            "task": self.task,
+            "task": self.task.name,
             "steps": self.settings.steps,
-            "rows": len(self.examples.rows),
-            "rows_set_aside": self.examples.set_aside,
+            "rows": len(self.samples.rows),
+            "rows_set_aside": self.samples.set_aside,
+            "first_set_aside": self.samples.first,
             "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
@@ -195,7 +200,7 @@ class _Fit:
         from nemo_sdg.training.checkpoint import LOSSES
 
         write_description(
-            trained, self.folder.shape, self.folder.tokenizer, reward=self.task == "reward", dtype=self._dtype_name(),
+            trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
             tp=self.mesh.tp, pp=self.mesh.pp,
         )  # fmt: skip
         (trained / RESULT).write_text(json.dumps(result, indent=1))
@@ -231,4 +236,5 @@ class _Fit:
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
-        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed)
+        fresh = self.task.fresh_head or not self.folder.is_reward
+        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)

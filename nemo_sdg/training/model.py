@@ -18,8 +18,8 @@ from torch import Tensor
 from nemo_sdg.checkpoints.names import architecture, released_key
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import NemotronShape
-from nemo_sdg.parallel import device
-from nemo_sdg.training.losses import regression_sum, vocab_parallel_log_probs
+from nemo_sdg.training.forward import forward, to_device
+from nemo_sdg.training.objectives import SumAndCount, regression, token_nll
 
 
 @dataclass
@@ -94,6 +94,8 @@ class NemotronModule(llm.NemotronModel):
 
     fill: Callable[[GPTModel], object] | None = None
     """Loads the start weights into a model just built; set before the fit."""
+    objective: SumAndCount | None = None
+    """The loss; None is next-token prediction, or attribute regression of a reward model."""
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         if hasattr(self, "module"):
@@ -104,23 +106,22 @@ class NemotronModule(llm.NemotronModel):
             # Before Megatron wraps it: its buffers and main parameters are copies of what is here now.
             self.fill(self.module)
 
-    def data_step(self, dataloader_iter: Any) -> dict[str, Tensor]:
-        """The next micro batch, on this rank's device."""
+    def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
+        """The next micro batch (`batches.collate`), its tensors on this rank's device."""
         batch = next(dataloader_iter)
         if isinstance(batch, tuple):  # Lightning adds the indices of the batch and of its loader
             batch = batch[0]
-        place = device.device()
-        return {key: value.to(place, non_blocking=True) for key, value in batch.items()}
+        return to_device(batch)
 
-    def forward_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Logits [B, S, V_local] or rewards [B, A] on the last stage, hidden states elsewhere."""
-        extra = {"lengths": batch["lengths"]} if self.config.reward else {}
-        return self.module(batch["tokens"], batch["position_ids"], None, **extra)
+    def forward_step(self, batch: dict[str, Any]) -> Tensor:
+        """Logits [B, S, V_local] or rewards [N, A] on the last stage, hidden states elsewhere."""
+        return forward(self.module, batch, reward=self.config.reward)
 
     @property
     def training_loss_reduction(self) -> "TargetLoss":
         if self._training_loss_reduction is None:
-            self._training_loss_reduction = TargetLoss(regression if self.config.reward else token_nll)
+            default = regression if self.config.reward else token_nll
+            self._training_loss_reduction = TargetLoss(self.objective or default)
         return self._training_loss_reduction
 
 
@@ -138,15 +139,8 @@ def mark_shards(model: GPTModel, shape: NemotronShape) -> None:
             parameter.partition_dim, parameter.partition_stride = places[key].tp_axis, 1
 
 
-SumAndCount = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
-"""(micro batch, what the last stage computed) -> sum of the loss over its targets, number of targets."""
-
-
 class TargetLoss(MegatronLossReduction):
-    """A loss that is a sum over targets, normalised over all targets of the global batch.
-
-    Means of means would weigh a token by how few others share its micro batch or its replica.
-    """
+    """A loss that is a sum over targets, normalised over all targets of the global batch."""
 
     def __init__(self, sum_and_count: SumAndCount) -> None:
         super().__init__()
@@ -165,16 +159,3 @@ class TargetLoss(MegatronLossReduction):
         self.local_loss = total[0].item()
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         return total[0] / total[1].clamp(min=1)
-
-
-def token_nll(batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-probability of the trained tokens, in nats."""
-    trained_BS = batch["labels"] >= 0
-    target_BS = batch["labels"].clamp(min=0)
-    log_probs_BS = vocab_parallel_log_probs(output, target_BS, parallel_state.get_tensor_model_parallel_group())
-    return -(log_probs_BS * trained_BS).sum(), trained_BS.sum()
-
-
-def regression(batch: dict[str, Tensor], output: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error of the labelled attributes."""
-    return regression_sum(output, batch["labels"])

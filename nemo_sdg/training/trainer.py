@@ -19,9 +19,10 @@ from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.training import probe
 from nemo_sdg.training.checkpoint import CommittedCheckpoint
-from nemo_sdg.training.data import GlobalBatches
+from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.model import NemotronModule, config_of
 from nemo_sdg.training.strategy import BatchSampler, FitStrategy, RunningGroup, local_world_size
+from nemo_sdg.training.tasks import Task
 
 
 class TrainingData(pl.LightningDataModule):
@@ -31,13 +32,13 @@ class TrainingData(pl.LightningDataModule):
         super().__init__()
         self.batches = batches
         # NeMo's fine-tuning entry points ask a data module for these.
-        self.micro_batch_size, self.global_batch_size = settings.micro_batch_size, settings.global_batch_size
+        self.micro_batch_size, self.global_batch_size = settings.micro_batch_size, batches.rows_per_step
         self.seq_length = max(batches.step_widths)
         self.data_sampler = BatchSampler(
             seq_len=self.seq_length,
             micro_batch_size=settings.micro_batch_size,
-            global_batch_size=settings.global_batch_size,
-            init_consumed_samples=done * settings.global_batch_size,
+            global_batch_size=batches.rows_per_step,  # to Megatron a row is a sample, whatever it holds
+            init_consumed_samples=done * batches.rows_per_step,
             init_global_step=done,
             output_log=False,
         )
@@ -53,7 +54,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def make_trainer(
-    task: str,
+    task: Task,
     settings: Training,
     *,
     shape: NemotronShape,
@@ -118,7 +119,7 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    strategy.task, strategy.mesh, strategy.on_loss = task, mesh, on_loss
+    strategy.task, strategy.mesh, strategy.on_loss = task.name, mesh, on_loss
     trainer.callbacks.append(CommittedCheckpoint(work, settings.restart_every, mesh, lambda: list(losses)))
     optimizer = nl.MegatronOptimizerModule(
         OptimizerConfig(
@@ -134,7 +135,7 @@ def make_trainer(
         ),
         WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
     )
-    config = config_of(shape, dtype=dtype, reward=task == "reward", head_bias=head_bias, spec=spec)
+    config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
     module = NemotronModule(config, optim=optimizer)
-    module.fill = fill
+    module.fill, module.objective = fill, task.objective(settings)
     return trainer, module, TrainingData(batches, settings, done)

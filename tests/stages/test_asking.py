@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,33 @@ def test_the_answers_are_verified_with_the_prompts(tmp_path, server):
         file.unlink()
         assert any(str(file.parent) in problem for problem in check_entry(where.folder / "prompts"))
         file.write_bytes(whole)
+
+
+def test_answers_that_are_lost_exchanged_or_added_as_a_whole_are_found(tmp_path, server):
+    where = made_for(tmp_path, server, kinds={"open_qa": 2})
+    prompts.run(where)
+    folder = where.folder / "prompts"
+    first, *others = sorted(folder.glob("answers-*"))
+    assert others
+    shutil.move(first, tmp_path / "away")
+    (problem,) = check_entry(folder)
+    assert f"{first}: the answers are not those of the finished stage, found nothing, expected " in problem
+    shutil.copytree(others[0], first)
+    assert f"{first / 'SUCCESS.json'}: the file was torn or altered" in "".join(check_entry(folder))
+    shutil.rmtree(first)
+    shutil.move(tmp_path / "away", first)
+    assert check_entry(folder) == []
+    other = made_for(tmp_path, server, "run.seed=5", kinds={"open_qa": 2}, number=1)
+    prompts.run(other)
+    shutil.copytree(first, tmp_path / "away")
+    shutil.rmtree(first)
+    shutil.copytree(other.folder / "prompts" / first.name, first)
+    (problem,) = check_entry(folder)
+    assert f"{first}: the answers are not those of the finished stage, found " in problem and "nothing" not in problem
+    shutil.rmtree(first)
+    shutil.move(tmp_path / "away", first)
+    shutil.copytree(other.folder / "prompts" / first.name, folder / "answers-07")
+    assert "answers-07: the answers are not those of the finished stage" in "".join(check_entry(folder))
 
 
 def test_waves_that_make_the_same_prompts_give_them_ids_of_their_own(tmp_path, server):

@@ -23,7 +23,8 @@ from nemo_sdg.resources import root
 from nemo_sdg.stages import assemble, select
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, commit_rows
-from nemo_sdg.training import data
+from nemo_sdg.training import samples
+from nemo_sdg.training.tasks import TASKS
 
 LABELS = dict(helpfulness=3, correctness=4, coherence=4, complexity=1, verbosity=0)
 NASTY = "a | b ``` and ````\n---\n# Not a heading\n<script>alert(1)</script> \x1b[31m"
@@ -96,7 +97,7 @@ def test_our_own_readers_open_all_of_it(round_):
     tokenizer = Tokenizer(root() / "examples/tiny/tokenizer.model")
     for kind in ("sft", "reward"):
         for split, file in (("train", f"{kind}.jsonl"), ("validation", f"validation/{kind}.jsonl")):
-            read = data.read(kind, files(round_) / file, tokenizer, 4096)
+            read = samples.read(TASKS[kind].sample, files(round_) / file, tokenizer, 4096)
             assert len(read.rows) == totals(round_)[kind]["rows"][split] and not read.set_aside
     kinds = (("sft", "sft", Response), ("regression", "reward", Labelled), ("preference", "preference", Pair))
     for name, kind, shape in kinds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,6 +259,9 @@ def test_an_altered_answer_is_found(tmp_path, server):
     part.write_bytes(part.read_bytes().replace(b"Yes", b"Yep"))
     (problem,) = check_entry(where.folder / "judged")
     assert part.name in problem
+    shutil.rmtree(part.parent)
+    (problem,) = check_entry(where.folder / "judged")
+    assert f"{part.parent}: the answers are not those of the finished stage, found nothing" in problem
 
 
 def test_without_a_judge_of_its_own_who_generates_first_is_asked(tmp_path, server):

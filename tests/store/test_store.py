@@ -212,7 +212,7 @@ def test_rows_that_were_set_aside_are_named_like_parts_and_held_like_parts(tmp_p
         assert len(list(stage.problems())) == 1
     faulty.write_bytes(data)
     (tmp_path / "faulty-00002-n0-0123456789abcdef.jsonl").write_bytes(b"")
-    with pytest.raises(StoreError, match="expected no file"):
+    with pytest.raises(StoreError, match="expected nothing"):
         stage.done
 
 

@@ -90,12 +90,13 @@ def test_clipping_is_by_the_norm_over_all_ranks(world, alone, tmp_path, dtype, t
 def _by_hand(mesh: Any, world: Path, settings: Training) -> list[float]:
     """SFT as plain torch would do it: the whole global batch at once, cross entropy, AdamW."""
     from nemo_sdg.engine.load import load_model
-    from nemo_sdg.training import data
+    from nemo_sdg.training.batches import GlobalBatches
+    from nemo_sdg.training.samples import read, sft_sample
 
     model, tokenizer = load_model(world / "base", mesh, dtype="fp64")
-    rows = data.read("sft", world / "sft.jsonl", tokenizer, settings.max_length).rows
+    rows = read(sft_sample, world / "sft.jsonl", tokenizer, settings.max_length).rows
     size = settings.global_batch_size
-    batches = data.GlobalBatches("sft", rows, steps=settings.steps, global_batch_size=size, seed=5)
+    batches = GlobalBatches(rows, steps=settings.steps, global_batch_size=size, seed=5)
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
@@ -306,15 +307,15 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(world, tmp_path):
 
 
 def _one_replica_diverges(mesh: Any, world: Path, out: Path) -> str:
-    from nemo_sdg.training import model
+    from nemo_sdg.training.tasks import TASKS
 
-    honest = model.token_nll
+    honest = TASKS["sft"]
 
     def spoilt(batch, output):
-        total, count = honest(batch, output)
+        total, count = honest.objective(SETTINGS)(batch, output)
         return (total * float("nan") if mesh.rank == 1 else total), count
 
-    model.token_nll = spoilt
+    TASKS["sft"] = replace(honest, objective=lambda settings: spoilt)
     with pytest.raises(UserError) as caught:
         train(mesh, world, out)
     return str(caught.value)
@@ -357,7 +358,7 @@ def _refusals(mesh: Any, world: Path, tmp_path: Path) -> list[str]:
 def test_what_cannot_be_trained_is_refused_in_one_sentence(world, alone, tmp_path):
     batch, empty, absent, long, start = run_ranks(_refusals, world, tmp_path)[0]
     assert batch.endswith("expected a multiple of 2; set sft.global_batch_size=8")
-    assert "nothing to train on, found an empty file" in empty
-    assert "cannot be read" in absent
+    assert "no row can be used, found an empty file" in empty
+    assert "cannot read the rows" in absent
     assert "37 x longer than max_length" in long
     assert "not a checkpoint" in start
