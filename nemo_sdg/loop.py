@@ -94,18 +94,13 @@ def run_stage(
     """
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "select":
-<<<<<<< HEAD
         known = select.Candidates()
         return _stage(name, context.at(select.last_wave(context, known)), known)
-    return _stage(name, context)
-=======
-        context = context.at(select.last_wave(context))
     if name not in OF_PARTS:
         return _stage(name, context)
     for place in context.on_writer(lambda: [astuple(part) for part in ready_parts(name, config, context.folder)]):
         totals = _revise(context, place[0]) if name == "revise" else _stage(name, context.at(Part(*place)))
     return totals
->>>>>>> 72eabaeb70fa5777ac8f276f78e3d33c3b3fd518
 
 
 def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
