@@ -29,11 +29,11 @@ _LIMITS = tuple(
 )
 _JUDGE = ("models.judge", "models.instruct", *_MODELS, "generate.backend", "judge.")
 DEPENDS = {
-    "prompts": ("data.prompts", "data.prompts_per_round", "data.synthesis.", "generate.group_size"),
+    "prompts": ("data.prompts", "data.prompts_per_round", "generate.group_size"),
     "responses": ("models.instruct", *_MODELS, "generate.", "run.seed"),
     "scored": ("models.reward", *_MODELS, "score."),
-    "judged": (*_JUDGE, "select.checks"),
-    "decisions": ("select.", "revise."),
+    "judged": (*_JUDGE, "select.checks", "data.checks", "data.synthesis.templates"),
+    "decisions": ("select.", "revise.", "data.checks"),
     "compared": (*_JUDGE, "preference.", "data.synthesis."),
     "datasets": (
         *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.",
@@ -48,7 +48,9 @@ DEPENDS = {
 }  # fmt: skip
 """What a stage leaves in a round, and the settings that it depends on beside what it reads. A model reads the rows of
 the datasets and not their card, which tells more settings."""
-REVISION = (*_LIMITS, "revise.")
+MADE = ("data.synthesis.",)
+"""What the prompts of a round with a brief depend on besides."""
+REVISION = (*_LIMITS, "revise.", "data.checks")
 """What the prompts of a revision depend on."""
 
 
@@ -102,6 +104,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         return any(key == name or key.startswith(name if name.endswith(".") else f"{name}.")
                    for key in changed for name in keys)  # fmt: skip
 
+    made = any(config.data.synthesis.brief is not None for config in (before, after))
     earlier = False
     """Whether a model that an earlier round trained is another now."""
     for number in range(min(before.run.rounds, after.run.rounds)):
@@ -112,6 +115,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
             for name in part_folders(after):
                 asks = name != "prompts" or after.data.synthesis.brief is not None
                 part_changed = part_changed or touched(DEPENDS[name]) or (asks and earlier)
+                part_changed = part_changed or (made and touched(MADE))
                 part_changed = part_changed or (asks and touched(DEPENDS["responses"]))
                 place = part.folder(Path()) / name
                 if (folder / place).is_dir():
