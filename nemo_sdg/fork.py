@@ -32,7 +32,7 @@ DEPENDS = {
     "prompts": ("data.prompts", "data.prompts_per_round", "generate.group_size"),
     "responses": ("models.instruct", *_MODELS, "generate.", "run.seed"),
     "scored": ("models.reward", *_MODELS, "score."),
-    "judged": (*_JUDGE, "select.checks", "data.checks", "data.synthesis.templates"),
+    "judged": (*_JUDGE, "select.checks", "data.synthesis.templates"),
     "decisions": ("select.", "revise.", "data.checks"),
     "compared": (*_JUDGE, "preference.", "data.synthesis."),
     "datasets": (

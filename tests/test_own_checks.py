@@ -155,6 +155,15 @@ def revised(tmp_path_factory, server) -> Path:
 PARTS = ("prompts", "responses", "scored")
 
 
+def left(run: Path, *words: str) -> set[str]:
+    before, after = fork.from_yaml(run / "run.yaml"), fork.load(str(run / "run.yaml"), list(words))
+    return {step.name for step in fork.plan(run, before, after) if step.reused}
+
+
+def test_a_run_without_revisions_selects_again_when_nothing_is_checked_any_more(checked):
+    assert "decisions" in left(checked) and "decisions" not in left(checked, "data.checks=false")
+
+
 @pytest.mark.parametrize(
     ("words", "reused"),
     [
@@ -168,9 +177,7 @@ PARTS = ("prompts", "responses", "scored")
     ],
 )  # fmt: skip
 def test_what_a_change_leaves(revised, words, reused):
-    before, after = fork.from_yaml(revised / "run.yaml"), fork.load(str(revised / "run.yaml"), words)
-    steps = {step.name for step in fork.plan(revised, before, after) if step.reused}
-    assert steps - {"evaluation.json"} - {f"revise-1/{name}" for name in ("responses", "scored", "judged")} == reused
+    assert left(revised, *words) - {"evaluation.json"} - {f"revise-1/{name}" for name in ("responses", "scored", "judged")} == reused
 
 
 # ---- what a user is told before anything is generated
