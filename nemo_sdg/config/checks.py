@@ -6,6 +6,7 @@ import math
 from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
+from nemo_sdg.config.preferring import check_preference
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
@@ -108,7 +109,13 @@ RULES: dict[str, Rule] = {
     "run.seed": _AT_LEAST_0,
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
-    **{f"{kind}.{key}": rule for kind in ("sft", "reward") for key, rule in _TRAINING.items()},
+    **{f"{kind}.{key}": rule for kind in ("sft", "reward", "preference") for key, rule in _TRAINING.items()},
+    "preference.start_from": _one_of("sft", "base", "latest"),
+    "preference.objective": _one_of("dpo", "rpo"),
+    "preference.beta": ("a number above 0", lambda x: x > 0),
+    "preference.eta": ("a number above 0", lambda x: x > 0),
+    "preference.sft_weight": _AT_LEAST_0,
+    "preference.iterations": _AT_LEAST_1,
 }
 
 
@@ -139,6 +146,7 @@ def validate(config: RunConfig) -> RunConfig:
     _batches(config)
     _backends(config)
     _judge(config)
+    check_preference(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
             "there is nothing to shard over with one tensor-parallel rank",
@@ -222,7 +230,7 @@ def _synthesis(settings: Synthesis) -> None:
 
 def _backends(config: RunConfig) -> None:
     """What a server or transformers does is not cut over our ranks, and leaves no local model to go on training."""
-    for phase, training in (("generate", "sft"), ("score", "reward")):
+    for phase, training in (("generate", "sft"), ("generate", "preference"), ("score", "reward")):
         settings, trained = getattr(config, phase), getattr(config, training)
         if settings.backend != "local" and trained.enabled and trained.start_from == "latest":
             raise ConfigError(
@@ -252,7 +260,7 @@ def _judge(config: RunConfig) -> None:
 
 def _batches(config: RunConfig) -> None:
     replicas = config.topology.dp or 1
-    for kind in ("sft", "reward"):
+    for kind in ("sft", "reward", *(["preference"] if config.preference.enabled else [])):
         settings = getattr(config, kind)
         unit = settings.micro_batch_size * replicas
         if settings.global_batch_size % unit:
@@ -263,9 +271,11 @@ def _batches(config: RunConfig) -> None:
                 found=settings.global_batch_size,
                 expected=f"a multiple of {kind}.micro_batch_size{shared}",
             )
-        if settings.packed_sequence_size is not None and settings.packed_sequence_size < settings.max_length:
+        twice = 2 if kind == "preference" else 1  # a pair is not parted
+        longest, length = twice * settings.max_length, f"{'2 x ' if twice > 1 else ''}{kind}.max_length"
+        if settings.packed_sequence_size is not None and settings.packed_sequence_size < longest:
             raise ConfigError(
-                "the longest sequence does not fit into a packed row", where=f"{kind}.packed_sequence_size",
-                found=settings.packed_sequence_size, expected=f"at least {kind}.max_length = {settings.max_length}",
-                way_out=f"set {kind}.packed_sequence_size={settings.max_length}, or a smaller {kind}.max_length",
+                "the longest sample does not fit into a packed row", where=f"{kind}.packed_sequence_size",
+                found=settings.packed_sequence_size, expected=f"at least {length} = {longest}",
+                way_out=f"set {kind}.packed_sequence_size={longest}, or a smaller {kind}.max_length",
             )  # fmt: skip

@@ -33,6 +33,12 @@ from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 VERSION = 3
 """Raised when the code changes what the same settings give."""
+_LESSONS = {
+    "sft": ("policy", "rows in", "selected", "loosen select.minimum"),
+    "preference": ("policy's preferences", "prompts in", "with a pair", "lower preference.margin"),
+    "reward": ("reward model", "rows in", "selected", "loosen select.minimum"),
+}
+"""By kind: what learns from its rows, what came in, what became of it, and which setting gives more of them."""
 
 
 def run(context: Context) -> dict:
@@ -70,7 +76,7 @@ def _write(context: Context) -> dict:
                 folder.add_line(line_file(kind, example.split), example.line)
                 folder.add_row(table_file(kind, example.split), example.columns, schemas[kind])
         totals = tally.totals()
-        for kind in ("sft", "reward"):
+        for kind in ("sft", "preference", "reward"):
             if getattr(config, kind).enabled and not totals[kind]["rows"]["train"]:
                 raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else totals[kind])
         funnel = _funnel(context.folder, config, decisions.totals.get("waves", 1))
@@ -166,10 +172,11 @@ def _finished(final: Path, name: str) -> dict:
 
 def _nothing_left(kind: str, number: int, totals: dict) -> UserError:
     reasons = ", ".join(f"{reason}: {count}" for reason, count in totals["dropped"].items())
+    what, came, made, limit = _LESSONS[kind]
     return UserError(
-        f"nothing is left to train the {'policy' if kind == 'sft' else 'reward model'} on",
+        f"nothing is left to train the {what} on",
         where=f"round {number}",
-        found=f"{totals['rows_in']} rows in, {totals['kept']} selected" + (f" ({reasons})" if reasons else ""),
+        found=f"{totals['rows_in']} {came}, {totals['kept']} {made}" + (f" ({reasons})" if reasons else ""),
         expected="at least one row",
-        way_out=f"loosen select.minimum, raise generate.samples, or set {kind}.enabled=false",
+        way_out=f"{limit}, raise generate.samples, or set {kind}.enabled=false",
     )

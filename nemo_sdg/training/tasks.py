@@ -8,6 +8,7 @@ from typing import Callable
 from nemo_sdg.config import Training
 from nemo_sdg.training import samples
 from nemo_sdg.training.objectives import SumAndCount, regression, token_nll
+from nemo_sdg.training.preference import preference_loss, preference_sample
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,15 @@ class Task:
     """Its loss under these settings."""
     reward: bool = False
     """It trains a reward model."""
+    reference: bool = False
+    """Its loss compares with the log-probabilities of the model that it starts from."""
 
 
 TASKS = {
     task.name: task
     for task in (
         Task("sft", samples.sft_sample, lambda settings: token_nll),
+        Task("preference", preference_sample, preference_loss, reference=True),
         Task("reward", samples.reward_sample, lambda settings: regression, reward=True),
     )
 }

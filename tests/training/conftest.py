@@ -12,7 +12,7 @@ from training import worlds
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tokenizer.model, base/ and the rows of both tasks."""
+    """A folder with tokenizer.model, base/ and the rows of all tasks."""
     # NeMo, imported once, before any rank is forked.
     from nemo_sdg.training import nemo  # noqa: F401  # isort: skip
     import nemo_sdg.training.trainer  # noqa: F401
@@ -22,4 +22,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_ranks(worlds.write_start, folder / "base", folder / "tokenizer.model")
     worlds.write_rows(folder / "sft.jsonl", worlds.sft_rows(37))
     worlds.write_rows(folder / "reward.jsonl", worlds.reward_rows(37))
+    worlds.write_rows(folder / "preference.jsonl", worlds.preference_rows(37))
     return folder

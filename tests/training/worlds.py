@@ -78,6 +78,20 @@ def reward_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def preference_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts with two responses and their rewards, of different lengths."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        asked = [draw.choice(WORDS) for _ in range(draw.randint(1, 5))]
+        said = [" ".join(reversed(asked)), " ".join(draw.choice(WORDS) for _ in range(draw.randint(6, 9)))]
+        chosen, rejected = (f"{text}\n{templates.TURN}" for text in said)
+        prompt = templates.instruct_prompt([{"role": "user", "content": " ".join(asked)}])
+        rows.append({"prompt": prompt, "chosen_response": chosen, "rejected_response": rejected,
+                     "chosen_reward": draw.uniform(2, 4), "rejected_reward": draw.uniform(0, 3)})  # fmt: skip
+    return rows
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
