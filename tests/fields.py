@@ -21,6 +21,9 @@ _OTHERS = {
     "preference.objective": "dpo",
     "sft.start_from": "latest",
     "reward.start_from": "base",
+    "reward.objective": "bradley_terry",
+    "reward.outputs": dict(helpfulness=4, correctness=5, coherence=6, complexity=7, verbosity=3),
+    "reward.compare": "coherence",
 }
 """Settings of which only certain texts are allowed."""
 

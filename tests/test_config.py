@@ -131,7 +131,7 @@ def test_a_wrong_word_is_refused_in_one_sentence(word: str, parts: tuple[str, ..
 def test_every_numeric_setting_has_a_rule():
     from nemo_sdg.config.checks import RULES
 
-    free = ("select.minimum", "select.maximum", "select.weights", "select.minimum_scalar")
+    free = ("select.minimum", "select.maximum", "select.weights", "select.minimum_scalar", "reward.outputs")
     numeric = [
         key
         for key, value in config.flatten(RunConfig()).items()
@@ -263,7 +263,7 @@ def test_preference_tuning_has_a_start_and_pairs():
 def test_a_pair_fits_into_a_packed_row():
     words = (TUNED, "preference.max_length=100", "preference.packed_sequence_size")
     assert load("tiny", [*words[:2], f"{words[2]}=200"])
-    assert "expected at least 2 x preference.max_length = 200" in refusal(*words[:2], f"{words[2]}=199")
+    assert "expected at least twice preference.max_length = 100" in refusal(*words[:2], f"{words[2]}=199")
     # What is not done asks nothing of the ranks.
     batches = ("preference.global_batch_size=12", "topology.dp=2", "preference.micro_batch_size=8")
     assert load("tiny", list(batches))

@@ -17,7 +17,7 @@ from small_run import make_inputs, row_files, small_config
 import nemo_sdg.loop
 from nemo_sdg import fork, tracing
 from nemo_sdg.config import (
-    Budget, Revise, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
+    Budget, Revise, RewardTraining, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
 )  # fmt: skip
 from nemo_sdg.config import Run as RunSettings
 from nemo_sdg.console import Console
@@ -43,8 +43,7 @@ def inputs(tmp_path_factory) -> Path:
 
 def settings(inputs: Path, target: int | None = TARGET, **select) -> RunConfig:
     """18 candidates a wave, of which about half pass; nothing is trained."""
-    off = Training(enabled=False)
-    config = dataclasses.replace(small_config(inputs, rounds=1), sft=off, reward=off)
+    config = dataclasses.replace(small_config(inputs, rounds=1), sft=Training(enabled=False), reward=RewardTraining(enabled=False))
     config.data.prompts_per_round, config.models.dtype = 6, "fp64"
     config.evaluate.exact_match = config.evaluate.helpsteer2 = None
     config.select = Select(**{"minimum": {"helpfulness": 0.0}, "unique": False, "target": target, **select})
@@ -312,9 +311,9 @@ def test_a_model_depends_on_the_rows_that_it_reads_and_not_on_their_card(finishe
 
 def forked(finished, folder, words, more):
     """The steps of a fork of two rounds that train, as the folder has them."""
-    trains = Training()
+    trains = dict(sft=Training(), reward=RewardTraining())
     config = dataclasses.replace(
-        fork.from_yaml(finished[0] / "run.yaml"), run=RunSettings(rounds=2), sft=trains, reward=trains
+        fork.from_yaml(finished[0] / "run.yaml"), run=RunSettings(rounds=2), **trains
     )
     (folder / "before.yaml").write_text(to_yaml(config))
     before, after = (fork.load(str(folder / "before.yaml"), some) for some in (words, [*words, *more]))

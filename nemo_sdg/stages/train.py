@@ -37,7 +37,7 @@ def _train(context: Context, one: Fit, before: Fit | None) -> dict[str, Any]:
             settings,
             models=context.config.models,
             start=_start(context, one, before),
-            rows=context.folder / "datasets" / f"{one.task}.jsonl",
+            rows=context.folder / "datasets" / f"{one.dataset(context.config)}.jsonl",
             out=context.folder / one.folder,
             mesh=context.mesh,
             seed=context.config.run.seed + context.round + (one.iteration << 16),  # each goes through its rows anew

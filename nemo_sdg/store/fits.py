@@ -17,12 +17,16 @@ class Fit:
     folder: str
     """In the round's."""
     task: str
-    """The group of settings, the kind of fit, and the rows: datasets/<task>.jsonl."""
+    """The group of settings, and the kind of fit."""
     iteration: int = 0
     """Of several fits of one task, counted from 0."""
 
     def settings(self, config: RunConfig) -> Training:
         return getattr(config, self.task)
+
+    def dataset(self, config: RunConfig) -> str:
+        """What it learns from: datasets/<dataset>.jsonl."""
+        return config.reward.rows if self.task == "reward" else self.task
 
 
 def fits(config: RunConfig) -> list[Fit]:

@@ -27,7 +27,7 @@ from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.store import commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, reference, samples
 from nemo_sdg.training.batches import GlobalBatches
-from nemo_sdg.training.tasks import TASKS, Task
+from nemo_sdg.training.tasks import TASKS, Task, task_of
 
 RESULT = "training.json"
 
@@ -51,7 +51,7 @@ def fit(
 
     Args:
         task: "sft" (rows in NeMo's chat format), "preference" (pairs in NeMo-Aligner's; the start is also the reference)
-            or "reward" (rows of the regression format).
+            or "reward" (rows of the regression format, or pairs).
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
     Returns:
@@ -73,7 +73,7 @@ def fit(
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
     with cpu.scope():
-        job = _Fit(TASKS[task], settings, models, folder, rows, out, mesh, seed, signature)
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
         try:
             return job.run()
@@ -181,6 +181,7 @@ class _Fit:
             "steps": self.settings.steps,
             "rows": len(self.samples.rows),
             "rows_set_aside": self.samples.set_aside,
+            "first_set_aside": self.samples.first,
             "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
@@ -252,4 +253,5 @@ class _Fit:
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
-        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed)
+        fresh = self.task.fresh_head or not self.folder.is_reward
+        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)

@@ -33,7 +33,7 @@ BOTH = ("dpo", "rpo")
 def train(mesh: Any, world: Path, out: Path, settings: Preference = SETTINGS, **more: Any) -> list[float]:
     from nemo_sdg.training.fit import fit
 
-    options = {"models": FP64, "start": world / "base", "rows": world / "preference.jsonl", "seed": 5, **more}
+    options = {"models": FP64, "start": world / "base", "rows": world / "pairs.jsonl", "seed": 5, **more}
     return fit("preference", settings, out=out, mesh=mesh, **options)["losses"]
 
 
@@ -88,7 +88,7 @@ def tokenizer(world) -> Tokenizer:
     return Tokenizer(world / "tokenizer.model")
 
 
-ROW = {**worlds.preference_rows(1)[0], "chosen_reward": 3.5, "rejected_reward": 1.0}
+ROW = {**worlds.pair_rows(1)[0], "chosen_reward": 3.5, "rejected_reward": 1.0}
 
 
 def test_the_response_and_the_end_of_its_turn_are_compared(tokenizer):
@@ -176,7 +176,7 @@ def test_a_batch_has_the_sum_of_the_published_losses(world, objective):
     def work(mesh):
         from nemo_sdg.training.batches import collate
 
-        rows = [preference_sample(row, Tokenizer(world / "tokenizer.model")) for row in worlds.preference_rows(4)]
+        rows = [preference_sample(row, Tokenizer(world / "tokenizer.model")) for row in worlds.pair_rows(4)]
         draw = torch.Generator().manual_seed(2)
         rows = [replace(x, targets=torch.cat((x.targets, -30 * torch.rand(2, dtype=torch.float64, generator=draw)))) for x in rows]
         found = []
@@ -236,7 +236,7 @@ def _log_probs(mesh: Any, world: Path, out: Path) -> list[list[float]]:
 
     model, tokenizer = load_model(world / "base", mesh, dtype="fp64")
     plain = []
-    for row in worlds.preference_rows(37):
+    for row in worlds.pair_rows(37):
         sample = preference_sample(row, tokenizer)
         with torch.no_grad():
             logs = [model(x[None], torch.arange(len(x))[None], None)[0].log_softmax(-1) for x in sample.sequences]
@@ -272,7 +272,7 @@ def test_a_killed_fit_leaves_its_reference(world, alone, tmp_path):
     with pytest.raises(AssertionError, match="rank 0 ended without a result"):
         run_ranks(_killed, world, tmp_path / "out", replace(SETTINGS, learning_rate=1e-3))
     assert len(list((tmp_path / ".out.fit").glob("reference-*.json"))) == 1
-    losses, computed = run_ranks(_goes_on, world, tmp_path / "out", SETTINGS, world / "preference.jsonl")[0]
+    losses, computed = run_ranks(_goes_on, world, tmp_path / "out", SETTINGS, world / "pairs.jsonl")[0]
     assert (losses, computed) == (alone["rpo"][0], 0)
 
 
@@ -292,12 +292,12 @@ def _kept(mesh: Any, world: Path, work: Path) -> None:
             made = reference.with_reference(samples, SETTINGS, models=models, start=start, work=work, mesh=mesh)
         return [sample.targets for sample in made.rows]
 
-    first = ask(world / "preference.jsonl", "fp64")
-    again = ask(world / "preference.jsonl", "fp64")
+    first = ask(world / "pairs.jsonl", "fp64")
+    again = ask(world / "pairs.jsonl", "fp64")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and len(computed) == 1
-    ask(world / "preference.jsonl", "fp32")
+    ask(world / "pairs.jsonl", "fp32")
     assert len(computed) == 2
-    others = worlds.write_rows(work / "others.jsonl", worlds.preference_rows(37, seed=1))
+    others = worlds.write_rows(work / "others.jsonl", worlds.pair_rows(37, seed=1))
     ask(others, "fp64")
     assert len(computed) == 3
     shorter = ask(others, "fp64", 40)
@@ -331,7 +331,7 @@ def _broken_start(mesh: Any, world: Path, tmp_path: Path) -> str:
 
 
 def test_a_reference_that_is_not_finite_names_the_row(world, tmp_path):
-    rows = [row for row in worlds.preference_rows(60) if "seven" not in json.dumps(row)][:9]
+    rows = [row for row in worlds.pair_rows(60) if "seven" not in json.dumps(row)][:9]
     rows[4] = {**rows[4], "rejected_response": "seven\n<extra_id_1>"}
     worlds.write_rows(tmp_path / "rows.jsonl", rows)
     for told in run_ranks(_broken_start, world, tmp_path, pp=2, dp=2):

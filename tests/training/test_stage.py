@@ -8,7 +8,7 @@ from typing import Any
 
 from ranks import run_ranks
 
-from nemo_sdg.config import Models, Preference, Run, RunConfig, Training
+from nemo_sdg.config import Models, Preference, RewardTraining, Run, RunConfig, Training
 from nemo_sdg.console import Console
 from nemo_sdg.store import Run as OpenRun
 from training import worlds
@@ -37,7 +37,7 @@ def _tuned(mesh: Any, world: Path, out: Path) -> tuple[dict, dict[str, dict], li
     train.fit, reference.with_reference = remembering, comparing
     config = RunConfig(
         models=Models(base=str(world / "base"), instruct=str(world / "base"), reward=str(world / "base"), dtype="fp64"),
-        sft=Training(**SETTINGS), reward=Training(**SETTINGS),
+        sft=Training(**SETTINGS), reward=RewardTraining(**SETTINGS),
         preference=Preference(**SETTINGS, enabled=True, iterations=2),
         run=Run(seed=3),
     )  # fmt: skip
@@ -46,7 +46,8 @@ def _tuned(mesh: Any, world: Path, out: Path) -> tuple[dict, dict[str, dict], li
     datasets = context.folder / "datasets"
     datasets.mkdir(parents=True)
     for task in ("sft", "preference", "reward"):
-        worlds.write_rows(datasets / f"{task}.jsonl", getattr(worlds, f"{task}_rows")(9))
+        make = {"sft": worlds.sft_rows, "preference": worlds.pair_rows, "reward": worlds.reward_rows}[task]
+        worlds.write_rows(datasets / f"{task}.jsonl", make(9))
     totals = train.run(context)
     assert context.trained("policy", 0) == context.folder / "policy"
     return totals, starts, sorted(path.name for path in context.folder.iterdir())
@@ -74,7 +75,7 @@ def _two_rounds(mesh: Any, world: Path, out: Path) -> tuple[list[dict], str]:
     config = RunConfig(
         models=Models(base=str(world / "base"), instruct=str(world / "base"), reward=str(world / "base"), dtype="fp64"),
         sft=Training(**SETTINGS, start_from="latest"),
-        reward=Training(**SETTINGS, enabled=False),
+        reward=RewardTraining(**SETTINGS, enabled=False),
         run=Run(rounds=2, seed=3),
     )
     text = io.StringIO()
