@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Optional
+
+from nemo_sdg.config.lora import Lora
 
 
 @dataclass(kw_only=True)
@@ -34,6 +36,7 @@ class Training:
     """Largest norm of the gradient over all ranks; 0 switches clipping off."""
     restart_every: Optional[int] = None
     """Steps between restart points with the optimizer's state; null keeps none, a killed fit then begins again."""
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ Axes: M pairs, B rows, S tokens.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,10 @@ def with_reference(
     file = work / PATTERN.replace("*", name)
     kept = on_writer(mesh, lambda: read_json(file))
     if kept is None:
-        found_M2 = _compute(samples.rows, settings, models, start, mesh)
+        model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec)
+        found_M2 = log_probs([model], samples.rows, settings.micro_batch_size, mesh)
+        del model
+        gc.collect()  # its parts refer to each other, and the fit wants the memory
         _refuse_not_finite(found_M2, samples)
         kept = {"log_probs": found_M2.tolist()}
         on_writer(mesh, lambda: commit_json(file, kept))
@@ -55,14 +59,18 @@ def with_reference(
     return replace(samples, rows=[replace(one, targets=torch.cat((one.targets, logs_2))) for one, logs_2 in rows])
 
 
-def _compute(rows: Sequence[Sample], settings: Training, models: Models, start: ModelFolder, mesh: Mesh) -> Tensor:
-    """Log-probabilities fp64 [M, 2], on every rank; each replica computes a share of the pairs."""
-    model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec)
+def log_probs(chunks: Sequence[torch.nn.Module], rows: Sequence[Sample], micro_batch_size: int, mesh: Mesh) -> Tensor:
+    """Log-probabilities of the pairs' responses fp64 [M, 2], on every rank; each replica computes a share of the pairs.
+
+    Args:
+        chunks: this rank's part of the model, one for each virtual stage.
+        micro_batch_size: pairs of one forward pass, each in a row of its own.
+    """
     by_length = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
     mine = by_length[mesh.dp_rank :: mesh.dp]
-    groups = [mine[i : i + settings.micro_batch_size] for i in range(0, len(mine), settings.micro_batch_size)]
+    groups = [mine[i : i + micro_batch_size] for i in range(0, len(mine), micro_batch_size)]
     batches = (collate([[rows[i]] for i in group], padded(rows[group[-1]].num_tokens)) for group in groups)
-    found = evaluate([model], batches, response_log_probs, reward=False)
+    found = evaluate(chunks, batches, response_log_probs, reward=False)
     found_M2 = torch.zeros(len(rows), 2, dtype=torch.float64, device=device.device())
     for group, logs_M2 in zip(groups, found if mesh.tp_rank == 0 else []):
         found_M2[group] = logs_M2

@@ -20,6 +20,7 @@ from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.training import probe
 from nemo_sdg.training.checkpoint import CommittedCheckpoint
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.lora import MergeAtTheEnd
 from nemo_sdg.training.model import NemotronModule, config_of
 from nemo_sdg.training.strategy import BatchSampler, FitStrategy, RunningGroup, local_world_size
 from nemo_sdg.training.tasks import Task
@@ -119,6 +120,8 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    if settings.lora.rank is not None:
+        trainer.callbacks.append(MergeAtTheEnd(shape, mesh, work if settings.lora.apart else None))
     strategy.task, strategy.mesh, strategy.on_loss = task.name, mesh, on_loss
     trainer.callbacks.append(CommittedCheckpoint(work, settings.restart_every, mesh, lambda: list(losses)))
     optimizer = nl.MegatronOptimizerModule(
