@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ranks import run_ranks
 
+from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Generate, Models, Preference, Select, Training
 from nemo_sdg.records import Prompt
 from training import worlds
@@ -233,3 +236,22 @@ def _nothing_kept(mesh, world, head, out):
 def test_nothing_to_learn_from(world, head, tmp_path):
     (message,) = run_ranks(_nothing_kept, world, head, tmp_path / "out")
     assert message.startswith("online training, step 0: there is nothing to learn from, found nothing in 10 scored answers")
+
+
+def _example(mesh, out):
+    import contextlib
+    import io
+    import runpy
+    import sys
+
+    sys.argv = ["example", str(out), "2"]
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        runpy.run_path(str(Path(__file__).parents[2] / "examples" / "03_learn_from_own_answers.py"), run_name="__main__")
+    return told.getvalue()
+
+
+def test_the_example(world, tmp_path):
+    told = run_ranks(_example, tmp_path / "out")[0].splitlines()[-1]
+    assert re.fullmatch(r"step 0: kept \d+ of 256, helpfulness \d\.\d\d", told)
+    assert ModelFolder.open(tmp_path / "out").shape.num_layers == 4
