@@ -12,11 +12,13 @@ from typing import Any
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
-from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select, train
+from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
+from nemo_sdg.stages import start, train
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import Part, wave_parts
 from nemo_sdg.stages.target import Progress
@@ -24,6 +26,7 @@ from nemo_sdg.store import Run, StageStore
 from nemo_sdg.store.spent import Spent
 
 STAGES = {
+    "start": start,
     "prompts": prompts,
     "revise": revise,
     "generate": generate,
@@ -35,12 +38,14 @@ STAGES = {
     "train": train,
     "evaluate": evaluate,
 }
-"""The stages of a round in their order."""
+"""The stages in their order: what a run begins with, then those of a round."""
 
 
 def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = ()) -> None:
     """All rounds. The policy and the reward model that a round has trained generate and score in the next."""
     context_of = _rounds(config, opened, mesh, console, rules)
+    if begins_with(config):
+        _stage("start", context_of(0))
     for number in range(config.run.rounds):
         context = context_of(number)
         last = _candidates(context)
@@ -85,13 +90,7 @@ def _progress(context: Context) -> Progress:
 
 
 def run_stage(
-    name: str,
-    config: RunConfig,
-    opened: Run,
-    mesh: Mesh,
-    console: Console,
-    rules: tuple[Callable, ...] = (),
-    *,
+    name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = (), *,
     round: int,
 ) -> dict[str, Any]:
     """One stage of one round; what it counted. Candidates are those of the first wave; selection is of all it needs."""
@@ -104,7 +103,7 @@ def run_stage(
 
 
 def _stage(name: str, context: Context) -> dict[str, Any]:
-    if name == "train":
+    if name in ("start", "train"):
         context.residents.clear()
     return _told(name, context, STAGES[name].run(context))
 

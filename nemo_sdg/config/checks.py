@@ -10,6 +10,7 @@ from nemo_sdg.config.lora import TARGETS
 from nemo_sdg.config.rewarding import OBJECTIVES, check_reward
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
+from nemo_sdg.config.starting import check_start
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
 from nemo_sdg.config.values import flatten, nearest
 from nemo_sdg.errors import ConfigError
@@ -146,6 +147,7 @@ def validate(config: RunConfig) -> RunConfig:
     _batches(config)
     _backends(config)
     _judge(config)
+    check_start(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
             "there is nothing to shard over with one tensor-parallel rank",
@@ -201,7 +203,7 @@ def _select(config: RunConfig) -> None:
 
 
 def _weights(config: RunConfig) -> None:
-    for key in ("labelled", "preference"):
+    for key in ("sft", "labelled", "preference"):
         for path, weight in getattr(config.data, key).items():
             if weight <= 0:
                 raise ConfigError(

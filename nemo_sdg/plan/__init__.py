@@ -14,6 +14,7 @@ from typing import Any
 from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, identity
 from nemo_sdg.config.endpoints import other_server
+from nemo_sdg.config.starting import GROUPS, begins_with
 from nemo_sdg.config.judging import checks_responses, compares, has_judge, judge_backend, judge_endpoint, judge_model
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, UserError
@@ -132,8 +133,9 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     if world is None:
         world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else ranks_wanted(config)
     laid = grids(config, world)
+    first = [GROUPS[kind] for kind in begins_with(config)]
     for kind, settings in (("sft", config.sft), ("reward", config.reward)):
-        if settings.enabled:
+        if settings.enabled or kind in first:
             check_global_batch(settings, laid.train.dp, kind)
     gpu = os.path.exists("/dev/nvidia0")
     dtype = config.models.dtype or ("bf16" if gpu else "fp32")
@@ -171,8 +173,17 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         target=_target(config),
         models=models,
         peak=peak(models, world, config.models.placement, gpu),
-        notes=notes + _elsewhere(config),
+        notes=_first(config) + notes + _elsewhere(config),
     )
+
+
+def _first(config: RunConfig) -> list[str]:
+    """What is trained before the first round."""
+    steps = {"policy": ("models.instruct", config.sft), "reward": ("models.reward", config.reward)}
+    return [
+        f"{steps[kind][0]} is not set: a {kind} of {config.models.base} is trained first, {steps[kind][1].steps:,} steps"
+        for kind in begins_with(config)
+    ]
 
 
 def _elsewhere(config: RunConfig) -> list[str]:
@@ -183,7 +194,8 @@ def _elsewhere(config: RunConfig) -> list[str]:
         notes.append("several generators answer one after the other; their responses are scored when all are there")
     if has_judge(config):
         endpoint, _ = judge_endpoint(config)
-        server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else judge_model(config)
+        own = judge_model(config) or "the first policy"
+        server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else own
         asked = ["whether they keep to the brief"] if checks_responses(config) else []
         asked += ["which of two is better"] if compares(config) else []
         notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
@@ -228,6 +240,7 @@ def _require_files(config: RunConfig) -> None:
     for key, value in (
         ("data.prompts", config.data.prompts),
         ("data.helpsteer2", config.data.helpsteer2),
+        *(("data.sft", path) for path in config.data.sft),
         *(("data.labelled", path) for path in config.data.labelled),
         *(("data.preference", path) for path in config.data.preference),
         ("evaluate.exact_match", config.evaluate.exact_match),

@@ -12,6 +12,7 @@ from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.evaluation import held_out
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import commit_json, read_json
+from nemo_sdg.store.waves import START
 
 FILE = "evaluation.json"
 
@@ -28,12 +29,13 @@ def run(context: Context) -> dict[str, Any]:
     if done is not None:
         return done
     models = context.config.models
+    named = models.instruct or f"{START}/policy", models.reward or f"{START}/reward"
     before = _before(context)
     after = {
         kind: before[kind] if model is None else _measure(context, context.local(kind, model), f"evaluate {kind}")
         for kind, model in [(kind, context.trained(kind, context.round)) for kind in ("policy", "reward")]
     }
-    result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
+    result = {**after, "before": before, "models": {"policy": named[0], "reward": named[1]}}
     if context.mesh.writer:
         commit_json(path, result)
     context.mesh.barrier()

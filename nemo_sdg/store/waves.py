@@ -20,6 +20,8 @@ from typing import Any
 from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
 
+START = "start"
+"""The folder of what a run trains before its first round."""
 FOLDER = re.compile(r"(wave|revise)-\d+")
 """Names of the folders of parts."""
 

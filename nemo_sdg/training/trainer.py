@@ -47,11 +47,32 @@ class TrainingData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         # No workers: on a CPU they would inherit gloo's sockets and keep peers of a dead rank waiting.
-        return DataLoader(self.batches, collate_fn=_as_it_is, num_workers=0)
+        return DataLoader(self.batches, collate_fn=untouched, num_workers=0)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # GlobalBatches fetches whole micro batches
+def untouched(batch: Any) -> Any:
+    """What the loader makes of a micro batch: `GlobalBatches` fetches whole ones."""
+    return batch
+
+
+def optimizer_fields(settings: Training, dtype: torch.dtype, distributed: bool) -> dict[str, Any]:
+    """The fields of Megatron's OptimizerConfig for these settings.
+
+    Args:
+        dtype: of the weights.
+        distributed: replicas share the optimizer's state.
+    """
+    return dict(
+        optimizer="adam",
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        clip_grad=settings.clip_grad,
+        use_distributed_optimizer=distributed,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+    )
 
 
 def make_trainer(
@@ -125,17 +146,7 @@ def make_trainer(
     strategy.task, strategy.mesh, strategy.on_loss = task.name, mesh, on_loss
     trainer.callbacks.append(CommittedCheckpoint(work, settings.restart_every, mesh, lambda: list(losses)))
     optimizer = nl.MegatronOptimizerModule(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1,
-            adam_beta2=settings.beta2,
-            clip_grad=settings.clip_grad,
-            use_distributed_optimizer=distributed,
-            bf16=half,
-            params_dtype=dtype,
-        ),
+        OptimizerConfig(**optimizer_fields(settings, dtype, distributed)),
         WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
     )
     config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
