@@ -62,7 +62,7 @@ def stage(
     out: Optional[Path] = _OUT,
     round_: int = typer.Option(0, "--round", min=0, help="The round that the stage belongs to."),
 ) -> int:
-    """One stage of a round, on what the stages before it have committed."""
+    """One stage of a round, on what the stages before it have committed: of all waves and revisions that are as far."""
     from nemo_sdg import verbs
 
     if name not in STAGES:

@@ -6,8 +6,8 @@ continues a run that was killed anywhere, and does nothing on a run that is fini
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import astuple, replace
 from typing import Any
 
 from nemo_sdg.config import RunConfig
@@ -20,9 +20,9 @@ from nemo_sdg.parallel.phases import Phases
 from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
 from nemo_sdg.stages import start, train
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store.waves import Part, wave_parts
+from nemo_sdg.store.waves import OF_PARTS, Part, ready_parts, wave_parts
 from nemo_sdg.stages.target import Progress
-from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store import Run
 from nemo_sdg.store.spent import Spent
 
 STAGES = {
@@ -48,24 +48,25 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
         _stage("start", context_of(0))
     for number in range(config.run.rounds):
         context = context_of(number)
-        last = _candidates(context)
-        _stage("select", context.at(last))
+        known = select.Candidates()
+        _stage("select", context.at(_candidates(context, known)), known)
         for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
             _stage(name, context)
 
 
-def _candidates(context: Context) -> Part:
+def _candidates(context: Context, known: select.Candidates) -> Part:
     """Waves of scored responses, revised if the settings say so, until enough of them pass; the last wave."""
     config, wave = context.config, 0
     if config.select.target is not None and context.mesh.writer:
-        context = dataclasses.replace(context, spent=Spent(context.folder))
+        context = replace(context, spent=Spent(context.folder))
     while True:
         _stage("prompts", context.at(Part(wave)))
         _make(context.at(Part(wave)))
         _revise(context, wave)
         if config.select.target is None:
             return Part(wave)
-        progress = _progress(context.at(Part(wave)))
+        here = context.at(Part(wave))
+        progress = Progress.of(here, select.accepted(here, known))
         context.console.say(progress.line())
         if progress.reached:
             return Part(wave)
@@ -73,44 +74,35 @@ def _candidates(context: Context) -> Part:
         wave += 1
 
 
-def _progress(context: Context) -> Progress:
-    """How far the waves up to this one have brought the round."""
-    config, folder = context.config, context.run.round(context.round)
-    passed = select.accepted(context)
-
-    def count() -> list[float]:
-        waves = range(context.part.wave + 1)
-        parts = [part for wave in waves for part in wave_parts(wave, config.revise.passes)]
-        made = [StageStore.finished(part.folder(folder) / "responses").totals for part in parts]
-        tokens = sum(totals["tokens"] for totals in made)
-        context.spent.note(now=True)
-        return [sum(totals["rows_in"] for totals in made), tokens, context.spent.hours]
-
-    return Progress(config.select.target, passed, *context.on_writer(count))
-
-
 def run_stage(
     name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = (), *,
     round: int,
-) -> dict[str, Any]:
-    """One stage of one round; what it counted. Candidates are those of the first wave; selection is of all it needs."""
+) -> dict[str, Any]:  # fmt: skip
+    """One stage of one round; what it counted last.
+
+    Candidates are of all waves and revisions that have what the stage reads. Revision is with the responses to each
+    pass and all that is asked about them. Selection is of as many waves as it needs.
+    """
     context = _rounds(config, opened, mesh, console, rules)(round)
-    if name == "revise":
-        return _revise(context, 0) or {}
     if name == "select":
-        context = context.at(select.last_wave(context))
-    return _stage(name, context)
+        known = select.Candidates()
+        return _stage(name, context.at(select.last_wave(context, known)), known)
+    if name not in OF_PARTS:
+        return _stage(name, context)
+    for place in context.on_writer(lambda: [astuple(part) for part in ready_parts(name, config, context.folder)]):
+        totals = _revise(context, place[0]) if name == "revise" else _stage(name, context.at(Part(*place)))
+    return totals
 
 
-def _stage(name: str, context: Context) -> dict[str, Any]:
+def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
     if name in ("start", "train"):
         context.residents.clear()
-    return _told(name, context, STAGES[name].run(context))
+    return _told(name, context, STAGES[name].run(context, *known))
 
 
-def _revise(context: Context, wave: int) -> dict[str, Any] | None:
-    """What nearly passed of a wave, pass by pass; what the last pass counted."""
-    totals = None
+def _revise(context: Context, wave: int) -> dict[str, Any]:
+    """What nearly passed of a wave, pass by pass; what the last pass counted, if there is any."""
+    totals: dict[str, Any] = {}
     for part in wave_parts(wave, context.config.revise.passes)[1:]:
         totals = _stage("revise", context.at(part))
         _make(context.at(part))

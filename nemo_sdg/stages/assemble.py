@@ -26,7 +26,7 @@ from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, Example, Maker, line_file, table_file
 from nemo_sdg.stages.tally import Tally
-from nemo_sdg.store import DatasetFolder, StageStore, rows_digest
+from nemo_sdg.store import DatasetFolder, StageStore, lines, rows_digest
 from nemo_sdg.store.datasets import read_finished
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
@@ -83,9 +83,9 @@ def _everything(
     maker: Maker, data: Data, decisions: StageStore, facts: card.Facts
 ) -> Iterator[tuple[str, list[Example] | str | Fault]]:
     """(kind, its examples, the reason why it has none, or the fault) of all that comes in, a few rows at a time."""
-    together: Joined[Decision] = Joined(row["prompt_id"] for row in decisions.read())
+    together: Joined[Decision] = Joined(map(lines.prompt_id, decisions.lines()))
     for row in decisions.read():
-        decision = Decision.from_row(row, str(decisions.dir))
+        decision = Decision.believed(row)
         facts.see(decision)
         yield "sft", maker.sft(decision)
         yield "reward", maker.reward(decision)

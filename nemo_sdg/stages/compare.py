@@ -20,7 +20,7 @@ from nemo_sdg.records import Decision
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.questions import Inquiry
-from nemo_sdg.store import Group, StageStore
+from nemo_sdg.store import Group, StageStore, lines
 from nemo_sdg.synthesis.brief import Brief
 from nemo_sdg.synthesis.judging import FIRST, SECOND, TIE, Comparison
 
@@ -134,10 +134,10 @@ class _Couples:
         return couples
 
     def _all(self) -> Iterator[list[_Couple]]:
-        config, place = self._config, str(self.source.dir)
-        together: Joined[Decision] = Joined(row["prompt_id"] for row in self.source.read())
-        for row in self.source.read():
-            of_prompt = together.add(row["prompt_id"], Decision.from_row(row, place))
+        config = self._config
+        together: Joined[Decision] = Joined(map(lines.prompt_id, self.source.lines()))
+        for row in map(Decision.believed, self.source.read()):
+            of_prompt = together.add(row.prompt_id, row)
             if of_prompt is not None:
                 found = candidates(of_prompt, config.preference, config.select)
                 yield [_Couple(high, low) for high, low in found]

@@ -27,6 +27,7 @@ from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.store import commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
 from nemo_sdg.training.tasks import Task, task_of
 
 RESULT = "training.json"
@@ -38,7 +39,7 @@ def fit(
     *,
     models: Models,
     start: Path | str,
-    rows: Path,
+    rows: Path | Online,
     out: Path,
     mesh: Mesh,
     seed: int,
@@ -51,6 +52,7 @@ def fit(
 
     Args:
         task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
+        rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
     Returns:
@@ -59,7 +61,7 @@ def fit(
         UserError: nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
             a loss that is not finite, or an `out` that holds another model.
     """
-    rows, out = Path(rows), Path(out)
+    out = Path(out)
     folder = ModelFolder.open(start)
     folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages)
     if task == "sft":
@@ -86,7 +88,7 @@ def fit(
 
 
 def _identity(
-    task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, seed: int
+    task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path | Online, seed: int
 ) -> dict[str, Any]:
     """What the result depends on. The topology and the restart points change no more than last digits."""
     decisive = {key: value for key, value in asdict(settings).items() if key not in ("enabled", "restart_every")}
@@ -95,7 +97,7 @@ def _identity(
         "settings": decisive,
         "dtype": str(resolve_dtype(models.dtype, folder)),
         "start": folder.digest,
-        "rows": digest(rows),
+        "rows": rows.identity if isinstance(rows, Online) else digest(rows),
         "seed": seed,
     }
 
@@ -140,7 +142,7 @@ class _Fit:
         settings: Training,
         models: Models,
         folder: ModelFolder,
-        rows: Path,
+        rows: Path | Online,
         out: Path,
         mesh: Mesh,
         seed: int,
@@ -149,18 +151,24 @@ class _Fit:
         self.task, self.settings, self.models, self.folder = task, settings, models, folder
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
-        self.samples = samples.read(task.sample, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
+        self.tokenizer, self.work = Tokenizer(folder.tokenizer, folder.path), _work(out)
+        self.online = rows if isinstance(rows, Online) else None
         unit = settings.micro_batch_size * mesh.dp
-        self.batches = GlobalBatches(
-            self.samples.rows,
-            steps=settings.steps,
-            global_batch_size=settings.global_batch_size,
-            seed=seed,
-            unit=unit,
-            padded_together=unit if mesh.pp == 1 else None,
-            packed_sequence_size=settings.packed_sequence_size,
-        )
-        self.work = _work(out)
+        options: dict[str, Any] = {
+            "steps": settings.steps,
+            "global_batch_size": settings.global_batch_size,
+            "seed": seed,
+            "unit": unit,
+            "padded_together": unit if mesh.pp == 1 else None,
+        }
+        self.batches: GlobalBatches | LiveBatches
+        if isinstance(rows, Online):
+            self.batches = LiveBatches(every=rows.every, longest=max_length, **options)
+        else:
+            self.samples = samples.read(task.sample, rows, self.tokenizer, max_length)
+            self.batches = GlobalBatches(
+                self.samples.rows, packed_sequence_size=settings.packed_sequence_size, **options
+            )
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Any]:
@@ -177,14 +185,24 @@ class _Fit:
             "signature": self.signature,
             "task": self.task.name,
             "steps": self.settings.steps,
-            "rows": len(self.samples.rows),
-            "rows_set_aside": self.samples.set_aside,
-            "first_set_aside": self.samples.first,
-            "tokens": self.batches.num_tokens,
+            **self._data(),
             "losses": self.losses,
         }
         on_writer(self.mesh, lambda: self._commit(step_folder(self.work, self.settings.steps), result))
         return {**result, "seconds": seconds}
+
+    def _data(self) -> dict[str, Any]:
+        """What was learned from."""
+        if isinstance(self.batches, GlobalBatches):
+            return {
+                "rows": len(self.samples.rows),
+                "rows_set_aside": self.samples.set_aside,
+                "first_set_aside": self.samples.first,
+                "tokens": self.batches.num_tokens,
+            }
+        intervals = on_writer(self.mesh, lambda: told(self.work / FOLDER))
+        rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
+        return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
 
     def _prepare(self, latest_step: Callable[[Path], int]) -> int:
         """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
@@ -212,6 +230,8 @@ class _Fit:
             write_adapter(self.work, trained / FOLDER, self.start, self.settings.lora, self.task.reward)
         (trained / RESULT).write_text(json.dumps(result, indent=1))
         (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
+        if self.online is not None:
+            shutil.copytree(self.work / FOLDER, trained / FOLDER, dirs_exist_ok=True)
         write_sums(trained)
         commit_folder(trained, self.out)
         shutil.rmtree(self.work)
@@ -240,6 +260,11 @@ class _Fit:
             fill=self._fill,
             sequence_parallel=self.sequence_parallel,
         )
+        if self.online is not None:
+            from nemo_sdg.training.asking import OnlineSampling
+
+            asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER)
+            trainer.callbacks.insert(0, asking)
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
