@@ -42,6 +42,9 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
     if config.sft.enabled or "policy" in first:
         start = paths.base if config.sft.start_from == "base" else paths.instruct or paths.base
         wanted.append(("train sft", start, False, grids.train))
+    if config.preference.enabled and config.preference.start_from != "sft":
+        start = paths.base if config.preference.start_from == "base" else paths.instruct or paths.base
+        wanted.append(("train preference", start, False, grids.train))
     if config.reward.enabled or "reward" in first:
         start = paths.base if config.reward.start_from == "base" else paths.reward or paths.base
         wanted.append(("train rm", start, True, grids.train))
