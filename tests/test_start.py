@@ -30,7 +30,8 @@ def inputs(tmp_path_factory):
 
     root = make_inputs(tmp_path_factory.mktemp("inputs"))
     turns = [{"role": "user", "content": "a1"}, {"role": "assistant", "content": "ok"}]
-    rows = [{"messages": [*turns, {"role": "user", "content": f"b{i}"}, {"role": "assistant", "content": "a"}]} for i in range(9)]
+    last = {"role": "assistant", "content": "a"}
+    rows = [{"messages": [*turns, {"role": "user", "content": f"b{i}"}, last]} for i in range(9)]
     rows += [{"messages": turns[:1]}, {"prompt": "z1", "response": "held out"}]  # no answer; asked in the evaluation
     said = [{"from": "User", "value": "c"}, {"from": "Assistant", "value": "d"}]
     rows += [{"system": "", "mask": "User", "type": None, "conversations": said}]
@@ -128,7 +129,8 @@ def test_a_run_that_is_killed_while_it_begins_goes_on_to_the_same_bytes(finished
 def test_on_four_ranks_it_learns_the_same(finished, inputs, tmp_path):
     run_ranks(whole, config_of(inputs), tmp_path / "run", tp=2, pp=2, timeout_s=120)
     for kind in ("policy", "reward"):
-        here, there = (json.loads((run / "start" / kind / "training.json").read_text()) for run in (tmp_path / "run", finished))
+        runs = (tmp_path / "run", finished)
+        here, there = (json.loads((run / "start" / kind / "training.json").read_text()) for run in runs)
         assert here["losses"] == pytest.approx(there["losses"], rel=1e-4)
 
 

@@ -116,6 +116,7 @@ RULES: dict[str, Rule] = {
     "run.seed": _AT_LEAST_0,
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
+    "run.wandb": ("a name", lambda x: bool(x.strip())),
     **{f"{kind}.{key}": rule for kind in ("sft", "reward", "preference") for key, rule in _TRAINING.items()},
     "preference.start_from": _one_of("sft", "base", "latest"),
     "preference.objective": _one_of("dpo", "rpo"),

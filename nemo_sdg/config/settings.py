@@ -192,6 +192,10 @@ class Run:
     """Seconds that a collective operation waits for a missing rank."""
     threads: Optional[int] = None
     """CPU threads per rank; null shares the cores of the machine among its ranks."""
+    tensorboard: bool = False
+    """Write loss, learning rate, gradient norm and tokens per second of each fit for TensorBoard, to logs/tensorboard/."""
+    wandb: Optional[str] = None
+    """Project of Weights & Biases that is told the same; its own environment variables say who you are."""
     strict: bool = False
     """A row that cannot be used ends the run with an error that names it; false sets it aside with the reason."""
 

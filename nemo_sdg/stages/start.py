@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import Training, fingerprint, identity
+from nemo_sdg.config import fingerprint, identity
 from nemo_sdg.config.starting import GROUPS, begins_with
 from nemo_sdg.errors import UserError
-from nemo_sdg.stages import examples, shapes
+from nemo_sdg.stages import examples, fitting, shapes
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, Maker, line_file
 from nemo_sdg.stages.tally import Tally
@@ -20,7 +20,6 @@ from nemo_sdg.records import Fault
 from nemo_sdg.store import DatasetFolder, rows_digest
 from nemo_sdg.store.datasets import read_finished
 from nemo_sdg.store.waves import START
-from nemo_sdg.training.fit import fit
 
 VERSION = 1
 """Raised when the code changes what the same settings give."""
@@ -83,29 +82,13 @@ def _nothing(kind: str, totals: dict[str, Any]) -> UserError:
 
 
 def _train(context: Context, kind: str, folder: Path) -> dict[str, Any]:
-    settings: Training = getattr(context.config, GROUPS[kind])
-    with context.console.progress(f"train first {kind}", settings.steps) as bar:
-        done = 0
-
-        def on_step(step: int, loss: float) -> None:
-            nonlocal done
-            bar.advance(step + 1 - done, f"loss {loss:.3f}")
-            done = step + 1
-
-        result = fit(
-            GROUPS[kind],
-            settings,
-            models=context.config.models,
-            start=context.config.models.base,
-            rows=folder / "datasets" / line_file(_rows(context, kind), "train"),
-            out=folder / kind,
-            mesh=context.mesh,
-            seed=context.config.run.seed,
-            on_step=on_step,
-            sequence_parallel=context.config.topology.sequence_parallel,
-        )
-    totals = {key: result[key] for key in ("steps", "rows", "rows_set_aside", "tokens")}
-    totals.update(first_loss=result["losses"][0], last_loss=result["losses"][-1])
-    if "seconds" in result:  # it was trained now, not found done
-        context.run.events("trained", folder=START, kind=kind, seconds=round(result["seconds"], 3), **totals)
-    return totals
+    return fitting.train(
+        context,
+        GROUPS[kind],
+        getattr(context.config, GROUPS[kind]),
+        title=f"train first {kind}",
+        start=context.config.models.base,
+        rows=folder / "datasets" / line_file(_rows(context, kind), "train"),
+        out=folder / kind,
+        seed=context.config.run.seed,
+    )

@@ -28,6 +28,7 @@ from nemo_sdg.store import commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, reference, samples
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
+from nemo_sdg.training.listeners import Listeners
 from nemo_sdg.training.tasks import TASKS, Task, task_of
 
 RESULT = "training.json"
@@ -45,6 +46,7 @@ def fit(
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
     sequence_parallel: bool = False,
+    listeners: Listeners | None = None,
 ) -> dict[str, Any]:
     """Train from `start` on `rows` and commit the result as the model folder `out`.
 
@@ -56,6 +58,7 @@ def fit(
         rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
+        listeners: who else is told of each step.
     Returns:
         What `training.json` holds: losses, rows, tokens, rows set aside by reason.
     Raises:
@@ -77,7 +80,7 @@ def fit(
     with cpu.scope():
         job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature)
         job.start = str(start)
-        job.on_step, job.sequence_parallel = on_step, sequence_parallel
+        job.on_step, job.sequence_parallel, job.listeners = on_step, sequence_parallel, listeners
         try:
             return job.run()
         finally:
@@ -136,8 +139,8 @@ class _Fit:
 
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
+    listeners: Listeners | None = None
     start = ""
-    """The model that it starts from, as it was named."""
 
     def __init__(
         self,
@@ -283,6 +286,9 @@ class _Fit:
 
             asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER)
             trainer.callbacks.insert(0, asking)
+        if self.listeners is not None and self.mesh.writer:
+            tokens = None if self.online is not None else self.batches.step_tokens
+            self.listeners.attach(trainer, self.losses, tokens)
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:

@@ -68,6 +68,8 @@ class FitStrategy(MegatronStrategy):
     task = "sft"
     mesh: Mesh
     on_loss: Callable[[int, float], None]
+    grad_norm: float
+    """Of the last step, before clipping, over all ranks."""
 
     def setup_distributed(self) -> None:
         setup_parallel_ranks(self)
@@ -121,7 +123,10 @@ class FitStrategy(MegatronStrategy):
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         # Past MegatronStrategy's, which only adds logging of CUDA tensors.
         output = DDPStrategy.optimizer_step(self, optimizer, closure, model, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        if not isinstance(output, tuple):
+            return output
+        loss, self.grad_norm = output[:2]
+        return loss
 
 
 def _is_finite(values: Tensor) -> bool:
