@@ -172,9 +172,8 @@ class _Fit:
             self.batches = LiveBatches(every=rows.every, longest=max_length, **options)
         else:
             self.samples = samples.read(task.sample, rows, self.tokenizer, max_length)
-            self.batches = GlobalBatches(
-                self.samples.rows, packed_sequence_size=settings.packed_sequence_size, **options
-            )
+            packed = settings.packed_sequence_size
+            self.batches = GlobalBatches(self.samples.rows, packed_sequence_size=packed, **options)
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Any]:
@@ -200,9 +199,8 @@ class _Fit:
         return {**result, "seconds": seconds}
 
     def _add_reference(self) -> None:
-        self.samples = reference.with_reference(
-            self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
-        )
+        where = {"start": self.folder, "work": self.work, "mesh": self.mesh}
+        self.samples = reference.with_reference(self.samples, self.settings, models=self.models, **where)
         self.batches.samples = self.samples.rows
 
     def _data(self) -> dict[str, Any]:
@@ -290,8 +288,7 @@ class _Fit:
             asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER, held)
             trainer.callbacks.insert(0, asking)
         if self.listeners is not None and self.mesh.writer:
-            tokens = None if self.online is not None else self.batches.step_tokens
-            self.listeners.attach(trainer, self.losses, tokens)
+            self.listeners.attach(trainer, self.losses, getattr(self.batches, "step_tokens", None))
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
