@@ -303,7 +303,8 @@ def _diverges(mesh: Any, world: Path, out: Path) -> str:
 def test_a_loss_that_is_not_finite_stops_all_ranks(world, tmp_path):
     messages = run_ranks(_diverges, world, tmp_path / "out", pp=2)
     assert messages[0] == messages[1]
-    assert messages[0].startswith("sft training, step 1, rank 1: the loss is not finite, found nan")
+    where = f"sft training, step 1, rank 1, {world / 'sft.jsonl'} lines "
+    assert messages[0].startswith(where) and ": the loss is not finite, found nan" in messages[0]
 
 
 def _one_replica_diverges(mesh: Any, world: Path, out: Path) -> str:
