@@ -13,14 +13,13 @@ from nemo_sdg.config.settings import (
     Judge,
     Models,
     PhaseTopology,
-    Preference,
     Run,
     RunConfig,
     Score,
     Topology,
-    Training,
 )
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
+from nemo_sdg.config.training import Preference, Training
 from nemo_sdg.config.values import dataset_settings, dataset_yaml, fingerprint, flatten, identity, nearest, to_yaml
 
 __all__ = [

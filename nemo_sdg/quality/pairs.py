@@ -10,7 +10,7 @@ import math
 from typing import Iterable, Iterator, Mapping, Sequence, Tuple
 
 from nemo_sdg.config.selection import Select
-from nemo_sdg.config.settings import Preference
+from nemo_sdg.config.training import Preference
 from nemo_sdg.quality.answers import verdict
 from nemo_sdg.quality.rules import complete, may_teach, usable
 from nemo_sdg.records import Decision, Pair

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Callable
 
+from nemo_sdg.config import Training
 from nemo_sdg.training import samples
 from nemo_sdg.training.objectives import SumAndCount, regression, token_nll
 
@@ -15,7 +17,8 @@ class Task:
     name: str
     """The group of settings it is trained with, and the rows: `datasets/<name>.jsonl`."""
     sample: samples.Make
-    objective: SumAndCount
+    objective: Callable[[Training], SumAndCount]
+    """Its loss under these settings."""
     reward: bool = False
     """It trains a reward model."""
 
@@ -23,7 +26,7 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("sft", samples.sft_sample, token_nll),
-        Task("reward", samples.reward_sample, regression, reward=True),
+        Task("sft", samples.sft_sample, lambda settings: token_nll),
+        Task("reward", samples.reward_sample, lambda settings: regression, reward=True),
     )
 }

@@ -139,5 +139,5 @@ def make_trainer(
     )
     config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
     module = NemotronModule(config, optim=optimizer)
-    module.fill, module.objective = fill, task.objective
+    module.fill, module.objective = fill, task.objective(settings)
     return trainer, module, TrainingData(batches, settings, done)

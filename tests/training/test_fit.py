@@ -313,10 +313,10 @@ def _one_replica_diverges(mesh: Any, world: Path, out: Path) -> str:
     honest = TASKS["sft"]
 
     def spoilt(batch, output):
-        total, count = honest.objective(batch, output)
+        total, count = honest.objective(SETTINGS)(batch, output)
         return (total * float("nan") if mesh.rank == 1 else total), count
 
-    TASKS["sft"] = replace(honest, objective=spoilt)
+    TASKS["sft"] = replace(honest, objective=lambda settings: spoilt)
     with pytest.raises(UserError) as caught:
         train(mesh, world, out)
     return str(caught.value)
