@@ -42,6 +42,7 @@ def _train(context: Context, kind: str, name: str, settings: Training) -> dict[s
             seed=context.config.run.seed + context.round,
             on_step=_follow(bar.advance),
             sequence_parallel=context.config.topology.sequence_parallel,
+            virtual_stages=context.config.topology.virtual_stages,
         )
     totals = {key: result[key] for key in ("steps", "rows", "rows_set_aside", "tokens")}
     totals.update(first_loss=result["losses"][0], last_loss=result["losses"][-1])

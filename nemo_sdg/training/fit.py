@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
+from megatron.core import parallel_state
 
 from nemo_sdg.checkpoints.description import write_description
 from nemo_sdg.checkpoints.folder import ModelFolder
@@ -46,6 +48,7 @@ def fit(
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
     sequence_parallel: bool = False,
+    virtual_stages: int = 1,
 ) -> dict[str, Any]:
     """Train from `start` on `rows` and commit the result as the model folder `out`.
 
@@ -64,19 +67,20 @@ def fit(
     """
     rows, out = Path(rows), Path(out)
     folder = ModelFolder.open(start)
-    folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages)
+    folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages, virtual_stages=virtual_stages)
     if task == "sft":
         folder.require(reward=False)
-    check_global_batch(settings, mesh.dp, task)
+    together = mesh.pp if virtual_stages > 1 else 1
+    check_global_batch(settings, mesh.dp, task, together)
     signature = on_writer(mesh, lambda: fingerprint(_identity(task, settings, models, folder, rows, seed)))
     if (done := on_writer(mesh, lambda: _committed(out, signature))) is not None:
         return done
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
-    with cpu.scope(), StopRequest() as stop:
-        job = _Fit(TASKS[task], settings, models, folder, rows, out, mesh, seed, signature, stop)
-        job.on_step, job.sequence_parallel = on_step, sequence_parallel
+    with cpu.scope(), StopRequest() as stop, _virtual(virtual_stages):
+        job = _Fit(TASKS[task], settings, models, folder, rows, out, mesh, seed, signature, stop, together)
+        job.on_step, job.sequence_parallel, job.virtual_stages = on_step, sequence_parallel, virtual_stages
         try:
             return job.run()
         finally:
@@ -85,6 +89,17 @@ def fit(
             gc.collect()
             if device.has_cuda():
                 torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _virtual(stages: int) -> Iterator[None]:
+    """Megatron's schedules and layers ask the process, not the model, whether stages are virtual."""
+    before = parallel_state.get_virtual_pipeline_model_parallel_world_size()
+    parallel_state.set_virtual_pipeline_model_parallel_world_size(stages if stages > 1 else None)
+    try:
+        yield
+    finally:
+        parallel_state.set_virtual_pipeline_model_parallel_world_size(before)
 
 
 _FREE = ("enabled", "restart_every", "keep_last")
@@ -137,6 +152,7 @@ class _Fit:
 
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
+    virtual_stages = 1
 
     def __init__(
         self,
@@ -150,12 +166,13 @@ class _Fit:
         seed: int,
         signature: str,
         stop: StopRequest,
+        together: int,
     ) -> None:
         self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, stop
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
         self.samples = samples.read(task.sample, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
-        unit = settings.micro_batch_size * mesh.dp
+        unit = settings.micro_batch_size * mesh.dp * together
         self.batches = GlobalBatches(
             self.samples.rows,
             steps=settings.steps,
@@ -260,6 +277,7 @@ class _Fit:
             on_loss=on_loss,
             fill=self._fill,
             sequence_parallel=self.sequence_parallel,
+            virtual_stages=self.virtual_stages,
         )
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 

@@ -43,6 +43,8 @@ class NemotronConfig(llm.NemotronConfig):
         post_process: bool | None = None,
         vp_stage: int | None = None,
     ) -> GPTModel:
+        if self.virtual_pipeline_model_parallel_size:
+            vp_stage = vp_stage or 0  # NeMo names all but the first
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         return nemotron.build(

@@ -106,6 +106,12 @@ class FitStrategy(MegatronStrategy):
 
         config.finalize_model_grads_func = watched
 
+    def init_model_parallel(self) -> None:
+        # NeMo builds the other virtual stages from what the first one was constructed with, which `fill` is not.
+        for chunk in list(self.megatron_parallel)[1:]:
+            self.lightning_module.fill(chunk.module)
+        super().init_model_parallel()
+
     def training_step(self, dataloader_iter: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Forward, backward and gradient reduction of one global batch; returns its mean loss on every rank.
 

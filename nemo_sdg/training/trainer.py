@@ -71,6 +71,7 @@ def make_trainer(
     on_loss: Callable[[int, float], None],
     fill: Callable[[Any], object],
     sequence_parallel: bool,
+    virtual_stages: int,
 ) -> tuple[nl.Trainer, NemotronModule, TrainingData]:
     """Trainer, module and data of a fit that has `done` steps behind it.
 
@@ -87,6 +88,7 @@ def make_trainer(
         pipeline_model_parallel_size=mesh.pp,
         num_layers_in_first_pipeline_stage=mesh.first_stage_layers,
         num_layers_in_last_pipeline_stage=mesh.last_stage_layers,
+        virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
         sequence_parallel=sequence_parallel and mesh.tp > 1,
         pipeline_dtype=dtype,
         ddp=DistributedDataParallelConfig(
@@ -138,6 +140,9 @@ def make_trainer(
         WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
     )
     config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
+    config.overlap_p2p_comm, config.batch_p2p_comm = virtual_stages > 1, virtual_stages == 1
+    # Megatron frees what it has sent; on a GPU behind the send, on a CPU while gloo still reads it: wrong without an error.
+    config.deallocate_pipeline_outputs = gpu
     module = NemotronModule(config, optim=optimizer)
     module.fill, module.objective = fill, task.objective(settings)
     return trainer, module, TrainingData(batches, settings, done)
