@@ -1,6 +1,6 @@
 """Minitron 4B: the smallest published model of this architecture, on two GPUs."""
 
-from nemo_sdg.config import Data, Generate, Models, Run, RunConfig, Select, Topology, Training
+from nemo_sdg.config import Data, Generate, Models, RewardTraining, Run, RunConfig, Select, Topology, Training
 
 
 def minitron_4b() -> RunConfig:
@@ -22,6 +22,6 @@ def minitron_4b() -> RunConfig:
         select=Select(minimum={"helpfulness": 3.0}, per_prompt=1),
         data=Data(prompts="prompts.jsonl", helpsteer2="HelpSteer2/train.jsonl.gz"),
         sft=Training(steps=1000, **training),
-        reward=Training(steps=317, **training),
+        reward=RewardTraining(steps=317, **training),
         run=Run(name="minitron_4b"),
     )

@@ -1,6 +1,6 @@
 """Nemotron-4 15B: one node generates, scores and trains its own policy and reward model."""
 
-from nemo_sdg.config import Data, Generate, Models, Run, RunConfig, Select, Topology, Training
+from nemo_sdg.config import Data, Generate, Models, RewardTraining, Run, RunConfig, Select, Topology, Training
 
 
 def nemotron4_15b() -> RunConfig:
@@ -21,6 +21,6 @@ def nemotron4_15b() -> RunConfig:
         select=Select(minimum={"helpfulness": 3.0}, per_prompt=1),
         data=Data(prompts="prompts.jsonl", helpsteer2="HelpSteer2/train.jsonl.gz"),
         sft=Training(steps=1000, **training),
-        reward=Training(steps=317, **training),
+        reward=RewardTraining(steps=317, **training),
         run=Run(name="nemotron4_15b"),
     )

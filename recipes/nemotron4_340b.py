@@ -1,6 +1,6 @@
 """Nemotron-4 340B: generate with Instruct, score with Reward, train from Base, as its technical report describes."""
 
-from nemo_sdg.config import ATTRIBUTES, Data, Generate, Models, Run, RunConfig, Select, Topology, Training
+from nemo_sdg.config import ATTRIBUTES, Data, Generate, Models, RewardTraining, Run, RunConfig, Select, Topology, Training
 
 
 def nemotron4_340b() -> RunConfig:
@@ -41,7 +41,7 @@ def nemotron4_340b() -> RunConfig:
             weight_decay=0.1,
         ),
         # Reward model: HelpSteer2 train, 20,324 rows, 2 epochs, batch 128 = 317 steps at a constant 7e-7.
-        reward=Training(
+        reward=RewardTraining(
             start_from="base",
             steps=317,
             global_batch_size=128,

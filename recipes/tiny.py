@@ -1,6 +1,6 @@
 """Two rounds of the tiny world on one or two CPU cores, in a few minutes; what `make demo` runs."""
 
-from nemo_sdg.config import Data, Evaluate, Generate, Models, Run, RunConfig, Select, Training
+from nemo_sdg.config import Data, Evaluate, Generate, Models, RewardTraining, Run, RunConfig, Select, Training
 
 
 def tiny() -> RunConfig:
@@ -26,7 +26,7 @@ def tiny() -> RunConfig:
             warmup_steps=5,
             weight_decay=0.0,
         ),
-        reward=Training(
+        reward=RewardTraining(
             start_from="latest",
             steps=40,
             global_batch_size=32,

@@ -19,6 +19,9 @@ _OTHERS = {
     "preference.judge": "llm",
     "sft.start_from": "latest",
     "reward.start_from": "base",
+    "reward.objective": "bradley_terry",
+    "reward.outputs": dict(helpfulness=4, correctness=5, coherence=6, complexity=7, verbosity=3),
+    "reward.compare": "coherence",
 }
 """Settings of which only certain texts are allowed."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from folders import make_folder, make_tokenizer, small_shape
 
-from nemo_sdg.config import Data, Evaluate, Generate, Models, Run, RunConfig, Select, Training, to_yaml
+from nemo_sdg.config import Data, Evaluate, Generate, Models, RewardTraining, Run, RunConfig, Select, Training, to_yaml
 
 
 def make_inputs(root: Path) -> Path:
@@ -42,7 +42,7 @@ def small_config(root: Path, **run: object) -> RunConfig:
         select=Select(minimum={"helpfulness": 0.0}),
         data=Data(prompts=f"{root}/prompts.jsonl", prompts_per_round=12, helpsteer2=f"{root}/ratings.jsonl"),
         sft=Training(**training, learning_rate=1e-3),
-        reward=Training(**training, learning_rate=1e-3, start_from="latest"),
+        reward=RewardTraining(**training, learning_rate=1e-3, start_from="latest"),
         evaluate=Evaluate(exact_match=f"{root}/held.jsonl", helpsteer2=f"{root}/held_ratings.jsonl", max_tokens=8),
         run=Run(**{"name": "small", "rounds": 2, "timeout_s": 60, "threads": 1, **run}),
     )

@@ -16,7 +16,7 @@ from small_run import make_inputs, row_files, small_config
 
 import nemo_sdg.loop
 from nemo_sdg import fork, tracing
-from nemo_sdg.config import (
+from nemo_sdg.config import RewardTraining
     Budget, Revise, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
 )  # fmt: skip
 from nemo_sdg.config import Run as RunSettings
@@ -43,8 +43,7 @@ def inputs(tmp_path_factory) -> Path:
 
 def settings(inputs: Path, target: int | None = TARGET, **select) -> RunConfig:
     """18 candidates a wave, of which about half pass; nothing is trained."""
-    off = Training(enabled=False)
-    config = dataclasses.replace(small_config(inputs, rounds=1), sft=off, reward=off)
+    config = dataclasses.replace(small_config(inputs, rounds=1), sft=Training(enabled=False), reward=RewardTraining(enabled=False))
     config.data.prompts_per_round, config.models.dtype = 6, "fp64"
     config.evaluate.exact_match = config.evaluate.helpsteer2 = None
     config.select = Select(**{"minimum": {"helpfulness": 0.0}, "unique": False, "target": target, **select})

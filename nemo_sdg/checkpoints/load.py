@@ -42,7 +42,8 @@ def fill(
     """Fill every parameter of this rank's model, or of its virtual stages, from a checkpoint.
 
     Args:
-        fresh_head_seed: seed for a reward head that the checkpoint does not have (Base, Instruct); its bias is zero.
+        fresh_head_seed: seed for a fresh reward head (its bias is zero), in place of one that the checkpoint may have;
+            None takes the checkpoint's.
         threads: how many read at a time; by default this rank's share of the cores, 8 at most.
         reading: where to note what is read.
     Raises:
@@ -54,7 +55,7 @@ def fill(
         places = contents.places(reward=chunk.is_reward)
         _require_same_model(chunk, places, folder)
         for name, key, layer, parameter in parameters(chunk):
-            if key in (HEAD, HEAD_BIAS) and not folder.is_reward and fresh_head_seed is not None:
+            if key in (HEAD, HEAD_BIAS) and fresh_head_seed is not None:
                 place = architecture(folder.shape)[key]
                 _require_shape(name, parameter, place, None, mesh, folder)
                 std = chunk.config.init_method_std if key == HEAD else 0.0

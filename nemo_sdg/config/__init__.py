@@ -4,6 +4,7 @@ allowed (checks), and how they are written and named (values)."""
 from nemo_sdg.config.checks import validate
 from nemo_sdg.config.loading import from_yaml, load, load_recipe, override, read_mapping
 from nemo_sdg.config.recipes import Recipe, rule_digests
+from nemo_sdg.config.rewarding import RewardTraining
 from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Budget, Revise, Select
 from nemo_sdg.config.settings import (
     Data,
@@ -37,6 +38,7 @@ __all__ = [
     "Preference",
     "Recipe",
     "Revise",
+    "RewardTraining",
     "Run",
     "RunConfig",
     "Score",

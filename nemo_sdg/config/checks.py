@@ -6,6 +6,7 @@ import math
 from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
+from nemo_sdg.config.rewarding import OBJECTIVES, check_reward
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
@@ -106,6 +107,7 @@ RULES: dict[str, Rule] = {
     "data.synthesis.piece_words": _AT_LEAST_1,
     "data.synthesis.max_tokens": _AT_LEAST_1,
     "evaluate.max_tokens": _AT_LEAST_1,
+    "reward.objective": _one_of(*OBJECTIVES),
     "run.rounds": _AT_LEAST_1,
     "run.seed": _AT_LEAST_0,
     "run.timeout_s": _AT_LEAST_1,
@@ -138,6 +140,7 @@ def validate(config: RunConfig) -> RunConfig:
     _select(config)
     _weights(config)
     _synthesis(config.data.synthesis)
+    check_reward(config.reward)
     _batches(config)
     _backends(config)
     _judge(config)
@@ -168,14 +171,15 @@ def validate(config: RunConfig) -> RunConfig:
 def _select(config: RunConfig) -> None:
     select = config.select
     for group in ("minimum", "maximum", "weights"):
+        known = dict.fromkeys((*ATTRIBUTES, *config.reward.outputs))
         for name in getattr(select, group):
-            if name not in ATTRIBUTES:
+            if name not in known:
                 raise ConfigError(
                     "unknown attribute",
                     where=f"select.{group}.{name}",
                     found=name,
-                    expected="one of " + ", ".join(ATTRIBUTES),
-                    way_out=f"the nearest is {nearest(name, ATTRIBUTES)}",
+                    expected="one of " + ", ".join(known),
+                    way_out=f"the nearest is {nearest(name, known)}; a label of your own stands in reward.outputs",
                 )
     for name, low in select.minimum.items():
         if low > select.maximum.get(name, math.inf):
@@ -272,9 +276,12 @@ def _batches(config: RunConfig) -> None:
                 found=settings.global_batch_size,
                 expected=f"a multiple of {kind}.micro_batch_size{shared} = {unit}",
             )
-        if settings.packed_sequence_size is not None and settings.packed_sequence_size < settings.max_length:
+        pairs = kind == "reward" and settings.pairs
+        longest = settings.max_length * (2 if pairs else 1)
+        if settings.packed_sequence_size is not None and settings.packed_sequence_size < longest:
             raise ConfigError(
-                "the longest sequence does not fit into a packed row", where=f"{kind}.packed_sequence_size",
-                found=settings.packed_sequence_size, expected=f"at least {kind}.max_length = {settings.max_length}",
-                way_out=f"set {kind}.packed_sequence_size={settings.max_length}, or a smaller {kind}.max_length",
+                "the longest sample does not fit into a packed row", where=f"{kind}.packed_sequence_size",
+                found=settings.packed_sequence_size,
+                expected=f"at least {'twice ' if pairs else ''}{kind}.max_length = {settings.max_length}",
+                way_out=f"set {kind}.packed_sequence_size={longest}, or a smaller {kind}.max_length",
             )  # fmt: skip

@@ -8,6 +8,11 @@ from typing import Dict, List, Optional
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """The five HelpSteer attributes in the order of the reward model's outputs 4 to 8."""
 
+NUM_REWARD_OUTPUTS = 9
+"""Outputs of the reward head (NVIDIA/NeMo-Aligner: examples/nlp/data/steerlm/common.py)."""
+
+OUTPUTS = {name: slot for slot, name in enumerate(ATTRIBUTES, start=4)}
+"""The output of a reward model that gives each attribute, where its folder says nothing else."""
 
 MISSING = -100.0
 """HelpSteer's mark for an attribute that nobody scored: never a number to compare, to average or to learn."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
+from nemo_sdg.config.rewarding import RewardTraining
 from nemo_sdg.config.selection import Budget, Revise, Select
 from nemo_sdg.config.synthesis import Synthesis
 from nemo_sdg.config.training import Preference, Training
@@ -205,7 +206,7 @@ class RunConfig:
     revise: Revise = field(default_factory=Revise)
     data: Data = field(default_factory=Data)
     sft: Training = field(default_factory=Training)
-    reward: Training = field(default_factory=Training)
+    reward: RewardTraining = field(default_factory=RewardTraining)
     preference: Preference = field(default_factory=Preference)
     evaluate: Evaluate = field(default_factory=Evaluate)
     budget: Budget = field(default_factory=Budget)

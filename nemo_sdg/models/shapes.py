@@ -12,12 +12,10 @@ from typing import Any, Mapping
 
 import yaml
 
+from nemo_sdg.config.selection import NUM_REWARD_OUTPUTS  # noqa: F401  (its readers know sizes from here)
 from nemo_sdg.errors import CheckpointError, TopologyError
 from nemo_sdg.models.stages import setting, stage_layers
 from nemo_sdg.resources import resolve
-
-NUM_REWARD_OUTPUTS = 9
-"""Outputs of the reward head (NVIDIA/NeMo-Aligner: examples/nlp/data/steerlm/common.py)."""
 
 _LARGEST = 1 << 40
 """What no size of a model reaches."""

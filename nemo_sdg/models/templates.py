@@ -96,6 +96,23 @@ def reward_prompt(messages: Sequence[Message]) -> str:
     return f"{_conversation(REWARD_SYSTEM_PROMPT, turns)}{LABEL}"
 
 
+def as_reward_prompt(prompt: str, response: str) -> str:
+    """What Reward scores, from the text that Instruct continues and its answer with the `<extra_id_1>` after it.
+
+    Raises:
+        RowError: one of the two is not of the format.
+    """
+    begin, end = f"{SYSTEM}System\n", f"{TURN}{ROLES['assistant']}\n"
+    if not isinstance(prompt, str) or not prompt.startswith(begin) or not prompt.endswith(end):
+        raise RowError("the prompt is not what Instruct continues", found=repr(prompt)[:40], expected=f"{begin!r} to {end!r}")
+    if not isinstance(response, str) or not response.endswith(f"\n{TURN}"):
+        raise RowError("the response does not end its turn", found=repr(response)[-40:], expected=repr(f"\n{TURN}"))
+    answer = response.removesuffix(TURN)
+    if not answer.strip() or _MARKER.search(answer):
+        raise RowError("the response is empty or holds a marker of the prompt format", found=repr(answer)[:40])
+    return f"{begin}{REWARD_SYSTEM_PROMPT}\n{prompt[prompt.index(TURN):]}{answer}{LABEL}"
+
+
 def sft_text(messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
     """The training text of a dialogue and the character spans [start, end) that are in the loss.
 

@@ -31,7 +31,7 @@ from nemo_sdg.store import commit_file, commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.stopping import StopRequest
-from nemo_sdg.training.tasks import TASKS, Task
+from nemo_sdg.training.tasks import Task, task_of
 
 RESULT = "training.json"
 
@@ -55,7 +55,7 @@ def fit(
     A fit that was killed goes on from its last restart point, or from the start; the result is the same.
 
     Args:
-        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format).
+        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
     Returns:
@@ -79,7 +79,7 @@ def fit(
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
     with cpu.scope(), StopRequest() as stop, _virtual(virtual_stages):
-        job = _Fit(TASKS[task], settings, models, folder, rows, out, mesh, seed, signature, stop, together)
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, together)
         job.on_step, job.sequence_parallel, job.virtual_stages = on_step, sequence_parallel, virtual_stages
         try:
             return job.run()
@@ -201,6 +201,7 @@ class _Fit:
             "steps": self.settings.steps,
             "rows": len(self.samples.rows),
             "rows_set_aside": self.samples.set_aside,
+            "first_set_aside": self.samples.first,
             "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
@@ -282,4 +283,5 @@ class _Fit:
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
-        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed)
+        fresh = self.task.fresh_head or not self.folder.is_reward
+        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)

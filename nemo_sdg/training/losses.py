@@ -39,15 +39,21 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, strength: Tensor | None = No
     Raises ValueError for another kind, or when a kind needs a strength and has none.
     Source: HelpSteer2-Preference (arXiv 2410.01257) section 3.
     """
+    return bradley_terry_losses(chosen, rejected, strength, kind).mean()
+
+
+def bradley_terry_losses(chosen_B: Tensor, rejected_B: Tensor, strength_B: Tensor | None, kind: str) -> Tensor:
+    """`bradley_terry` of each pair, [B]."""
     if kind not in ("regular", "margin", "scaled"):
         raise ValueError(f"kind of Bradley-Terry loss: found {kind!r}, expected regular, margin or scaled")
     if kind == "regular":
-        return -F.logsigmoid(chosen - rejected).mean()
-    if strength is None:
+        return -F.logsigmoid(chosen_B - rejected_B)
+    if strength_B is None:
         raise ValueError(f"strength: found None, expected one number per pair; kind {kind!r} needs it")
+    strength_B = strength_B.to(chosen_B.dtype)
     if kind == "margin":
-        return -F.logsigmoid(chosen - rejected - strength).mean()
-    return -(strength * F.logsigmoid(chosen - rejected)).mean()
+        return -F.logsigmoid(chosen_B - rejected_B - strength_B)
+    return -(strength_B * F.logsigmoid(chosen_B - rejected_B))
 
 
 def dpo(

@@ -2,17 +2,19 @@
 
 A step divides the sum of all micro batches of all replicas by the number of all their targets. Means of means would
 weigh a token by how few others share its micro batch or its replica.
-Axes: B rows, S tokens, V vocabulary (`_local`: this tensor-parallel rank's), N sequences, A reward outputs.
+Axes: B rows, S tokens, V vocabulary (`_local`: this tensor-parallel rank's), N sequences, M samples, A
+reward outputs.
 """
 
 from __future__ import annotations
 
 from typing import Any, Callable
 
+import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from nemo_sdg.training.losses import regression_sum, vocab_parallel_log_probs
+from nemo_sdg.training.losses import bradley_terry_losses, regression_sum, vocab_parallel_log_probs
 
 SumAndCount = Callable[[dict[str, Any], Tensor], tuple[Tensor, Tensor]]
 """(micro batch of `batches.collate`, what the last stage computed) -> sum of the loss, number of targets."""
@@ -33,4 +35,24 @@ def label_log_probs(batch: dict[str, Any], logits_BSV_local: Tensor) -> Tensor:
 
 def regression(batch: dict[str, Any], rewards_NA: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error of the labelled attributes; targets are labels."""
-    return regression_sum(rewards_NA, batch["targets"])
+    return regression_sum(at_least_fp32(rewards_NA), batch["targets"])
+
+
+def bradley_terry(kind: str, output: int) -> SumAndCount:
+    """The loss of pairs by one output of the reward model; targets are pairs.
+
+    Args:
+        kind: regular, margin or scaled (`losses.bradley_terry`).
+    """
+
+    def sum_and_count(batch: dict[str, Any], rewards_NA: Tensor) -> tuple[Tensor, Tensor]:
+        chosen_M, rejected_M = at_least_fp32(rewards_NA)[:, output].view(-1, 2).unbind(1)
+        losses_M = bradley_terry_losses(chosen_M, rejected_M, batch["targets"][:, 0], kind)
+        return losses_M.sum(), torch.tensor(len(losses_M), device=losses_M.device)
+
+    return sum_and_count
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Half precisions as fp32: a sum of errors needs more digits than a reward."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -5,7 +5,6 @@ Axes: S tokens, A reward outputs. Every rank reads all rows.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.models import templates
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
 from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.records import Fault, read_objects
 from nemo_sdg.training.losses import MISSING
 
 @dataclass(frozen=True)
@@ -45,7 +45,15 @@ class Samples:
 
     rows: list[Sample]
     set_aside: dict[str, int]
-    where: Path
+    """By reason, how many."""
+    first: dict[str, int]
+    """By reason, the line of the first one."""
+    where: Path | str
+
+    @property
+    def reasons(self) -> str:
+        """For example `3 x a tie (the first in line 7)`; empty where every row is used."""
+        return ", ".join(f"{n} x {why} (the first in line {self.first[why]})" for why, n in self.set_aside.items())
 
 
 def sft_sample(row: dict[str, Any], tokenizer: Tokenizer) -> Sample:
@@ -97,43 +105,30 @@ Make = Callable[[dict[str, Any], Tokenizer], Sample]
 """Makes a sample of a row. Raises RowError for one that cannot be used."""
 
 
-def read(make: Make, path: Path, tokenizer: Tokenizer, max_length: int) -> Samples:
-    """The rows of a training file; those that are too long or faulty are counted by reason, never cut.
+def read(make: Make, path: Path | str, tokenizer: Tokenizer, max_length: int) -> Samples:
+    """The rows of a file; those that are too long or faulty are counted by reason, never cut.
 
     Args:
         max_length: tokens that a sequence may have.
     Raises:
         UserError: the file is not there, or no row of it can be used.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError("the training rows cannot be read", where=path, found=error.strerror) from error
-    rows, set_aside = [], Counter()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    rows, set_aside, first = [], Counter(), {}
+    for number, row in read_objects(path):
         try:
-            sample = make(_parsed(line), tokenizer)
+            if isinstance(row, Fault):
+                raise RowError(row.reason.partition(":")[0])
+            sample = make(row, tokenizer)
             if max(len(tokens) for tokens in sample.sequences) > max_length:
                 raise RowError("longer than max_length")
             rows.append(replace(sample, line=number))
         except RowError as error:
             set_aside[error.what] += 1
+            first.setdefault(error.what, number)
+    found = Samples(rows, dict(set_aside), first, path)
     if not rows:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in set_aside.items()) or "an empty file"
         raise UserError(
-            "there is nothing to train on", where=path, found=reasons, expected="at least one usable row",
+            "no row can be used", where=path, found=found.reasons or "an empty file", expected="at least one usable row",
             way_out="loosen select.minimum, raise max_length, or generate more",
         )  # fmt: skip
-    return Samples(rows, dict(set_aside), path)
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise RowError("not JSON") from error
-    if not isinstance(row, dict):
-        raise RowError("not a JSON object")
-    return row
+    return found

@@ -14,7 +14,7 @@ from ranks import run_ranks
 from small_run import row_files
 from test_placement import rounds
 
-from nemo_sdg.config import (
+from nemo_sdg.config import RewardTraining
     Data, Endpoint, Evaluate, Generate, Models, PhaseTopology, RunConfig, Score, Select, Training
 )  # fmt: skip
 from nemo_sdg.engine import residents
@@ -42,7 +42,6 @@ def inputs(tmp_path_factory) -> Path:
 
 def config(root: Path, placement: str, *, policy: str | None = None, judge: str | None = None) -> RunConfig:
     """Both roles local, or with the URL of a server."""
-    off = Training(enabled=False)
 
     def backend(url: str | None, model: str) -> dict:
         endpoint = Endpoint(url=url, model=model, retries=0, concurrency=2)
@@ -57,7 +56,7 @@ def config(root: Path, placement: str, *, policy: str | None = None, judge: str 
             samples=2, max_tokens=9, slots=4, prefill_tokens=64, group_size=3, **backend(policy, "policy")
         ),
         score=Score(**backend(judge, "judge")),
-        select=Select(minimum={}), data=Data(prompts=f"{root}/prompts.jsonl"), sft=off, reward=off,
+        select=Select(minimum={}), data=Data(prompts=f"{root}/prompts.jsonl"), sft=Training(enabled=False), reward=RewardTraining(enabled=False),
         evaluate=Evaluate(exact_match=f"{root}/asked.jsonl", helpsteer2=f"{root}/held.jsonl"),
     )  # fmt: skip
 

@@ -18,7 +18,18 @@ from small_run import row_files
 from test_placement import rounds
 
 from nemo_sdg import fork, plan, tracing
-from nemo_sdg.config import Data, Endpoint, Generate, Models, Preference, RunConfig, Select, Topology, Training
+from nemo_sdg.config import (
+    Data,
+    Endpoint,
+    Generate,
+    Models,
+    Preference,
+    RewardTraining,
+    RunConfig,
+    Select,
+    Topology,
+    Training,
+)
 from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.console import Console
 from nemo_sdg.engine import residents
@@ -49,7 +60,6 @@ def server():
 
 
 def settings(root: Path, url: str, placement: str = "in_turn", **generate) -> RunConfig:
-    off = Training(enabled=False)
     others = {f"{root}/second": SECOND, f"{url}#policy": SERVER}
     return RunConfig(
         models=Models(instruct=f"{root}/policy", reward=f"{root}/reward", dtype="fp64", placement=placement),
@@ -58,7 +68,7 @@ def settings(root: Path, url: str, placement: str = "in_turn", **generate) -> Ru
             "endpoint": Endpoint(concurrency=2, retries=0), **generate,
         }),
         preference=Preference(margin=0.0, per_prompt=2), select=Select(minimum={}),
-        data=Data(prompts=f"{root}/prompts.jsonl"), sft=off, reward=off,
+        data=Data(prompts=f"{root}/prompts.jsonl"), sft=Training(enabled=False), reward=RewardTraining(enabled=False),
     )  # fmt: skip
 
 

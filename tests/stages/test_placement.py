@@ -16,7 +16,18 @@ from ranks import run_ranks
 from small_run import row_files
 
 from nemo_sdg import loop
-from nemo_sdg.config import Data, Generate, Models, PhaseTopology, RunConfig, Score, Select, Topology, Training
+from nemo_sdg.config import (
+    Data,
+    Generate,
+    Models,
+    PhaseTopology,
+    RewardTraining,
+    RunConfig,
+    Score,
+    Select,
+    Topology,
+    Training,
+)
 from nemo_sdg.console import Console
 from nemo_sdg.errors import RowError, StoreError
 from nemo_sdg.parallel.topology import grids
@@ -43,13 +54,12 @@ def inputs(tmp_path_factory) -> Path:
 def small(
     root: Path, placement: str, generate: PhaseTopology | None = None, score: PhaseTopology | None = None
 ) -> RunConfig:
-    off = Training(enabled=False)
     return RunConfig(
         models=Models(instruct=f"{root}/policy", reward=f"{root}/reward", dtype="fp64", placement=placement),
         generate=Generate(samples=2, max_tokens=12, slots=4, prefill_tokens=64, group_size=4,
                           topology=generate or PhaseTopology()),
         score=Score(topology=score or PhaseTopology()),
-        select=Select(minimum={}), data=Data(prompts=f"{root}/prompts.jsonl"), sft=off, reward=off,
+        select=Select(minimum={}), data=Data(prompts=f"{root}/prompts.jsonl"), sft=Training(enabled=False), reward=RewardTraining(enabled=False),
     )  # fmt: skip
 
 
@@ -260,7 +270,7 @@ def refused_and_left(mesh, config, out):
 
 
 def test_grids_of_a_launch_without_training_need_not_fill_the_topology():
-    config = RunConfig(sft=Training(enabled=False), reward=Training(enabled=False))
+    config = RunConfig(sft=Training(enabled=False), reward=RewardTraining(enabled=False))
     config.topology = Topology(tp=8, pp=12)
     config.generate.backend = config.score.backend = "endpoint"
     assert grids(config, 1).train.size == grids(config, 1).generate.size == 1

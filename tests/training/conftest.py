@@ -22,4 +22,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_ranks(worlds.write_start, folder / "base", folder / "tokenizer.model")
     worlds.write_rows(folder / "sft.jsonl", worlds.sft_rows(37))
     worlds.write_rows(folder / "reward.jsonl", worlds.reward_rows(37))
+    worlds.write_rows(folder / "pairs.jsonl", worlds.pair_rows(37))
     return folder

@@ -324,7 +324,7 @@ def _refusals(mesh: Any, world: Path, tmp_path: Path) -> list[str]:
 def test_what_cannot_be_trained_is_refused_in_one_sentence(world, alone, tmp_path):
     batch, empty, absent, long, start = run_ranks(_refusals, world, tmp_path)[0]
     assert batch.endswith("expected a multiple of 2; set sft.global_batch_size=8")
-    assert "nothing to train on, found an empty file" in empty
-    assert "cannot be read" in absent
+    assert "no row can be used, found an empty file" in empty
+    assert "cannot read the rows" in absent
     assert "37 x longer than max_length" in long
     assert "not a checkpoint" in start

@@ -93,14 +93,16 @@ def test_long_and_faulty_rows_are_counted_and_never_cut(tokenizer, tmp_path):
     found = samples.read(samples.sft_sample, path, tokenizer, max_length=100)
     assert len(found.rows) == 1
     assert found.set_aside == {
-        "longer than max_length": 1, "not JSON": 1, "not a JSON object": 1, "the wrong side speaks last": 1,
+        "longer than max_length": 1, "broken JSON": 1, "not a JSON object but list": 1, "the wrong side speaks last": 1,
     }  # fmt: skip
+    assert found.first == {reason: line for line, reason in zip((2, 3, 4, 6), found.set_aside)}
+    assert "1 x broken JSON (the first in line 3)" in found.reasons
     exact = len(found.rows[0].sequences[0])
     assert len(samples.read(samples.sft_sample, path, tokenizer, max_length=exact).rows) == 1
-    with pytest.raises(UserError, match="nothing to train on"):
+    with pytest.raises(UserError, match="no row can be used"):
         samples.read(samples.sft_sample, path, tokenizer, max_length=exact - 1)
 
 
 def test_rows_that_are_not_there(tokenizer):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read the rows"):
         samples.read(samples.sft_sample, Path("/nowhere/sft.jsonl"), tokenizer, 10)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ranks import run_ranks
 
-from nemo_sdg.config import Models, Run, RunConfig, Training
+from nemo_sdg.config import Models, RewardTraining, Run, RunConfig, Training
 from nemo_sdg.console import Console
 from nemo_sdg.store import Run as OpenRun
 from training import worlds
@@ -23,7 +23,7 @@ def _two_rounds(mesh: Any, world: Path, out: Path) -> tuple[list[dict], str]:
     config = RunConfig(
         models=Models(base=str(world / "base"), instruct=str(world / "base"), reward=str(world / "base"), dtype="fp64"),
         sft=Training(**SETTINGS, start_from="latest"),
-        reward=Training(**SETTINGS, enabled=False),
+        reward=RewardTraining(**SETTINGS, enabled=False),
         run=Run(rounds=2, seed=3),
     )
     text = io.StringIO()

@@ -78,6 +78,21 @@ def reward_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Pairs in NeMo-Aligner's preference format, their rewards apart by 0.5 to 3."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        asked = [draw.choice(WORDS) for _ in range(draw.randint(1, 5))]
+        prompt = templates.instruct_prompt([{"role": "user", "content": " ".join(asked)}])
+        answers = (" ".join(reversed(asked)), " ".join(asked[:2]) + ".")
+        chosen, rejected = (f"{answer}\n{templates.TURN}" for answer in answers)
+        reward = draw.choice((0.5, 1.0, 2.0, 3.0))
+        rows.append({"prompt": prompt, "chosen_response": chosen, "rejected_response": rejected,
+                     "chosen_reward": reward + 1.0, "rejected_reward": 1.0})  # fmt: skip
+    return rows
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
