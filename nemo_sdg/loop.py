@@ -16,6 +16,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select, train
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import Part, wave_parts
@@ -85,15 +86,9 @@ def _progress(context: Context) -> Progress:
 
 
 def run_stage(
-    name: str,
-    config: RunConfig,
-    opened: Run,
-    mesh: Mesh,
-    console: Console,
-    rules: tuple[Callable, ...] = (),
-    *,
-    round: int,
-) -> dict[str, Any]:
+    name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = (),
+    *, round: int,
+) -> dict[str, Any]:  # fmt: skip
     """One stage of one round; what it counted. Candidates are those of the first wave; selection is of all it needs."""
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "revise":
@@ -106,7 +101,8 @@ def run_stage(
 def _stage(name: str, context: Context) -> dict[str, Any]:
     if name == "train":
         context.residents.clear()
-    return _told(name, context, STAGES[name].run(context))
+    with doing(f"{name} of round {context.round}"):
+        return _told(name, context, STAGES[name].run(context))
 
 
 def _revise(context: Context, wave: int) -> dict[str, Any] | None:
@@ -133,8 +129,9 @@ def _generate_and_score(context: Context) -> None:
         return
     generating = generate.Stage(context)
     scoring = score.Stage(context, generating.store)
-    for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
-        _told(name, context, totals)
+    with doing(f"generate and score of round {context.round}"):
+        for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
+            _told(name, context, totals)
 
 
 def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import CheckpointException
 from nemo_sdg.errors import Stopped
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_folder
 from nemo_sdg.store.files import make_folder, refusing, write_file
 from nemo_sdg.training import randomness, room
@@ -138,7 +139,7 @@ class CommittedCheckpoint(ModelCheckpoint):
 
         on_writer(self.mesh, make_room)
         try:
-            with room.explained(*told):
+            with doing("saving"), room.explained(*told):
                 self._write(trainer, writing)
                 if not last:
                     randomness.save(writing, self.mesh)

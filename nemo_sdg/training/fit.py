@@ -27,6 +27,7 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.sums import sums_over_ranks
 from nemo_sdg.parallel.topology import check_global_batch
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_file, commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
@@ -280,8 +281,10 @@ class _Fit:
             sequence_parallel=self.sequence_parallel,
             virtual_stages=self.virtual_stages,
         )
-        trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
+        with doing(self.task.name):
+            trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
         fresh = self.task.fresh_head or not self.folder.is_reward
-        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)
+        with doing(f"loading {self.folder.path}"):
+            fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)

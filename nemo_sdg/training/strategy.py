@@ -23,6 +23,7 @@ from torch import distributed as dist
 from nemo_sdg.errors import UserError
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.training.stopping import StopRequest
 
 _MOST_LINES = 40
@@ -118,7 +119,7 @@ class FitStrategy(MegatronStrategy):
         Raises:
             UserError: the loss or a gradient is not finite; on all ranks at once, before the update.
         """
-        with self.precision_plugin.train_step_context():
+        with doing(f"step {self.trainer.global_step}"), self.precision_plugin.train_step_context():
             for chunk in self.model:
                 chunk.zero_grad_buffer()
             for optimizer in self.optimizers:

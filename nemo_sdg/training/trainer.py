@@ -141,7 +141,7 @@ def make_trainer(
     )
     config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
     config.overlap_p2p_comm, config.batch_p2p_comm = virtual_stages > 1, virtual_stages == 1
-    # Megatron frees what it has sent; on a GPU behind the send, on a CPU while gloo still reads it: wrong without an error.
+    # Megatron frees what it has sent: on a GPU behind the send, on a CPU while gloo still reads it, without an error.
     config.deallocate_pipeline_outputs = gpu
     module = NemotronModule(config, optim=optimizer)
     module.fill, module.objective = fill, task.objective(settings)

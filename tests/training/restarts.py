@@ -21,8 +21,8 @@ SETTINGS = Training(
 def fit(mesh: Any, world: Path, out: Path, task: str, settings: Training = SETTINGS, **more: Any) -> dict[str, Any]:
     from nemo_sdg.training import fit as module
 
-    options = {"models": Models(dtype="fp64"), "start": world / "base", "rows": world / f"{task}.jsonl", "seed": 5, **more}
-    return module.fit(task, settings, out=out, mesh=mesh, **options)
+    options = {"models": Models(dtype="fp64"), "start": world / "base", "rows": world / f"{task}.jsonl", "seed": 5}
+    return module.fit(task, settings, out=out, mesh=mesh, **options, **more)
 
 
 def recorded(
@@ -76,7 +76,8 @@ def moments(optimizer: Any) -> list[Any]:
         for group in one.optimizer.param_groups:
             for parameter in group["params"]:
                 state = one.optimizer.state[parameter]
-                found += [parameter.detach().clone().numpy(), *(state[key].clone().numpy() for key in ("exp_avg", "exp_avg_sq"))]
+                both = (state["exp_avg"], state["exp_avg_sq"])
+                found += [tensor.detach().clone().numpy() for tensor in (parameter, *both)]
     return found
 
 
@@ -98,7 +99,8 @@ def same(straight: dict[str, Any], resumed: dict[str, Any], since: int) -> None:
     assert straight["random"] == resumed["random"] and straight["losses"] == resumed["losses"]
     assert sorted(resumed["lines"]) == list(range(since, len(straight["losses"])))
     for step in resumed["lines"]:
-        assert resumed["lines"][step] == straight["lines"][step] and resumed["drawn"][step] == straight["drawn"][step], step
+        for key in ("lines", "drawn"):
+            assert resumed[key][step] == straight[key][step], (key, step)
 
 
 def straight_settings(settings: Training = SETTINGS) -> Training:

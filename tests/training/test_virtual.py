@@ -1,4 +1,4 @@
-"""Virtual pipeline stages: each stage holds several chunks of layers in turn with the others, and nothing else changes."""
+"""Virtual pipeline stages: each stage holds several chunks of layers in turn with the others, nothing else changes."""
 
 from __future__ import annotations
 
