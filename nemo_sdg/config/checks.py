@@ -6,6 +6,7 @@ import math
 from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
+from nemo_sdg.config.lora import TARGETS
 from nemo_sdg.config.rewarding import OBJECTIVES, check_reward
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
@@ -39,6 +40,9 @@ _TRAINING: dict[str, Rule] = {
     "clip_grad": _AT_LEAST_0,
     "restart_every": _AT_LEAST_1,
     "keep_last": _AT_LEAST_1,
+    "lora.rank": _AT_LEAST_1,
+    "lora.alpha": ("a number above 0", lambda x: x > 0),
+    "lora.targets": ("one or more of " + ", ".join(TARGETS), lambda x: bool(x) and set(x) <= set(TARGETS)),
 }
 
 _SIZES = ("topology.tp", "topology.pp", "topology.dp")

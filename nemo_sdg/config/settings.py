@@ -96,7 +96,7 @@ class Generate:
     others: Dict[str, int] = field(default_factory=dict)
     """More generators, each with its responses per prompt: a folder as models.instruct takes one, or a server's base
     URL, `#` and the model's name behind it where it has several. They answer one after the other, the same in every
-    round."""
+    round. A server may move to another address while a run goes on."""
     max_tokens: int = 512
     """Tokens per response at most."""
     min_tokens: int = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
+
+from nemo_sdg.config.lora import Lora
 
 
 @dataclass(kw_only=True)
@@ -37,6 +39,7 @@ class Training:
     SIGUSR1), a killed fit then begins again."""
     keep_last: int = 1
     """Restart points that are kept."""
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass(kw_only=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import torch
-from megatron.core import parallel_state
 
 from nemo_sdg.checkpoints.description import write_description
 from nemo_sdg.checkpoints.folder import ModelFolder
@@ -31,6 +29,7 @@ from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_file, commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.forward import interleaved
 from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import Task, task_of
 
@@ -79,9 +78,10 @@ def fit(
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
-    with cpu.scope(), StopRequest() as stop, _virtual(virtual_stages):
+    with cpu.scope(), StopRequest() as stop, interleaved(virtual_stages):
         job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, together)
-        job.on_step, job.sequence_parallel, job.virtual_stages = on_step, sequence_parallel, virtual_stages
+        job.start, job.on_step = str(start), on_step
+        job.sequence_parallel, job.virtual_stages = sequence_parallel, virtual_stages
         try:
             return job.run()
         finally:
@@ -90,17 +90,6 @@ def fit(
             gc.collect()
             if device.has_cuda():
                 torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _virtual(stages: int) -> Iterator[None]:
-    """Megatron's schedules and layers ask the process, not the model, whether stages are virtual."""
-    before = parallel_state.get_virtual_pipeline_model_parallel_world_size()
-    parallel_state.set_virtual_pipeline_model_parallel_world_size(stages if stages > 1 else None)
-    try:
-        yield
-    finally:
-        parallel_state.set_virtual_pipeline_model_parallel_world_size(before)
 
 
 _FREE = ("enabled", "restart_every", "keep_last")
@@ -154,6 +143,8 @@ class _Fit:
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
     virtual_stages = 1
+    start = ""
+    """The model that it starts from, as it was named."""
 
     def __init__(
         self,
@@ -232,6 +223,10 @@ class _Fit:
                 trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
                 tp=self.mesh.tp, pp=self.mesh.pp,
             )  # fmt: skip
+            if self.settings.lora.rank is not None and self.settings.lora.apart:
+                from nemo_sdg.training.lora import FOLDER, write_adapter
+
+                write_adapter(self.work, trained / FOLDER, self.start, self.settings.lora, self.task.reward)
             commit_file(trained / RESULT, json.dumps(result, indent=1).encode())
             (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
 
@@ -288,3 +283,7 @@ class _Fit:
         fresh = self.task.fresh_head or not self.folder.is_reward
         with doing(f"loading {self.folder.path}"):
             fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)
+        if self.settings.lora.rank is not None:
+            from nemo_sdg.models.lora import attach
+
+            attach(model, self.folder.shape, self.settings.lora, self.seed, self.mesh)

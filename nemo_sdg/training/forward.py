@@ -5,6 +5,7 @@ Axes: B rows, S tokens, V vocabulary (`_local`: this tensor-parallel rank's), N 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -14,6 +15,17 @@ from torch import Tensor
 
 from nemo_sdg.models.attention import Segments
 from nemo_sdg.parallel import device
+
+
+@contextlib.contextmanager
+def interleaved(virtual_stages: int) -> Iterator[None]:
+    """Within it pipeline stages have so many virtual ones: Megatron's schedules ask the process, not the model."""
+    before = parallel_state.get_virtual_pipeline_model_parallel_world_size()
+    parallel_state.set_virtual_pipeline_model_parallel_world_size(virtual_stages if virtual_stages > 1 else None)
+    try:
+        yield
+    finally:
+        parallel_state.set_virtual_pipeline_model_parallel_world_size(before)
 
 
 def to_device(batch: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.training import probe
 from nemo_sdg.training.checkpoint import CommittedCheckpoint
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.lora import MergeAtTheEnd
 from nemo_sdg.training.model import NemotronModule, config_of
 from nemo_sdg.training.strategy import BatchSampler, FitStrategy, RunningGroup, local_world_size
 from nemo_sdg.training.stopping import StopRequest
@@ -123,6 +124,8 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    if settings.lora.rank is not None:
+        trainer.callbacks.append(MergeAtTheEnd(shape, mesh, checkpoint.work if settings.lora.apart else None))
     strategy.task, strategy.mesh, strategy.rows, strategy.on_loss, strategy.stop = task.name, mesh, rows, on_loss, stop
     trainer.callbacks.append(checkpoint)
     optimizer = nl.MegatronOptimizerModule(

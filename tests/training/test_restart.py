@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 from dataclasses import replace
@@ -13,7 +14,7 @@ from ranks import TOPOLOGIES, run_ranks
 from nemo_sdg.console import size_text
 from nemo_sdg.errors import StoreError, Stopped
 from training import worlds
-from training.restarts import SETTINGS, fit, killed, recorded, same, straight_settings
+from training.restarts import SETTINGS, fit, kill_while_saving, killed, recorded, same, straight_settings
 
 
 @pytest.mark.parametrize("task, name", [("sft", "tp2pp2"), ("reward", "dp2"), ("sft", "one")])
@@ -21,7 +22,7 @@ def test_it_goes_on_to_the_bit(world, tmp_path, task, name):
     tp, pp, dp = TOPOLOGIES[name]
     grid = dict(tp=tp, pp=pp, dp=dp)
     straight = run_ranks(recorded, world, tmp_path / "straight", task, straight_settings(), **grid)
-    killed(run_ranks, recorded, world, tmp_path / "out", task, SETTINGS, 5, timeout_s=20, **grid)
+    killed(recorded, world, tmp_path / "out", task, SETTINGS, 5, timeout_s=20, **grid)
     resumed = run_ranks(recorded, world, tmp_path / "out", task, SETTINGS, **grid)
     for one, other in zip(straight, resumed):
         same(one, other, since=3)
@@ -39,7 +40,7 @@ def test_it_goes_on_through_every_topology(world, tmp_path, task):
         tp, pp, dp = TOPOLOGIES[name]
         grid, kill_at = dict(tp=tp, pp=pp, dp=dp), 2 * number + 2
         if kill_at < 10:
-            killed(run_ranks, recorded, world, tmp_path / "out", task, settings, kill_at, timeout_s=20, **grid)
+            killed(recorded, world, tmp_path / "out", task, settings, kill_at, timeout_s=20, **grid)
             kept = sorted(path.name for path in (tmp_path / ".out.fit").iterdir())
             assert kept == ["fit", *(f"step-{step:08d}" for step in (kill_at - 2, kill_at) if step)]
         else:
@@ -192,3 +193,7 @@ def test_a_restart_point_is_on_the_disk_before_it_has_its_name(world, tmp_path):
     names = ("losses.json", "random/rank-00001.json", "weights/common.pt", "context/io.json")
     assert {writing, *(f"{writing}/{name}" for name in names)} <= before
     assert log[at + 1] == ("fsync", str(work))
+
+
+def test_ten_kills_while_saving(world, tmp_path):
+    assert sum(count for what, count in kill_while_saving(world, tmp_path / "out", 10, random.Random(3)).items()) == 20

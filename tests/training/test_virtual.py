@@ -45,17 +45,17 @@ def test_losses_are_those_of_one_rank(world, alone, tmp_path, task, settings):
 @pytest.mark.parametrize("task, then", [("sft", dict(pp=2)), ("reward", dict(tp=2))])
 def test_it_goes_on_to_the_bit_and_elsewhere(world, alone, tmp_path, task, then):
     straight = run_ranks(virtual, world, tmp_path / "straight", task, straight_settings(PLAIN), pp=2)
-    killed(run_ranks, virtual, world, tmp_path / "out", task, PLAIN, 5, timeout_s=20, pp=2)
+    killed(virtual, world, tmp_path / "out", task, PLAIN, 5, timeout_s=20, pp=2)
     resumed = run_ranks(virtual, world, tmp_path / "out", task, replace(PLAIN, steps=8), pp=2)
     for one, other in zip(straight, resumed):
         same(one, other, since=3)
-    killed(run_ranks, virtual, world, tmp_path / "moved", task, PLAIN, 5, timeout_s=20, pp=2)
+    killed(virtual, world, tmp_path / "moved", task, PLAIN, 5, timeout_s=20, pp=2)
     losses = run_ranks(fit, world, tmp_path / "moved", task, PLAIN, **then)[0]["losses"]
     assert losses == pytest.approx(alone[task], abs=1e-9)
 
 
 def test_it_comes_from_elsewhere(world, alone, tmp_path):
-    killed(run_ranks, recorded, world, tmp_path / "out", "sft", PLAIN, 5, timeout_s=20, dp=2)
+    killed(recorded, world, tmp_path / "out", "sft", PLAIN, 5, timeout_s=20, dp=2)
     found = run_ranks(virtual, world, tmp_path / "out", "sft", PLAIN, pp=2)[1]
     assert found["losses"] == pytest.approx(alone["sft"], abs=1e-9) and sorted(found["lines"])[0] == 3
 
@@ -67,13 +67,12 @@ def evaluated(mesh, world, virtual_stages):
     from nemo_sdg.models import nemotron
     from nemo_sdg.models.tokenizer import Tokenizer
     from nemo_sdg.training.batches import collate
-    from nemo_sdg.training.fit import _virtual
-    from nemo_sdg.training.forward import evaluate
+    from nemo_sdg.training.forward import evaluate, interleaved
     from nemo_sdg.training.objectives import label_log_probs
     from nemo_sdg.training.samples import read, sft_sample
 
     folder = ModelFolder.open(world / "base")
-    with _virtual(virtual_stages):
+    with interleaved(virtual_stages):
         config = nemotron.transformer_config(
             folder.shape, dtype=torch.float64, pp=mesh.pp, virtual_stages=virtual_stages
         )
