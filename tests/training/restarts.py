@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -141,6 +142,15 @@ def _rank(world: Path, out: Path, settings: Training, ranks: int) -> int:
     return 0
 
 
+def _saving(work: Path, since: float) -> bool:
+    """Whether a save that began since then is under way; one that was killed before does not count."""
+    for entry in work.glob(".step-*.writing"):
+        with contextlib.suppress(OSError):
+            if entry.stat().st_mtime > since:
+                return True
+    return False
+
+
 def kill_while_saving(world: Path, out: Path, count: int, chance: random.Random) -> dict[str, int]:
     """Kills a fit so many times while it saves, and lets it go on from what is there each time; what the kills met.
 
@@ -151,19 +161,14 @@ def kill_while_saving(world: Path, out: Path, count: int, chance: random.Random)
     work, ranks = out.with_name(f".{out.name}.fit"), 2
     settings = replace(SETTINGS, steps=10 * count, restart_every=1)
     met: Counter[str] = Counter()
-    latest, took = 0, 0.2
+    latest = 0
     for number in range(count):
+        began = time.time()
         job = start(world, out, settings, ranks)
-        until = time.monotonic() + 120
-        while job.runs() and not list(work.glob(".step-*.writing")) and time.monotonic() < until:
+        while job.runs() and not _saving(work, began) and time.time() < began + 120:
             time.sleep(0.0005)
-        began = time.monotonic()
         assert job.runs(), f"it did not go on from step {latest}: {job.log()[-3000:]}"
-        wait = chance.random() * 1.3 * took
-        while time.monotonic() - began < wait:
-            if not list(work.glob(".step-*.writing")) and wait < took:
-                took = 0.5 * (took + time.monotonic() - began)
-            time.sleep(0.0005)
+        time.sleep(chance.random() * 0.4)  # a save takes 0.2 s where nothing else runs
         victim = kills.VICTIMS[number % 3]
         pids = job.ranks()
         for pid in {"one rank": [chance.choice(pids)], "all ranks": pids, "the launcher": [job.pid]}[victim]:
@@ -171,7 +176,7 @@ def kill_while_saving(world: Path, out: Path, count: int, chance: random.Random)
         assert job.wait(15) != 0
         assert all(kills._ends(pid, 5) for pid in pids), "a rank outlives its killed job"
         steps = whole_steps(work)
-        met["torn" if list(work.glob(".step-*.writing")) else "between"] += 1
+        met["torn" if _saving(work, began) else "between saves"] += 1
         met[f"saved {len(steps) and steps[-1] - latest} more"] += 1
         assert (steps[-1] if steps else 0) >= latest, "a restart point was lost"
         latest = steps[-1] if steps else 0

@@ -66,13 +66,14 @@ def evaluated(mesh, world, virtual_stages):
     from nemo_sdg.checkpoints.load import fill
     from nemo_sdg.models import nemotron
     from nemo_sdg.models.tokenizer import Tokenizer
+    from nemo_sdg.parallel import device
     from nemo_sdg.training.batches import collate
     from nemo_sdg.training.forward import evaluate, interleaved
     from nemo_sdg.training.objectives import label_log_probs
     from nemo_sdg.training.samples import read, sft_sample
 
     folder = ModelFolder.open(world / "base")
-    with interleaved(virtual_stages):
+    with device.cuda_calls_on_cpu(), interleaved(virtual_stages):
         config = nemotron.transformer_config(
             folder.shape, dtype=torch.float64, pp=mesh.pp, virtual_stages=virtual_stages
         )
