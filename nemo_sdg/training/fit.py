@@ -6,7 +6,6 @@ import gc
 import json
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,7 +16,6 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.config import Models, Training, fingerprint
 from nemo_sdg.engine.load import resolve_dtype
-from nemo_sdg.errors import StoreError
 from nemo_sdg.models.nemotron import DTYPES
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
@@ -26,14 +24,14 @@ from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.sums import sums_over_ranks
 from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.parallel.watch import doing
-from nemo_sdg.store import commit_file, commit_folder, digest, write_sums
+from nemo_sdg.store import commit_file, commit_folder, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.forward import interleaved
+from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
+from nemo_sdg.training.result import RESULT, committed, identity, losses_at, work_folder
 from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import Task, task_of
-
-RESULT = "training.json"
 
 
 def fit(
@@ -42,7 +40,7 @@ def fit(
     *,
     models: Models,
     start: Path | str,
-    rows: Path,
+    rows: Path | Online,
     out: Path,
     mesh: Mesh,
     seed: int,
@@ -56,6 +54,7 @@ def fit(
 
     Args:
         task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
+        rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
     Returns:
@@ -65,15 +64,15 @@ def fit(
             a loss that is not finite, a disk that is full, or an `out` that holds another model.
         Stopped: the process was told to stop; a restart point is saved.
     """
-    rows, out = Path(rows), Path(out)
+    out = Path(out)
     folder = ModelFolder.open(start)
     folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages, virtual_stages=virtual_stages)
     if task == "sft":
         folder.require(reward=False)
     together = mesh.pp if virtual_stages > 1 else 1
     check_global_batch(settings, mesh.dp, task, together)
-    signature = on_writer(mesh, lambda: fingerprint(_identity(task, settings, models, folder, rows, seed)))
-    if (done := on_writer(mesh, lambda: _committed(out, signature))) is not None:
+    signature = on_writer(mesh, lambda: fingerprint(identity(task, settings, models, folder, rows, seed)))
+    if (done := on_writer(mesh, lambda: committed(out, signature))) is not None:
         return done
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
@@ -92,51 +91,6 @@ def fit(
                 torch.cuda.empty_cache()
 
 
-_FREE = ("enabled", "restart_every", "keep_last")
-"""Settings that leave the result as it is."""
-
-
-def _identity(
-    task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, seed: int
-) -> dict[str, Any]:
-    """What the result depends on. The topology and the restart points change no more than last digits."""
-    decisive = {key: value for key, value in asdict(settings).items() if key not in _FREE}
-    return {
-        "task": task,
-        "settings": decisive,
-        "dtype": str(resolve_dtype(models.dtype, folder)),
-        "start": folder.digest,
-        "rows": digest(rows),
-        "seed": seed,
-    }
-
-
-def _committed(out: Path, signature: str) -> dict[str, Any] | None:
-    if not out.exists():
-        return None
-    result = out / RESULT
-    found = json.loads(result.read_text()) if result.is_file() else {}
-    if found.get("signature") != signature:
-        raise StoreError(
-            "the folder holds the result of another fit", where=out, found=found.get("signature", f"no {RESULT}"),
-            expected=signature, way_out="remove it or write to another folder",
-        )  # fmt: skip
-    shutil.rmtree(_work(out), ignore_errors=True)  # of a fit that was killed just after its commit
-    return found
-
-
-def _work(out: Path) -> Path:
-    """Where the restart points of a fit lie until it is done."""
-    return out.with_name(f".{out.name}.fit")
-
-
-def _losses(folder: Path, name: str) -> list[float]:
-    """The losses up to a restart point; a fit that was killed in its commit keeps them in its result already."""
-    if (folder / name).is_file():
-        return json.loads((folder / name).read_text())
-    return json.loads((folder / RESULT).read_text())["losses"]
-
-
 class _Fit:
     """The parts of one fit, kept together from set-up to commit."""
 
@@ -152,7 +106,7 @@ class _Fit:
         settings: Training,
         models: Models,
         folder: ModelFolder,
-        rows: Path,
+        rows: Path | Online,
         out: Path,
         mesh: Mesh,
         seed: int,
@@ -163,18 +117,24 @@ class _Fit:
         self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, stop
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
-        self.samples = samples.read(task.sample, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
+        self.tokenizer, self.work = Tokenizer(folder.tokenizer, folder.path), work_folder(out)
+        self.online = rows if isinstance(rows, Online) else None
         unit = settings.micro_batch_size * mesh.dp * together
-        self.batches = GlobalBatches(
-            self.samples.rows,
-            steps=settings.steps,
-            global_batch_size=settings.global_batch_size,
-            seed=seed,
-            unit=unit,
-            padded_together=unit if mesh.pp == 1 else None,
-            packed_sequence_size=settings.packed_sequence_size,
-        )
-        self.work = _work(out)
+        options: dict[str, Any] = {
+            "steps": settings.steps,
+            "global_batch_size": settings.global_batch_size,
+            "seed": seed,
+            "unit": unit,
+            "padded_together": unit if mesh.pp == 1 else None,
+        }
+        self.batches: GlobalBatches | LiveBatches
+        if isinstance(rows, Online):
+            self.batches = LiveBatches(every=rows.every, longest=max_length, **options)
+        else:
+            self.samples = samples.read(task.sample, rows, self.tokenizer, max_length)
+            self.batches = GlobalBatches(
+                self.samples.rows, packed_sequence_size=settings.packed_sequence_size, **options
+            )
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Any]:
@@ -183,7 +143,7 @@ class _Fit:
         done = on_writer(self.mesh, self._prepare)
         began = time.monotonic()
         if done:
-            self.losses = _losses(step_folder(self.work, done), LOSSES)
+            self.losses = losses_at(step_folder(self.work, done), LOSSES)
         if done < self.settings.steps:
             self._train(done, step_folder(self.work, done) if done else None)
         seconds = time.monotonic() - began
@@ -191,14 +151,24 @@ class _Fit:
             "signature": self.signature,
             "task": self.task.name,
             "steps": self.settings.steps,
-            "rows": len(self.samples.rows),
-            "rows_set_aside": self.samples.set_aside,
-            "first_set_aside": self.samples.first,
-            "tokens": self.batches.num_tokens,
+            **self._data(),
             "losses": self.losses,
         }
         self._commit(step_folder(self.work, self.settings.steps), result)
         return {**result, "seconds": seconds}
+
+    def _data(self) -> dict[str, Any]:
+        """What was learned from."""
+        if isinstance(self.batches, GlobalBatches):
+            return {
+                "rows": len(self.samples.rows),
+                "rows_set_aside": self.samples.set_aside,
+                "first_set_aside": self.samples.first,
+                "tokens": self.batches.num_tokens,
+            }
+        intervals = on_writer(self.mesh, lambda: told(self.work / FOLDER))
+        rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
+        return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
 
     def _prepare(self) -> int:
         """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
@@ -224,11 +194,14 @@ class _Fit:
                 tp=self.mesh.tp, pp=self.mesh.pp,
             )  # fmt: skip
             if self.settings.lora.rank is not None and self.settings.lora.apart:
-                from nemo_sdg.training.lora import FOLDER, write_adapter
+                from nemo_sdg.training.lora import FOLDER as ADAPTER
+                from nemo_sdg.training.lora import write_adapter
 
-                write_adapter(self.work, trained / FOLDER, self.start, self.settings.lora, self.task.reward)
+                write_adapter(self.work, trained / ADAPTER, self.start, self.settings.lora, self.task.reward)
             commit_file(trained / RESULT, json.dumps(result, indent=1).encode())
             (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
+            if self.online is not None:
+                shutil.copytree(self.work / FOLDER, trained / FOLDER, dirs_exist_ok=True)
 
         def commit() -> None:
             write_sums(trained, sums)
@@ -267,7 +240,7 @@ class _Fit:
             spec=self.models.spec,
             mesh=self.mesh,
             batches=self.batches,
-            rows=self.samples.where,
+            rows=self.samples.where if self.online is None else self.work / FOLDER,
             done=done,
             checkpoint=checkpoint,
             stop=self.stop,
@@ -276,6 +249,11 @@ class _Fit:
             sequence_parallel=self.sequence_parallel,
             virtual_stages=self.virtual_stages,
         )
+        if self.online is not None:
+            from nemo_sdg.training.asking import OnlineSampling
+
+            asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER)
+            trainer.callbacks.insert(0, asking)
         with doing(self.task.name):
             trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
