@@ -135,9 +135,8 @@ def _generate_and_score(context: Context) -> None:
         return
     generating = generate.Stage(context)
     scoring = score.Stage(context, generating.store)
-    with doing(f"generate and score of round {context.round}"):
-        for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
-            _told(name, context, totals)
+    for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
+        _told(name, context, totals)
 
 
 def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]:

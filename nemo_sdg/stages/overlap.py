@@ -49,7 +49,7 @@ def run(context: Context, generating: Any, scoring: Any) -> list[dict[str, Any]]
     A server is asked from a thread of the first rank. Of two local models on disjoint ranks each goes its own pace;
     on the same ranks they take turns.
     """
-    with scoring:
+    with scoring, doing(f"generate and score of round {context.round}"):
         asked = [stage for stage in (generating, scoring) if stage.role.backend == "endpoint"]
         helpers = [_Helper(lambda stage=stage: _alone(generating, scoring, stage, [])) for stage in asked
                    if stage.phase.mesh is not None]  # fmt: skip
