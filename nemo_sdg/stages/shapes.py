@@ -9,18 +9,20 @@ leave a key that they do not know, our `id`, alone: NeMo hands it on as metadata
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from nemo_sdg.config import ATTRIBUTES, MISSING
 from nemo_sdg.errors import RowError
 from nemo_sdg.models.templates import OUTPUT_NAMES, TURN, instruct_prompt, reward_prompt
-from nemo_sdg.records import Pair, shortest_float32
+from nemo_sdg.records import Pair
 from nemo_sdg.records.fields import Message
 
 if TYPE_CHECKING:
     import pyarrow
 
 Scores = Mapping[str, float]
+"""As a row's file has them: float32 in the fewest decimals; NaN where there is none."""
 
 
 def chat_row(name: str, messages: Sequence[Message], response: str) -> dict[str, Any]:
@@ -37,8 +39,8 @@ def regression_row(name: str, messages: Sequence[Message], response: str, scores
     Raises RowError when the prompt format cannot express it, or a score is not finite.
     """
     text = reward_prompt([*messages, _assistant(response)])
-    label = [shortest_float32(scores.get(output, MISSING)) for output in OUTPUT_NAMES]
-    if None in label:
+    label = [scores.get(output, MISSING) for output in OUTPUT_NAMES]
+    if not all(map(math.isfinite, label)):
         raise RowError("score not finite")
     return {"id": name, "text": text, "label": label}
 
@@ -111,4 +113,5 @@ def _assistant(text: str) -> Message:
 
 def _finite(scores: Scores) -> dict[str, float | None]:
     """The five attributes; None where there is no number."""
-    return {name: None if scores[name] == MISSING else shortest_float32(scores[name]) for name in ATTRIBUTES}
+    told = {name: scores[name] for name in ATTRIBUTES}
+    return {name: score if math.isfinite(score) and score != MISSING else None for name, score in told.items()}

@@ -1,4 +1,4 @@
-"""One fit: SFT of a policy or attribute regression of a reward model, by NeMo's trainer, in this process group."""
+"""One fit: of a policy by SFT or on pairs, or of a reward model, by NeMo's trainer, in this process group."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from nemo_sdg.parallel.sums import sums_over_ranks
 from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_file, commit_folder, write_sums
-from nemo_sdg.training import cpu, probe, samples
+from nemo_sdg.training import cpu, probe, reference, samples
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.forward import interleaved
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
 from nemo_sdg.training.result import RESULT, committed, identity, losses_at, work_folder
 from nemo_sdg.training.stopping import StopRequest
-from nemo_sdg.training.tasks import Task, task_of
+from nemo_sdg.training.tasks import TASKS, Task, task_of
 
 
 def fit(
@@ -53,7 +53,8 @@ def fit(
     A fit that was killed goes on from its last restart point, or from the start; the result is the same.
 
     Args:
-        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
+        task: "sft" (rows in NeMo's chat format), "preference" (pairs in NeMo-Aligner's; the start is also the reference)
+            or "reward" (rows of the regression format, or pairs).
         rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
@@ -67,7 +68,7 @@ def fit(
     out = Path(out)
     folder = ModelFolder.open(start)
     folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages, virtual_stages=virtual_stages)
-    if task == "sft":
+    if not TASKS[task].reward:
         folder.require(reward=False)
     together = mesh.pp if virtual_stages > 1 else 1
     check_global_batch(settings, mesh.dp, task, together)
@@ -145,6 +146,8 @@ class _Fit:
         if done:
             self.losses = losses_at(step_folder(self.work, done), LOSSES)
         if done < self.settings.steps:
+            if self.task.reference and self.online is None:
+                self._add_reference()
             self._train(done, step_folder(self.work, done) if done else None)
         seconds = time.monotonic() - began
         result = {
@@ -156,6 +159,13 @@ class _Fit:
         }
         self._commit(step_folder(self.work, self.settings.steps), result)
         return {**result, "seconds": seconds}
+
+    def _add_reference(self) -> None:
+        with interleaved(1):
+            self.samples = reference.with_reference(
+                self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
+            )
+        self.batches.samples = self.samples.rows
 
     def _data(self) -> dict[str, Any]:
         """What was learned from."""
@@ -176,10 +186,16 @@ class _Fit:
 
         marker = self.work / "fit"
         if not marker.is_file() or marker.read_text() != self.signature:
-            shutil.rmtree(self.work, ignore_errors=True)
+            self._clear()
             commit_file(marker, self.signature.encode())
         tidy(self.work)
         return max(whole_steps(self.work), default=0)
+
+    def _clear(self) -> None:
+        """Takes away what belongs to another fit, but not what says itself what it is of."""
+        for entry in self.work.iterdir() if self.work.is_dir() else ():
+            if not entry.match(reference.PATTERN):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _dtype_name(self) -> str:
         running = resolve_dtype(self.models.dtype, self.folder)

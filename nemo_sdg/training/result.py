@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.config import Models, Training
+from nemo_sdg.config import PAIRS, Models, Training
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import digest
 from nemo_sdg.training.online import Online
 
 RESULT = "training.json"
-_FREE = ("enabled", "restart_every", "keep_last")
-"""Settings that leave the result as it is."""
+_FREE = ("enabled", "restart_every", "keep_last", "iterations", *PAIRS)
+"""Settings that leave the result as it is, or chose the start and the rows, which stand for them."""
 
 
 def identity(
