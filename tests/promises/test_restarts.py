@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 from ranks import TOPOLOGIES, run_ranks
 
-from nemo_sdg.training.tasks import TASKS
 from training.conftest import world  # noqa: F401  (the fixture)
-from training.restarts import SETTINGS, fit, kill_while_saving, killed, recorded, same, straight_settings
+from training.restarts import KINDS, SETTINGS, fit, kill_while_saving, killed, recorded, same, straight_settings
 
 STEPS = replace(SETTINGS, steps=20, restart_every=10)
 KILLS = 100
@@ -19,7 +18,7 @@ GRIDS = {name: dict(tp=tp, pp=pp, dp=dp) for name, (tp, pp, dp) in TOPOLOGIES.it
 
 
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_twenty_steps_straight_are_ten_a_kill_and_ten(world, tmp_path, task, name):  # noqa: F811
     grid = GRIDS[name]
     straight = run_ranks(recorded, world, tmp_path / "straight", task, straight_settings(STEPS), **grid)
@@ -29,7 +28,7 @@ def test_twenty_steps_straight_are_ten_a_kill_and_ten(world, tmp_path, task, nam
     print(f"\nBAR 5: {task} under {name}: weights, moments, random state, losses and rows of 10 steps to the bit")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_from_each_topology_to_each_other(world, tmp_path, task):  # noqa: F811
     steps = replace(STEPS, clip_grad=0.0)
     straight = run_ranks(fit, world, tmp_path / "straight", task, straight_settings(steps))[0]["losses"]

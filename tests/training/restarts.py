@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import kills
 import torch
 from ranks import run_ranks
 
-from nemo_sdg.config import Models, Topology, Training
+from nemo_sdg.config import Models, Preference, RewardTraining, Topology, Training
 from nemo_sdg.parallel import device, mesh
 from nemo_sdg.parallel.launch import die_with_parent, launch
 
@@ -27,15 +27,27 @@ SETTINGS = Training(
 )  # fmt: skip
 
 
-def fit(mesh: Any, world: Path, out: Path, task: str, settings: Training = SETTINGS, **more: Any) -> dict[str, Any]:
+KINDS: dict[str, tuple[str, type, dict[str, Any], str]] = {
+    "sft": ("sft", Training, {}, "sft"),
+    "reward": ("reward", RewardTraining, {}, "reward"),
+    "bradley_terry": ("reward", RewardTraining, {"objective": "bradley_terry_scaled"}, "pairs"),
+    "dpo": ("preference", Preference, {"objective": "dpo", "sft_weight": 0.1}, "pairs"),
+    "rpo": ("preference", Preference, {"objective": "rpo"}, "pairs"),
+}
+"""Fits of each task: the task, its settings beside those of every fit, and its rows."""
+
+
+def fit(mesh: Any, world: Path, out: Path, kind: str, settings: Training = SETTINGS, **more: Any) -> dict[str, Any]:
     from nemo_sdg.training import fit as module
 
-    options = {"models": Models(dtype="fp64"), "start": world / "base", "rows": world / f"{task}.jsonl", "seed": 5}
+    task, made, own, rows = KINDS[kind]
+    settings = made(**{field.name: getattr(settings, field.name) for field in fields(Training)}, **own)
+    options = {"models": Models(dtype="fp64"), "start": world / "base", "rows": world / f"{rows}.jsonl", "seed": 5}
     return module.fit(task, settings, out=out, mesh=mesh, **options, **more)
 
 
 def recorded(
-    mesh: Any, world: Path, out: Path, task: str, settings: Training = SETTINGS, kill_at: int | None = None, **more: Any
+    mesh: Any, world: Path, out: Path, kind: str, settings: Training = SETTINGS, kill_at: int | None = None, **more: Any
 ) -> dict[str, Any]:
     """A fit and what it was made of: losses, by step the lines that this rank read and numbers that it drew at random,
     and at the end weights, moments and random state.
@@ -73,7 +85,7 @@ def recorded(
         save(self, trainer, *args, **kwargs)
 
     FitStrategy.training_step, CommittedCheckpoint.on_train_batch_end = training_step, on_train_batch_end
-    found["losses"] = fit(mesh, world, out, task, settings, **more)["losses"]
+    found["losses"] = fit(mesh, world, out, kind, settings, **more)["losses"]
     return found
 
 

@@ -21,7 +21,7 @@ def alone(world, tmp_path_factory):
     """Losses on one rank, by task."""
     root = tmp_path_factory.mktemp("alone")
     settings = straight_settings(PLAIN)
-    return {task: run_ranks(fit, world, root / task, task, settings)[0]["losses"] for task in ("sft", "reward")}
+    return {task: run_ranks(fit, world, root / task, task, settings)[0]["losses"] for task in ("sft", "reward", "dpo")}
 
 
 def virtual(mesh, world, out, task, settings, kill_at=None):
@@ -36,7 +36,7 @@ def virtual(mesh, world, out, task, settings, kill_at=None):
 
 
 @pytest.mark.parametrize("settings", [PLAIN, PACKED], ids=["a row each", "packed"])
-@pytest.mark.parametrize("task", ["sft", "reward"])
+@pytest.mark.parametrize("task", ["sft", "reward", "dpo"])
 def test_losses_are_those_of_one_rank(world, alone, tmp_path, task, settings):
     for found in run_ranks(virtual, world, tmp_path / "out", task, straight_settings(settings), pp=2):
         assert found["losses"] == pytest.approx(alone[task], abs=1e-9)
