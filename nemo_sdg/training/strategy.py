@@ -108,9 +108,11 @@ class FitStrategy(MegatronStrategy):
         config.finalize_model_grads_func = watched
 
     def init_model_parallel(self) -> None:
-        # NeMo builds the other virtual stages from what the first one was constructed with, which `fill` is not.
-        for chunk in list(self.megatron_parallel)[1:]:
-            self.lightning_module.fill(chunk.module)
+        # NeMo builds the other virtual stages from what the first one was constructed with: neither start nor loss.
+        first, *others = self.megatron_parallel
+        for chunk in others:
+            first.fill(chunk.module)
+            chunk._training_loss_reduction = first.training_loss_reduction
         super().init_model_parallel()
 
     def training_step(self, dataloader_iter: Any, *args: Any, **kwargs: Any) -> Tensor:
