@@ -43,6 +43,7 @@ def _train(context: Context, one: Fit, before: Fit | None) -> dict[str, Any]:
             seed=context.config.run.seed + context.round + (one.iteration << 16),  # each goes through its rows anew
             on_step=_follow(bar.advance),
             sequence_parallel=context.config.topology.sequence_parallel,
+            virtual_stages=context.config.topology.virtual_stages,
         )
     totals = {key: result[key] for key in ("steps", "rows", "rows_set_aside", "tokens")}
     totals.update(first_loss=result["losses"][0], last_loss=result["losses"][-1])
