@@ -17,7 +17,7 @@ from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.models import templates
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.records import Fault, read_objects
+from nemo_sdg.records import Fault, hash_of, read_objects
 from nemo_sdg.training.losses import MISSING
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Sample:
     """For losses on whole sequences: numbers to compare with, float64."""
     line: int = 0
     """Where the row stands in its file, from 1."""
+    prompt: str = ""
+    """Names the conversation that a scored response answers; responses with the same one can be compared."""
 
     @property
     def num_tokens(self) -> int:
@@ -98,7 +100,8 @@ def reward_sample(row: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         )
     if all(x == MISSING for x in label):
         raise RowError("the label has no score", found="nine times -100", expected="at least one score")
-    return Sample((torch.tensor(tokenizer.encode(text)),), targets=torch.tensor(label, dtype=torch.float64))
+    tokens, targets = torch.tensor(tokenizer.encode(text)), torch.tensor(label, dtype=torch.float64)
+    return Sample((tokens,), targets=targets, prompt=hash_of(text.rpartition(templates.TURN)[0]))
 
 
 Make = Callable[[dict[str, Any], Tokenizer], Sample]
