@@ -33,7 +33,10 @@ class Training:
     clip_grad: float = 1.0
     """Largest norm of the gradient over all ranks; 0 switches clipping off."""
     restart_every: Optional[int] = None
-    """Steps between restart points with the optimizer's state; null keeps none, a killed fit then begins again."""
+    """Steps between restart points with the optimizer's state; null makes one only when the run is told to stop (SIGTERM or
+    SIGUSR1), a killed fit then begins again."""
+    keep_last: int = 1
+    """Restart points that are kept."""
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,8 @@ _NOT_IDENTITY += tuple(
     f"{group}.endpoint.{key}" for group in ("generate", "score", "judge")
     for key in ("url", "key_env", "concurrency", "timeout_s", "retries")
 )  # fmt: skip
-_NOT_IDENTITY += ("sft.restart_every", "reward.restart_every", "budget.")
+_NOT_IDENTITY += tuple(f"{group}.{key}" for group in ("sft", "reward") for key in ("restart_every", "keep_last"))
+_NOT_IDENTITY += ("budget.",)
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 _TRAINING = ("models.base", "sft.", "reward.")
 """Keys that say what is trained in a round, when its datasets are there."""

@@ -16,6 +16,8 @@ import traceback
 from typing import Callable
 
 _PR_SET_PDEATHSIG = 1
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that the launcher hands to its ranks: what schedulers and terminals send."""
 GRACE_S = 2.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
 
@@ -111,9 +113,7 @@ def _wait(pids: list[int]) -> tuple[int, int | None]:
     running = {pid: rank for rank, pid in enumerate(pids)}
     failed: tuple[int, int] | None = None
     deadline = None
-    previous = {
-        s: signal.signal(s, lambda number, frame: _end(running, number)) for s in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous = {s: signal.signal(s, lambda number, frame: _end(running, number)) for s in _PASSED_ON}
     try:
         while running:
             pid, code = os.waitpid(-1, os.WNOHANG if deadline else 0)

@@ -23,10 +23,12 @@ from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.sums import sums_over_ranks
 from nemo_sdg.parallel.topology import check_global_batch
-from nemo_sdg.store import commit_folder, digest, write_sums
+from nemo_sdg.store import commit_file, commit_folder, digest, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import Task, task_of
 
 RESULT = "training.json"
@@ -57,7 +59,8 @@ def fit(
         What `training.json` holds: losses, rows, tokens, rows set aside by reason.
     Raises:
         UserError: nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
-            a loss that is not finite, or an `out` that holds another model.
+            a loss that is not finite, a disk that is full, or an `out` that holds another model.
+        Stopped: the process was told to stop; a restart point is saved.
     """
     rows, out = Path(rows), Path(out)
     folder = ModelFolder.open(start)
@@ -71,8 +74,8 @@ def fit(
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
-    with cpu.scope():
-        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature)
+    with cpu.scope(), StopRequest() as stop:
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop)
         job.on_step, job.sequence_parallel = on_step, sequence_parallel
         try:
             return job.run()
@@ -84,11 +87,15 @@ def fit(
                 torch.cuda.empty_cache()
 
 
+_FREE = ("enabled", "restart_every", "keep_last")
+"""Settings that leave the result as it is."""
+
+
 def _identity(
     task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, seed: int
 ) -> dict[str, Any]:
     """What the result depends on. The topology and the restart points change no more than last digits."""
-    decisive = {key: value for key, value in asdict(settings).items() if key not in ("enabled", "restart_every")}
+    decisive = {key: value for key, value in asdict(settings).items() if key not in _FREE}
     return {
         "task": task,
         "settings": decisive,
@@ -142,8 +149,9 @@ class _Fit:
         mesh: Mesh,
         seed: int,
         signature: str,
+        stop: StopRequest,
     ) -> None:
-        self.task, self.settings, self.models, self.folder = task, settings, models, folder
+        self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, stop
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
         self.samples = samples.read(task.sample, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
@@ -161,9 +169,9 @@ class _Fit:
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Any]:
-        from nemo_sdg.training.checkpoint import LOSSES, latest_step, step_folder
+        from nemo_sdg.training.checkpoint import LOSSES, step_folder
 
-        done = on_writer(self.mesh, lambda: self._prepare(latest_step))
+        done = on_writer(self.mesh, self._prepare)
         began = time.monotonic()
         if done:
             self.losses = _losses(step_folder(self.work, done), LOSSES)
@@ -180,17 +188,19 @@ class _Fit:
             "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
-        on_writer(self.mesh, lambda: self._commit(step_folder(self.work, self.settings.steps), result))
+        self._commit(step_folder(self.work, self.settings.steps), result)
         return {**result, "seconds": seconds}
 
-    def _prepare(self, latest_step: Callable[[Path], int]) -> int:
+    def _prepare(self) -> int:
         """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
+        from nemo_sdg.training.checkpoint import tidy, whole_steps
+
         marker = self.work / "fit"
         if not marker.is_file() or marker.read_text() != self.signature:
             shutil.rmtree(self.work, ignore_errors=True)
-            self.work.mkdir(parents=True)
-            marker.write_text(self.signature)
-        return latest_step(self.work)
+            commit_file(marker, self.signature.encode())
+        tidy(self.work)
+        return max(whole_steps(self.work), default=0)
 
     def _dtype_name(self) -> str:
         running = resolve_dtype(self.models.dtype, self.folder)
@@ -199,17 +209,25 @@ class _Fit:
     def _commit(self, trained: Path, result: dict[str, Any]) -> None:
         from nemo_sdg.training.checkpoint import LOSSES
 
-        write_description(
-            trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
-            tp=self.mesh.tp, pp=self.mesh.pp,
-        )  # fmt: skip
-        (trained / RESULT).write_text(json.dumps(result, indent=1))
-        (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
-        write_sums(trained)
-        commit_folder(trained, self.out)
-        shutil.rmtree(self.work)
+        def describe() -> None:
+            write_description(
+                trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
+                tp=self.mesh.tp, pp=self.mesh.pp,
+            )  # fmt: skip
+            commit_file(trained / RESULT, json.dumps(result, indent=1).encode())
+            (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
+
+        def commit() -> None:
+            write_sums(trained, sums)
+            commit_folder(trained, self.out)
+            shutil.rmtree(self.work)
+
+        on_writer(self.mesh, describe)
+        sums = sums_over_ranks(trained, self.mesh)
+        on_writer(self.mesh, commit)
 
     def _train(self, done: int, resume_from: Path | None) -> None:
+        from nemo_sdg.training.checkpoint import CommittedCheckpoint
         from nemo_sdg.training.trainer import make_trainer
 
         def on_loss(step: int, loss: float) -> None:
@@ -217,6 +235,16 @@ class _Fit:
             if self.on_step is not None and self.mesh.writer:
                 self.on_step(step, loss)
 
+        checkpoint = CommittedCheckpoint(
+            self.work,
+            every=self.settings.restart_every,
+            keep_last=self.settings.keep_last,
+            seed=self.seed,
+            mesh=self.mesh,
+            losses=lambda: list(self.losses),
+            stop=self.stop,
+            resume_from=resume_from,
+        )
         trainer, module, datamodule = make_trainer(
             self.task,
             self.settings,
@@ -226,9 +254,10 @@ class _Fit:
             spec=self.models.spec,
             mesh=self.mesh,
             batches=self.batches,
+            rows=self.samples.where,
             done=done,
-            work=self.work,
-            losses=self.losses,
+            checkpoint=checkpoint,
+            stop=self.stop,
             on_loss=on_loss,
             fill=self._fill,
             sequence_parallel=self.sequence_parallel,

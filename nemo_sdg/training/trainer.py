@@ -22,6 +22,7 @@ from nemo_sdg.training.checkpoint import CommittedCheckpoint
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.model import NemotronModule, config_of
 from nemo_sdg.training.strategy import BatchSampler, FitStrategy, RunningGroup, local_world_size
+from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import Task
 
 
@@ -63,9 +64,10 @@ def make_trainer(
     spec: str,
     mesh: Mesh,
     batches: GlobalBatches,
+    rows: Path,
     done: int,
-    work: Path,
-    losses: list[float],
+    checkpoint: CommittedCheckpoint,
+    stop: StopRequest,
     on_loss: Callable[[int, float], None],
     fill: Callable[[Any], object],
     sequence_parallel: bool,
@@ -119,8 +121,8 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    strategy.task, strategy.mesh, strategy.on_loss = task.name, mesh, on_loss
-    trainer.callbacks.append(CommittedCheckpoint(work, settings.restart_every, mesh, lambda: list(losses)))
+    strategy.task, strategy.mesh, strategy.rows, strategy.on_loss, strategy.stop = task.name, mesh, rows, on_loss, stop
+    trainer.callbacks.append(checkpoint)
     optimizer = nl.MegatronOptimizerModule(
         OptimizerConfig(
             optimizer="adam",
