@@ -5,7 +5,7 @@ from nemo_sdg.config.checks import validate
 from nemo_sdg.config.loading import from_yaml, load, load_recipe, override, read_mapping
 from nemo_sdg.config.recipes import Recipe, rule_digests
 from nemo_sdg.config.rewarding import RewardTraining
-from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Budget, Revise, Select
+from nemo_sdg.config.selection import ATTRIBUTES, MISSING, OUTPUTS, Budget, Revise, Select
 from nemo_sdg.config.settings import (
     Data,
     Endpoint,
@@ -26,6 +26,7 @@ from nemo_sdg.config.values import dataset_settings, dataset_yaml, fingerprint, 
 __all__ = [
     "ATTRIBUTES",
     "MISSING",
+    "OUTPUTS",
     "PROMPT_KINDS",
     "Budget",
     "Data",

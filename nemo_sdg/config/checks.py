@@ -38,6 +38,7 @@ _TRAINING: dict[str, Rule] = {
     "beta2": _BELOW_1,
     "clip_grad": _AT_LEAST_0,
     "restart_every": _AT_LEAST_1,
+    "validate_every": _AT_LEAST_1,
     "keep_last": _AT_LEAST_1,
 }
 

@@ -37,6 +37,14 @@ class Training:
     SIGUSR1), a killed fit then begins again."""
     keep_last: int = 1
     """Restart points that are kept."""
+    validate_every: Optional[int] = None
+    """Steps between validations, and once more at the end: the loss of held-out rows, and of a reward model how well it
+    agrees with their labels; null never validates."""
+    validation: Optional[str] = None
+    """Held-out rows in the shape of those that train; null takes the prompts that data.validation_share sets apart, or for
+    a reward model without any evaluate.helpsteer2."""
+    keep_best: bool = True
+    """Where a fit is validated, its result is the model of the lowest validation loss; false takes the last one."""
 
 
 @dataclass(kw_only=True)

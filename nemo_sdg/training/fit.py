@@ -17,7 +17,6 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.config import Models, Training, fingerprint
 from nemo_sdg.engine.load import resolve_dtype
-from nemo_sdg.errors import StoreError
 from nemo_sdg.models.nemotron import DTYPES
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
@@ -25,13 +24,13 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.sums import sums_over_ranks
 from nemo_sdg.parallel.topology import check_global_batch
-from nemo_sdg.store import commit_file, commit_folder, digest, write_sums
+from nemo_sdg.store import commit_file, commit_folder, digest, rows_digest, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.held_out import HeldOut
+from nemo_sdg.training.result import RESULT, committed, losses_of, work_of
 from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import Task, task_of
-
-RESULT = "training.json"
 
 
 def fit(
@@ -46,6 +45,8 @@ def fit(
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
     sequence_parallel: bool = False,
+    validation: Path | str | None = None,
+    on_validation: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train from `start` on `rows` and commit the result as the model folder `out`.
 
@@ -55,8 +56,10 @@ def fit(
         task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
+        validation: held-out rows, where settings.validate_every is set.
+        on_validation: called on rank 0 with what each validation tells.
     Returns:
-        What `training.json` holds: losses, rows, tokens, rows set aside by reason.
+        What `training.json` holds: losses, rows, tokens, rows set aside by reason, what validation told.
     Raises:
         UserError: nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
             a loss that is not finite, a disk that is full, or an `out` that holds another model.
@@ -68,15 +71,15 @@ def fit(
     if task == "sft":
         folder.require(reward=False)
     check_global_batch(settings, mesh.dp, task)
-    signature = on_writer(mesh, lambda: fingerprint(_identity(task, settings, models, folder, rows, seed)))
-    if (done := on_writer(mesh, lambda: _committed(out, signature))) is not None:
+    signature = on_writer(mesh, lambda: fingerprint(_identity(task, settings, models, folder, rows, seed, validation)))
+    if (done := on_writer(mesh, lambda: committed(out, signature))) is not None:
         return done
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
     with cpu.scope(), StopRequest() as stop:
-        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop)
-        job.on_step, job.sequence_parallel = on_step, sequence_parallel
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, validation)
+        job.on_step, job.sequence_parallel, job.on_validation = on_step, sequence_parallel, on_validation
         try:
             return job.run()
         finally:
@@ -87,12 +90,18 @@ def fit(
                 torch.cuda.empty_cache()
 
 
-_FREE = ("enabled", "restart_every", "keep_last")
+_FREE = ("enabled", "restart_every", "keep_last", "validation")
 """Settings that leave the result as it is."""
 
 
 def _identity(
-    task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path, seed: int
+    task: str,
+    settings: Training,
+    models: Models,
+    folder: ModelFolder,
+    rows: Path,
+    seed: int,
+    validation: Path | str | None,
 ) -> dict[str, Any]:
     """What the result depends on. The topology and the restart points change no more than last digits."""
     decisive = {key: value for key, value in asdict(settings).items() if key not in _FREE}
@@ -103,39 +112,15 @@ def _identity(
         "start": folder.digest,
         "rows": digest(rows),
         "seed": seed,
+        **({"validation": rows_digest(validation)} if settings.validate_every and validation else {}),
     }
-
-
-def _committed(out: Path, signature: str) -> dict[str, Any] | None:
-    if not out.exists():
-        return None
-    result = out / RESULT
-    found = json.loads(result.read_text()) if result.is_file() else {}
-    if found.get("signature") != signature:
-        raise StoreError(
-            "the folder holds the result of another fit", where=out, found=found.get("signature", f"no {RESULT}"),
-            expected=signature, way_out="remove it or write to another folder",
-        )  # fmt: skip
-    shutil.rmtree(_work(out), ignore_errors=True)  # of a fit that was killed just after its commit
-    return found
-
-
-def _work(out: Path) -> Path:
-    """Where the restart points of a fit lie until it is done."""
-    return out.with_name(f".{out.name}.fit")
-
-
-def _losses(folder: Path, name: str) -> list[float]:
-    """The losses up to a restart point; a fit that was killed in its commit keeps them in its result already."""
-    if (folder / name).is_file():
-        return json.loads((folder / name).read_text())
-    return json.loads((folder / RESULT).read_text())["losses"]
 
 
 class _Fit:
     """The parts of one fit, kept together from set-up to commit."""
 
     on_step: Callable[[int, float], None] | None = None
+    on_validation: Callable[[dict[str, Any]], None] | None = None
     sequence_parallel = False
 
     def __init__(
@@ -150,11 +135,16 @@ class _Fit:
         seed: int,
         signature: str,
         stop: StopRequest,
+        validation: Path | str | None,
     ) -> None:
         self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, stop
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
-        self.samples = samples.read(task.sample, rows, Tokenizer(folder.tokenizer, folder.path), max_length)
+        tokenizer = Tokenizer(folder.tokenizer, folder.path)
+        self.samples = samples.read(task.sample, rows, tokenizer, max_length)
+        self.held_out: HeldOut | None = None
+        if settings.validate_every:
+            self.held_out = HeldOut(task, settings, validation, tokenizer, max_length, mesh)
         unit = settings.micro_batch_size * mesh.dp
         self.batches = GlobalBatches(
             self.samples.rows,
@@ -165,7 +155,7 @@ class _Fit:
             padded_together=unit if mesh.pp == 1 else None,
             packed_sequence_size=settings.packed_sequence_size,
         )
-        self.work = _work(out)
+        self.work = work_of(out)
         self.losses: list[float] = []
 
     def run(self) -> dict[str, Any]:
@@ -174,7 +164,9 @@ class _Fit:
         done = on_writer(self.mesh, self._prepare)
         began = time.monotonic()
         if done:
-            self.losses = _losses(step_folder(self.work, done), LOSSES)
+            self.losses = losses_of(step_folder(self.work, done) / LOSSES)
+        if self.held_out is not None:
+            self.held_out.resume(self.work, done)
         if done < self.settings.steps:
             self._train(done, step_folder(self.work, done) if done else None)
         seconds = time.monotonic() - began
@@ -188,7 +180,10 @@ class _Fit:
             "tokens": self.batches.num_tokens,
             "losses": self.losses,
         }
-        self._commit(step_folder(self.work, self.settings.steps), result)
+        trained = step_folder(self.work, self.settings.steps)
+        if self.held_out is not None:
+            result, trained = {**result, **self.held_out.told()}, self.held_out.chosen(self.work)
+        self._commit(trained, result)
         return {**result, "seconds": seconds}
 
     def _prepare(self) -> int:
@@ -207,7 +202,7 @@ class _Fit:
         return next(name for name, dtype in DTYPES.items() if dtype is running)
 
     def _commit(self, trained: Path, result: dict[str, Any]) -> None:
-        from nemo_sdg.training.checkpoint import LOSSES
+        from nemo_sdg.training.checkpoint import CURVE, LOSSES
 
         def describe() -> None:
             write_description(
@@ -215,7 +210,8 @@ class _Fit:
                 tp=self.mesh.tp, pp=self.mesh.pp,
             )  # fmt: skip
             commit_file(trained / RESULT, json.dumps(result, indent=1).encode())
-            (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
+            for name in (LOSSES, CURVE):  # they stand in the result now; a kill may fall in between
+                (trained / name).unlink(missing_ok=True)
 
         def commit() -> None:
             write_sums(trained, sums)
@@ -243,6 +239,7 @@ class _Fit:
             mesh=self.mesh,
             losses=lambda: list(self.losses),
             stop=self.stop,
+            curve=[] if self.held_out is None else self.held_out.curve,
             resume_from=resume_from,
         )
         trainer, module, datamodule = make_trainer(
@@ -262,6 +259,8 @@ class _Fit:
             fill=self._fill,
             sequence_parallel=self.sequence_parallel,
         )
+        if self.held_out is not None:
+            self.held_out.follow(trainer, checkpoint, self.on_validation)
         trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:

@@ -29,6 +29,7 @@ def forward(model: torch.nn.Module, batch: dict[str, Any], *, reward: bool) -> T
     return model(batch["tokens"], batch["position_ids"], None, **extra)
 
 
+@torch.no_grad()
 def evaluate(
     chunks: Sequence[torch.nn.Module],
     batches: Iterable[dict[str, Any]],

@@ -22,6 +22,10 @@ from nemo_sdg.training.objectives import label_log_probs
 from nemo_sdg.training.samples import Sample
 
 
+Curve = list[dict[str, Any]]
+"""What each validation has told, {"step", "loss", ...}; the step counts those that are done."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """How a fit is validated."""
@@ -93,3 +97,19 @@ def _tell_pairs(kind: str, samples: Sequence[Sample], rewards_M2: Tensor) -> dic
     right = (chosen_M > rejected_M).double().mean().item()  # a tie is no success, as in RewardBench
     loss = bradley_terry(chosen_M, rejected_M, strength_M, kind).item()
     return {"loss": loss, "pair_accuracy": right, "pairs": len(samples)}
+
+
+def best_step(curve: Curve) -> int | None:
+    """The step with the lowest validation loss, of equal ones the first; None before any validation."""
+    return min(curve, key=lambda told: told["loss"])["step"] if curve else None
+
+
+def in_words(told: dict[str, Any]) -> str:
+    """One line for the console: `loss 0.412, helpfulness Pearson 0.83, 92.1 % of 310 pairs`."""
+    parts = [f"loss {told['loss']:.3f}"]
+    for name, found in told.get("attributes", {}).items():
+        if found["pearson"] is not None:
+            parts.append(f"{name} Pearson {found['pearson']:.2f}")
+    if told.get("pair_accuracy") is not None:
+        parts.append(f"{100 * told['pair_accuracy']:.1f} % of {told['pairs']} pairs")
+    return ", ".join(parts)

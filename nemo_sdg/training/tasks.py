@@ -7,7 +7,8 @@ from functools import partial
 from typing import Callable
 
 from nemo_sdg.config import RewardTraining, Training
-from nemo_sdg.training import samples
+from nemo_sdg.training import measures, samples
+from nemo_sdg.training.measures import Measure
 from nemo_sdg.training.objectives import SumAndCount, bradley_terry, regression, token_nll
 from nemo_sdg.training.pairs import pair_sample
 
@@ -21,17 +22,26 @@ class Task:
     sample: samples.Make
     objective: Callable[[Training], SumAndCount]
     """Its loss under these settings."""
+    measure: Callable[[Training], Measure]
+    """How it is validated."""
     reward: bool = False
     """It trains a reward model."""
     fresh_head: bool = False
     """A reward model does not go on with the head of the one that it starts from."""
+    held_out: samples.Make | None = None
+    """Makes the samples of validation, where it is not `sample`."""
+
+
+def _labels(settings: Training) -> Measure:
+    ours = settings if isinstance(settings, RewardTraining) else RewardTraining()
+    return measures.labels(ours.outputs, ours.compare)
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("sft", samples.sft_sample, lambda settings: token_nll),
-        Task("reward", samples.reward_sample, lambda settings: regression, reward=True),
+        Task("sft", samples.sft_sample, lambda settings: token_nll, lambda settings: measures.tokens()),
+        Task("reward", samples.reward_sample, lambda settings: regression, _labels, reward=True),
     )
 }
 
@@ -45,5 +55,9 @@ def task_of(name: str, settings: Training) -> Task:
     if not settings.pairs:
         return task
     kind = settings.objective.removeprefix("bradley_terry").removeprefix("_") or "regular"
-    objective = bradley_terry(kind, settings.outputs[settings.compare])
-    return replace(task, sample=partial(pair_sample, weighed=kind != "regular"), objective=lambda settings: objective)
+    output = settings.outputs[settings.compare]
+    make = partial(pair_sample, weighed=kind != "regular")
+    return replace(
+        task, sample=make, held_out=partial(make, split="validation"),
+        objective=lambda settings: bradley_terry(kind, output), measure=lambda settings: measures.pairs(kind, output),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Validation while a model trains: what it makes of held-out rows after every so many steps, and which step is the best.
+"""Validation while a model trains: what it makes of held-out rows after every so many steps.
 
 Forward passes of the live model without gradients; nothing random is drawn, so a fit with validation takes the same
 steps as one without. Axes: M samples.
@@ -6,7 +6,6 @@ steps as one without. Axes: M samples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,12 +20,9 @@ from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.training.batches import MULTIPLE, collate
 from nemo_sdg.training.forward import evaluate
-from nemo_sdg.training.measures import Measure
+from nemo_sdg.training.measures import Curve, Measure
+from nemo_sdg.training.model import NemotronModule
 from nemo_sdg.training.samples import Sample, Samples
-
-Curve = list[dict[str, Any]]
-"""What each validation has told, {"step", "loss", ...}; the step counts those that are done."""
-
 
 def measured(
     chunks: Sequence[torch.nn.Module],
@@ -72,9 +68,11 @@ def _collated(rows: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[
     return collate([[samples[i] for i in row] for row in rows], -(-longest // MULTIPLE) * MULTIPLE)
 
 
-def best_step(curve: Curve) -> int | None:
-    """The step with the lowest validation loss, of equal ones the first; None before any validation."""
-    return min(curve, key=lambda told: told["loss"])["step"] if curve else None
+def _without_wrappers(chunk: torch.nn.Module) -> torch.nn.Module:
+    """What a step of training calls: NeMo's module hands on only what it knows itself, not where rewards are read."""
+    while not isinstance(chunk, NemotronModule):
+        chunk = chunk.module
+    return chunk.module
 
 
 class Validation(pl.Callback):
@@ -103,7 +101,7 @@ class Validation(pl.Callback):
         step = trainer.global_step
         if step % self.settings.validate_every and step < trainer.max_steps:
             return
-        chunks = list(trainer.strategy.megatron_parallel)
+        chunks = [_without_wrappers(chunk) for chunk in trainer.strategy.megatron_parallel]
         values_MW = measured(chunks, self.samples.rows, self.measure, self.settings, self.mesh, reward=self.reward)
         self._refuse_not_finite(values_MW, step)
         told = {"step": step, **self.measure.tell(self.samples.rows, values_MW)}
@@ -118,14 +116,3 @@ class Validation(pl.Callback):
                 "what the model makes of a validation row is not finite", where=f"{self.samples.where}, after step {step}",
                 found=f"{len(bad)} rows: lines {lines}", expected="finite numbers", way_out="lower the learning rate",
             )  # fmt: skip
-
-
-def in_words(told: dict[str, Any]) -> str:
-    """One line for the console: `loss 0.412, helpfulness Pearson 0.83, 92.1 % of 310 pairs`."""
-    parts = [f"loss {told['loss']:.3f}"]
-    for name, found in told.get("attributes", {}).items():
-        if found["pearson"] is not None and math.isfinite(found["pearson"]):
-            parts.append(f"{name} Pearson {found['pearson']:.2f}")
-    if told.get("pair_accuracy") is not None:
-        parts.append(f"{100 * told['pair_accuracy']:.1f} % of {told['pairs']} pairs")
-    return ", ".join(parts)

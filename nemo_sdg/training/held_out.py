@@ -1,0 +1,83 @@
+"""The held-out rows of a fit: what they told while it trained, and whose weights are its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nemo_sdg.config import Training
+from nemo_sdg.errors import UserError
+from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.parallel.agree import on_writer
+from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.training import samples
+from nemo_sdg.training.measures import Curve, best_step
+from nemo_sdg.training.tasks import Task
+
+
+class HeldOut:
+    """What a fit is validated on.
+
+    Raises:
+        UserError: there are no such rows, or none of them can be used.
+    """
+
+    def __init__(
+        self, task: Task, settings: Training, rows: Path | str | None, tokenizer: Tokenizer, max_length: int, mesh: Mesh
+    ) -> None:
+        if rows is None:
+            raise UserError(
+                "there is nothing to validate on", where=f"{task.name}.validate_every", found="no held-out rows",
+                way_out=f"set data.validation_share or {task.name}.validation, or {task.name}.validate_every=null",
+            )  # fmt: skip
+        self.task, self.settings, self.mesh = task, settings, mesh
+        self.samples = samples.read(task.held_out or task.sample, rows, tokenizer, max_length)
+        self.curve: Curve = []
+        """What validation has told up to now."""
+
+    def resume(self, work: Path, done: int) -> None:
+        """Goes on from the restart point after `done` steps, 0 from the start; what is best later is forgotten."""
+        from nemo_sdg.training.checkpoint import keep_best, read_curve, step_folder
+
+        self.curve += read_curve(step_folder(work, done)) if done else []
+        on_writer(self.mesh, lambda: keep_best(work, self.curve))
+
+    def follow(self, trainer: Any, checkpoint: Any, on_told: Callable[[dict[str, Any]], None] | None) -> None:
+        """Validates while the trainer trains; before a checkpoint is saved, so that this tells what was found.
+
+        Args:
+            checkpoint: the fit's `CommittedCheckpoint`.
+            on_told: called on rank 0 with what each validation tells.
+        """
+        from nemo_sdg.training.validation import Validation
+
+        def told(trainer: Any, found: dict[str, Any]) -> None:
+            if on_told is not None and self.mesh.writer:
+                on_told(found)
+            step = found["step"]
+            if self.settings.keep_best and step < trainer.max_steps and best_step(self.curve) == step:
+                checkpoint.save_best(trainer)
+
+        validation = Validation(
+            self.samples, self.task.measure(self.settings), self.settings, self.mesh, reward=self.task.reward,
+            curve=self.curve, on_told=told,
+        )  # fmt: skip
+        trainer.callbacks.insert(trainer.callbacks.index(checkpoint), validation)
+
+    def chosen(self, work: Path) -> Path:
+        """The weights that are the result of the fit, now that all its steps are done."""
+        from nemo_sdg.training.checkpoint import best_folder, step_folder
+
+        best = best_step(self.curve)
+        keeps = self.settings.keep_best and best != self.settings.steps
+        return best_folder(work, best) if keeps else step_folder(work, self.settings.steps)
+
+    def told(self) -> dict[str, Any]:
+        """What the result of the fit says of it."""
+        return {
+            "validation": self.curve,
+            "best_step": best_step(self.curve),
+            "validation_rows": len(self.samples.rows),
+            "validation_rows_set_aside": self.samples.set_aside,
+        }
