@@ -6,7 +6,8 @@ import math
 from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
-from nemo_sdg.config.rewarding import OBJECTIVES, check_reward
+from nemo_sdg.config.lessons import check_lessons
+from nemo_sdg.config.rewarding import OBJECTIVES
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
@@ -113,6 +114,7 @@ RULES: dict[str, Rule] = {
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
     **{f"{kind}.{key}": rule for kind in ("sft", "reward") for key, rule in _TRAINING.items()},
+    "reward.start_from": _one_of("base", "latest", "policy"),
 }
 
 
@@ -140,8 +142,8 @@ def validate(config: RunConfig) -> RunConfig:
     _select(config)
     _weights(config)
     _synthesis(config.data.synthesis)
-    check_reward(config.reward)
     _batches(config)
+    check_lessons(config)
     _backends(config)
     _judge(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:

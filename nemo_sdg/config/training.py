@@ -11,13 +11,14 @@ class Training:
     enabled: bool = True
     """Train this model in each round; false carries the previous one on."""
     start_from: str = "base"
-    """base, or latest: the model of this kind that the round used (policy or reward)."""
+    """base, or latest: the model of this kind that the round used (policy or reward). A reward model may also start from the
+    policy: the one that the round has trained, or else the one that it used."""
     steps: int = 100
     """Optimizer steps."""
     global_batch_size: int = 64
-    """Sequences per optimizer step, over all data-parallel ranks."""
+    """Samples per optimizer step, over all data-parallel ranks; a pair is one."""
     micro_batch_size: int = 8
-    """Sequences per forward pass and data-parallel rank."""
+    """Samples per forward pass and data-parallel rank."""
     max_length: int = 4096
     """Longest sequence in tokens; a longer one is set aside."""
     packed_sequence_size: Optional[int] = None

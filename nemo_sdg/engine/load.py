@@ -43,5 +43,7 @@ def load_model(
         head_bias=folder.contents.head_bias, spec=spec, groups=mesh.groups,
     )  # fmt: skip
     model.to(device.device())
+    if reward:
+        model.outputs = folder.contents.outputs
     fill(model, folder, mesh)
     return model.eval(), Tokenizer(folder.tokenizer, folder.path)

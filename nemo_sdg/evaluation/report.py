@@ -119,8 +119,10 @@ def measures(result: Result) -> list[tuple[str, list[float | None]]]:
         n = states[-1]["policy"]["n"]
         rows.append((f"policy: exact match, {n} prompts", [state["policy"]["exact_match"] for state in states]))
     if all(state["reward"] for state in states):
-        for name in ATTRIBUTES:
-            rows.append((f"reward: {name}, Spearman", [state["reward"][name]["spearman"] for state in states]))
+        own = [name for name in states[-1]["reward"] if name not in ATTRIBUTES]
+        for name in (*ATTRIBUTES, *own):
+            found = [state["reward"].get(name, {}).get("spearman") for state in states]
+            rows.append((f"reward: {name}, Spearman", found))
     return rows
 
 

@@ -87,10 +87,11 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(Response):
-    """An answer with its five attributes. `Scored(**vars(response), scores=...)` makes one."""
+    """An answer with its scores. `Scored(**vars(response), scores=...)` makes one."""
 
     scores: dict[str, float]
-    """One number per attribute, as the model gave it (neither clamped nor rounded); NaN when it was not finite."""
+    """One number per attribute, as the model gave it (neither clamped nor rounded), and for each other label that it has
+    learned; NaN when it was not finite."""
 
     @classmethod
     def from_row(cls, row: dict, where: str = "row") -> Scored:
@@ -98,7 +99,7 @@ class Scored(Response):
         return cls(**fields.answer(row, where), scores=fields.scores(row, where), extra=columns)
 
     def to_row(self) -> dict:
-        scores = {name: fields.shortest_float32(self.scores[name]) for name in ATTRIBUTES}
+        scores = {name: fields.shortest_float32(score) for name, score in fields.all_attributes(self.scores).items()}
         return {**super().to_row(), "scores": scores}
 
 

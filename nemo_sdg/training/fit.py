@@ -206,8 +206,8 @@ class _Fit:
 
         def describe() -> None:
             write_description(
-                trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
-                tp=self.mesh.tp, pp=self.mesh.pp,
+                trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, outputs=self.task.outputs,
+                dtype=self._dtype_name(), tp=self.mesh.tp, pp=self.mesh.pp,
             )  # fmt: skip
             commit_file(trained / RESULT, json.dumps(result, indent=1).encode())
             for name in (LOSSES, CURVE):  # they stand in the result now; a kill may fall in between

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Callable
 
-from nemo_sdg.config import RewardTraining, Training
+from nemo_sdg.config import OUTPUTS, RewardTraining, Training
 from nemo_sdg.training import measures, samples
 from nemo_sdg.training.measures import Measure
 from nemo_sdg.training.objectives import SumAndCount, bradley_terry, regression, token_nll
@@ -28,6 +29,8 @@ class Task:
     """It trains a reward model."""
     fresh_head: bool = False
     """A reward model does not go on with the head of the one that it starts from."""
+    outputs: Mapping[str, int] = field(default_factory=lambda: dict(OUTPUTS))
+    """The outputs of a reward model that are trained, by name."""
     held_out: samples.Make | None = None
     """Makes the samples of validation, where it is not `sample`."""
 
@@ -51,9 +54,9 @@ def task_of(name: str, settings: Training) -> Task:
     task = TASKS[name]
     if not isinstance(settings, RewardTraining):
         return task
-    task = replace(task, fresh_head=not settings.keep_head)
+    task = replace(task, fresh_head=not settings.keep_head, outputs=settings.trained)
     if not settings.pairs:
-        return task
+        return replace(task, sample=partial(samples.reward_sample, outputs=settings.outputs))
     kind = settings.objective.removeprefix("bradley_terry").removeprefix("_") or "regular"
     output = settings.outputs[settings.compare]
     make = partial(pair_sample, weighed=kind != "regular")
