@@ -62,7 +62,7 @@ def stage(
     out: Optional[Path] = _OUT,
     round_: int = typer.Option(0, "--round", min=0, help="The round that the stage belongs to."),
 ) -> int:
-    """One stage of a round, on what the stages before it have committed."""
+    """One stage of a round, on what the stages before it have committed: of all waves and revisions that are as far."""
     from nemo_sdg import verbs
 
     if name not in STAGES:
@@ -214,12 +214,13 @@ def convert(
     tp: Optional[int] = typer.Option(None, "--tp", min=1, help="Tensor-parallel shards; by default those of SRC."),
     pp: Optional[int] = typer.Option(None, "--pp", min=1, help="Pipeline stages to record; by default those of SRC."),
     tokenizer: Optional[Path] = typer.Option(None, "--tokenizer", metavar="FILE", help="A SentencePiece model."),
+    adapter: Optional[str] = typer.Option(None, "--adapter", metavar="DIR", help="Low-rank adapters (PEFT) to merge."),
     threads: Optional[int] = _THREADS,
 ) -> int:
     """A checkpoint in another format, bit by bit; continues what was interrupted."""
     from nemo_sdg import folder_verbs
 
-    return folder_verbs.convert(source, target, to, tp=tp, pp=pp, tokenizer=tokenizer, threads=threads)
+    return folder_verbs.convert(source, target, to, tp=tp, pp=pp, tokenizer=tokenizer, adapter=adapter, threads=threads)
 
 
 @app.command()

@@ -18,13 +18,22 @@ _MOST = 20
 
 
 def convert(
-    source: str, target: Path, to: str, *, tp: int | None, pp: int | None, tokenizer: Path | None, threads: int | None
+    source: str,
+    target: Path,
+    to: str,
+    *,
+    tp: int | None,
+    pp: int | None,
+    tokenizer: Path | None,
+    adapter: str | None,
+    threads: int | None,
 ) -> int:
     """Writes a checkpoint in another format; returns the exit status."""
     if rank() == 0:  # the threads of one process fill any disk; under torchrun the other ranks have nothing to do
         convert_checkpoint(
-            source, target.expanduser(), to, Console(), tp=tp, pp=pp, tokenizer=tokenizer, threads=threads
-        )
+            source, target.expanduser(), to, Console(), tp=tp, pp=pp, tokenizer=tokenizer, adapter=adapter,
+            threads=threads,
+        )  # fmt: skip
     return 0
 
 

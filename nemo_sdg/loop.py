@@ -6,8 +6,8 @@ continues a run that was killed anywhere, and does nothing on a run that is fini
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import astuple, replace
 from typing import Any
 
 from nemo_sdg.config import RunConfig
@@ -16,9 +16,10 @@ from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select, train
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store.waves import Part, wave_parts
+from nemo_sdg.store.waves import OF_PARTS, Part, ready_parts, wave_parts
 from nemo_sdg.stages.target import Progress
 from nemo_sdg.store import Run, StageStore
 from nemo_sdg.store.spent import Spent
@@ -53,7 +54,7 @@ def _candidates(context: Context) -> Part:
     """Waves of scored responses, revised if the settings say so, until enough of them pass; the last wave."""
     config, wave = context.config, 0
     if config.select.target is not None and context.mesh.writer:
-        context = dataclasses.replace(context, spent=Spent(context.folder))
+        context = replace(context, spent=Spent(context.folder))
     while True:
         _stage("prompts", context.at(Part(wave)))
         _make(context.at(Part(wave)))
@@ -85,33 +86,34 @@ def _progress(context: Context) -> Progress:
 
 
 def run_stage(
-    name: str,
-    config: RunConfig,
-    opened: Run,
-    mesh: Mesh,
-    console: Console,
-    rules: tuple[Callable, ...] = (),
-    *,
+    name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = (), *,
     round: int,
-) -> dict[str, Any]:
-    """One stage of one round; what it counted. Candidates are those of the first wave; selection is of all it needs."""
+) -> dict[str, Any]:  # fmt: skip
+    """One stage of one round; what it counted last.
+
+    Candidates are of all waves and revisions that have what the stage reads. Revision is with the responses to each
+    pass and all that is asked about them. Selection is of as many waves as it needs.
+    """
     context = _rounds(config, opened, mesh, console, rules)(round)
-    if name == "revise":
-        return _revise(context, 0) or {}
     if name == "select":
         context = context.at(select.last_wave(context))
-    return _stage(name, context)
+    if name not in OF_PARTS:
+        return _stage(name, context)
+    for place in context.on_writer(lambda: [astuple(part) for part in ready_parts(name, config, context.folder)]):
+        totals = _revise(context, place[0]) if name == "revise" else _stage(name, context.at(Part(*place)))
+    return totals
 
 
 def _stage(name: str, context: Context) -> dict[str, Any]:
     if name == "train":
         context.residents.clear()
-    return _told(name, context, STAGES[name].run(context))
+    with doing(f"{name} of round {context.round}"):
+        return _told(name, context, STAGES[name].run(context))
 
 
-def _revise(context: Context, wave: int) -> dict[str, Any] | None:
-    """What nearly passed of a wave, pass by pass; what the last pass counted."""
-    totals = None
+def _revise(context: Context, wave: int) -> dict[str, Any]:
+    """What nearly passed of a wave, pass by pass; what the last pass counted, if there is any."""
+    totals: dict[str, Any] = {}
     for part in wave_parts(wave, context.config.revise.passes)[1:]:
         totals = _stage("revise", context.at(part))
         _make(context.at(part))
@@ -133,8 +135,9 @@ def _generate_and_score(context: Context) -> None:
         return
     generating = generate.Stage(context)
     scoring = score.Stage(context, generating.store)
-    for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
-        _told(name, context, totals)
+    with doing(f"generate and score of round {context.round}"):
+        for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
+            _told(name, context, totals)
 
 
 def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]:

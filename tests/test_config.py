@@ -248,11 +248,13 @@ def test_files_with_weights():
 
 def test_the_settings_that_decide_the_rows_as_yaml(tmp_path):
     words = ["data.labelled={a/b.jsonl: 2}", "generate.endpoint.url=http://127.0.0.1:1/v1", "run.seed=7"]
+    words += ["generate.others={http://127.0.0.1:1/v1#m: 2, http://127.0.0.1:2/v1: 1}"]
     made = load("tiny", [*words, "topology.dp=1"])
     (tmp_path / "some.yaml").write_text(config.dataset_yaml(made, 1))
     read = load(str(tmp_path / "some.yaml"))
     assert config.dataset_settings(read, 1) == config.dataset_settings(made, 1) and read.data.labelled == {"a/b.jsonl": 2.0}
-    assert read.generate.endpoint.url is None and "topology" not in config.dataset_yaml(made, 1)
+    assert read.generate.endpoint.url is None and "127.0.0.1" not in config.dataset_yaml(made, 1)
+    assert list(read.generate.others.values()) == [2, 1] and "topology" not in config.dataset_yaml(made, 1)
 
 
 def test_one_value_may_be_both_limits():

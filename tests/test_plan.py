@@ -209,3 +209,15 @@ def test_prompts_that_are_made_are_counted_with_what_that_takes(tmp_path):
     with pytest.raises(ConfigError, match="unknown"):
         plan.make(bad)
     assert any("is not counted: " in note for note in plan.make(bad, files=False).notes)
+
+
+def test_adapters_alone_have_gradients_and_an_optimizer():
+    """15B at TP 8: of linear_qkv and linear_fc1 B is cut and A a copy, of the other two the reverse."""
+    made = plan.make(load("nemotron4_15b", ["sft.lora.rank=32", "reward.lora.rank=16"]), files=False)
+    sft, rm = phases(made)["train sft"].stages[0], phases(made)["train rm"].stages[0]
+    hidden, qkv, query, ffn = 6144, 8192, 6144, 24576
+    layer = hidden + qkv // 8 + query // 8 + hidden + hidden + ffn // 8 + ffn // 8 + hidden
+    assert sft.training == 32 * layer * 32 * 16
+    assert rm.training == (32 * layer * 16 + 9 * hidden // 8) * 16
+    full = phases(plan.make(load("nemotron4_15b"), files=False))["train sft"].stages[0]
+    assert sft.weights == full.weights + 2 * 32 * layer * 32

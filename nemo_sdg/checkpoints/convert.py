@@ -13,12 +13,14 @@ from types import ModuleType
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.making import Making
 from nemo_sdg.checkpoints.meter import Meter
+from nemo_sdg.checkpoints.peft import Adapter
 from nemo_sdg.checkpoints.survey import survey
 from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.checkpoints.writing import STOP, Unit
 from nemo_sdg.console import Console, size_text
 from nemo_sdg.errors import CheckpointError, ConfigError, StoreError, TopologyError
 from nemo_sdg.models.tokenizer import Tokenizer
+from nemo_sdg.resources import resolve
 
 FORMATS = ("release", "hf", "nemo2")
 VERSION = 1
@@ -36,6 +38,7 @@ def convert(
     tp: int | None = None,
     pp: int | None = None,
     tokenizer: Path | None = None,
+    adapter: str | None = None,
     threads: int | None = None,
 ) -> None:
     """Write the checkpoint `source` as the new folder `target`; a rerun after a kill continues.
@@ -44,6 +47,7 @@ def convert(
         to: one of FORMATS.
         tp, pp: topology whose shards the pieces of the result are; by default the one that `source` names, else 1.
         tokenizer: a SentencePiece file for a checkpoint that has none, or in place of its own.
+        adapter: a folder in PEFT's layout whose low-rank adapters are added to the weights.
         threads: files that are written at the same time.
     Raises:
         UserError: the source is not a whole checkpoint, the target exists, or the disk refuses.
@@ -54,12 +58,16 @@ def convert(
         folder = ModelFolder.open(source)
         contents = folder.contents
         survey(folder)
+        identity = {"source": _identity(folder)}
+        if adapter is not None:
+            lora = Adapter(resolve(adapter), folder.shape)
+            contents, identity["adapter"] = lora.merged(contents), lora.digest
         target = _absolute(target, folder)
         tp, pp = _topology(contents, to, tp, pp)
         pieces = _tokenizer(folder, tokenizer, to)
         writer = _writer(to)
         units = writer.units(contents, tp=tp, pp=pp)
-    identity = {"source": _identity(folder), "to": to, "tp": tp, "pp": pp, "version": VERSION}
+    identity |= {"to": to, "tp": tp, "pp": pp, "version": VERSION}
     with Making(target, identity) as making:
         if making.afresh:
             console.say(f"an earlier attempt cannot be continued ({making.afresh}): starting afresh")

@@ -83,6 +83,24 @@ def tensor_places(shape: NemotronShape, *, reward: bool, head_bias: bool = False
     return places
 
 
+def adapter_places(shape: NemotronShape, layer: int, target: str, rank: int) -> tuple[TensorPlace, TensorPlace]:
+    """A [rank, in] and B [out, rank] of a low-rank adapter (`models.lora`); no format of whole models has them.
+
+    Args:
+        layer: global index.
+        target: the linear that it stands beside, by Megatron's name.
+    """
+    block = "self_attention" if target in ("linear_qkv", "linear_proj") else "mlp"
+    linear = architecture(shape)[f"{LAYERS}{block}.{target}.weight"]
+    outputs, inputs = linear.shape[1:]
+    column = linear.tp_axis == 0
+    key = f"adapters.layers.{layer}.{target}."
+    return (
+        TensorPlace(f"{key}a_RI", (rank, inputs), False, None if column else 1, "layers"),
+        TensorPlace(f"{key}b_OR", (outputs, rank), False, 0 if column else None, "layers"),
+    )
+
+
 def region(place: TensorPlace, layer: int | None, tp: int, tp_rank: int) -> Region:
     """The box of the global tensor that a rank holds; a layer of a stacked tensor is one index of axis 0.
 

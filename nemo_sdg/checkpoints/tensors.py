@@ -7,13 +7,13 @@ rank will read are known before anything is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from nemo_sdg.checkpoints.files import Files
-from nemo_sdg.checkpoints.names import HEAD, HEAD_BIAS, OUTPUT_LAYER, TensorPlace, architecture, tensor_places
+from nemo_sdg.checkpoints.names import HEAD, HEAD_BIAS, OUTPUT_LAYER, Region, TensorPlace, architecture, tensor_places
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
 
@@ -48,6 +48,8 @@ class StoredTensor:
     """What a message names: the folder of the array, the file."""
     by_layer: Mapping[Optional[int], tuple[Piece, ...]]
     """The pieces that hold a part of a layer; one that spans layers is listed with each. None: not stacked."""
+    made: Optional[Callable[[Region, Optional[int]], Any]] = None
+    """Makes the raw bits of a box of a layer, where they are not just those of the pieces (an adapter is merged in)."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ allowed (checks), and how they are written and named (values)."""
 
 from nemo_sdg.config.checks import validate
 from nemo_sdg.config.loading import from_yaml, load, load_recipe, override, read_mapping
+from nemo_sdg.config.lora import Lora
 from nemo_sdg.config.recipes import Recipe, rule_digests
 from nemo_sdg.config.rewarding import RewardTraining
 from nemo_sdg.config.selection import ATTRIBUTES, MISSING, OUTPUTS, Budget, Revise, Select
@@ -34,6 +35,7 @@ __all__ = [
     "Evaluate",
     "Generate",
     "Judge",
+    "Lora",
     "Models",
     "PhaseTopology",
     "Preference",

@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
 from nemo_sdg.config.lessons import check_lessons
+from nemo_sdg.config.lora import TARGETS
 from nemo_sdg.config.rewarding import OBJECTIVES
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
@@ -41,6 +42,9 @@ _TRAINING: dict[str, Rule] = {
     "restart_every": _AT_LEAST_1,
     "validate_every": _AT_LEAST_1,
     "keep_last": _AT_LEAST_1,
+    "lora.rank": _AT_LEAST_1,
+    "lora.alpha": ("a number above 0", lambda x: x > 0),
+    "lora.targets": ("one or more of " + ", ".join(TARGETS), lambda x: bool(x) and set(x) <= set(TARGETS)),
 }
 
 _SIZES = ("topology.tp", "topology.pp", "topology.dp")
@@ -59,6 +63,7 @@ RULES: dict[str, Rule] = {
     "topology.dp": _AT_LEAST_1,
     "topology.first_stage_layers": _AT_LEAST_1,
     "topology.last_stage_layers": _AT_LEAST_1,
+    "topology.virtual_stages": _AT_LEAST_1,
     "generate.backend": _one_of("local", "endpoint"),
     "generate.samples": _AT_LEAST_1,
     "generate.max_tokens": _AT_LEAST_1,
@@ -161,6 +166,12 @@ def validate(config: RunConfig) -> RunConfig:
                 found="pp=1",
                 way_out=f"set topology.pp to 2 or more, or topology.{key}=null",
             )
+    if config.topology.virtual_stages > 1 and config.topology.pp == 1:
+        raise ConfigError(
+            "one pipeline stage has nobody to take turns with", where="topology.virtual_stages",
+            found=f"{config.topology.virtual_stages} with pp=1", expected="1",
+            way_out="set topology.pp to 2 or more, or topology.virtual_stages=1",
+        )  # fmt: skip
     return config
 
 
@@ -259,17 +270,18 @@ def _judge(config: RunConfig) -> None:
 
 
 def _batches(config: RunConfig) -> None:
-    replicas = config.topology.dp or 1
+    topology = config.topology
+    factors = {"topology.dp": topology.dp or 1, "topology.pp": topology.pp if topology.virtual_stages > 1 else 1}
     for kind in ("sft", "reward"):
         settings = getattr(config, kind)
-        unit = settings.micro_batch_size * replicas
+        unit = settings.micro_batch_size * math.prod(factors.values())
         if settings.global_batch_size % unit:
-            shared = f" x topology.dp = {unit}" if replicas > 1 else f" = {unit}"
+            shared = "".join(f" x {key}" for key, factor in factors.items() if factor > 1)
             raise ConfigError(
                 "the global batch cannot be cut into whole micro batches",
                 where=f"{kind}.global_batch_size",
                 found=settings.global_batch_size,
-                expected=f"a multiple of {kind}.micro_batch_size{shared}",
+                expected=f"a multiple of {kind}.micro_batch_size{shared} = {unit}",
             )
         pairs = kind == "reward" and settings.pairs
         longest = settings.max_length * (2 if pairs else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from nemo_sdg.config.settings import Endpoint, Generate
@@ -60,7 +61,7 @@ def other_server(name: str, generate: Generate) -> Endpoint | None:
     A key goes to the address that it was given for. A server at another one than generate.endpoint's gets what the
     variable of the same name with the server's own behind it holds, for example OPENAI_API_KEY_127_0_0_1_8000.
     """
-    if not name.lower().startswith(("http:", "https:")):
+    if not _is_server(name):
         return None
     url, _, model = name.partition("#")
     like = generate.endpoint
@@ -69,6 +70,26 @@ def other_server(name: str, generate: Generate) -> Endpoint | None:
     if (here.scheme, here.netloc) != (there.scheme, there.netloc):
         key_env += "_" + re.sub(r"[^A-Z0-9]", "_", here.netloc.upper())
     return dataclasses.replace(like, url=url, model=model or None, key_env=key_env)
+
+
+def without_addresses(others: Mapping[str, int]) -> dict[str, int]:
+    """`generate.others` with each server named by its place among the servers and by its model, not by its address:
+    a server may move, and what a dataset's card tells goes to others. `.invalid` is nobody's address (RFC 6761).
+
+    The model of an entry that names none is what the server says that it serves, which the stage holds to.
+    """
+    named, servers = {}, 0
+    for name, samples in others.items():
+        if _is_server(name):
+            servers += 1
+            _, mark, model = name.partition("#")
+            name = f"http://server-{servers}.invalid/v1{mark}{model}"
+        named[name] = samples
+    return named
+
+
+def _is_server(name: str) -> bool:
+    return name.lower().startswith(("http:", "https:"))
 
 
 def check_others(generate: Generate) -> None:

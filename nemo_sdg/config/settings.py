@@ -45,6 +45,9 @@ class Topology:
     """Layers of the first pipeline stage, which also holds the embedding; null is as many as the others hold."""
     last_stage_layers: Optional[int] = None
     """Layers of the last pipeline stage, which also holds the output layer; null is as many as the others hold."""
+    virtual_stages: int = 1
+    """Chunks of layers that each pipeline stage holds in training, in turn with the other stages; divides its layers. More
+    chunks leave the stages idle for less time."""
     dp: Optional[int] = None
     """Data-parallel replicas; null is what the launch leaves over: world size / (tp x pp), 1 without torchrun."""
     sequence_parallel: bool = False
@@ -93,7 +96,7 @@ class Generate:
     others: Dict[str, int] = field(default_factory=dict)
     """More generators, each with its responses per prompt: a folder as models.instruct takes one, or a server's base
     URL, `#` and the model's name behind it where it has several. They answer one after the other, the same in every
-    round."""
+    round. A server may move to another address while a run goes on."""
     max_tokens: int = 512
     """Tokens per response at most."""
     min_tokens: int = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
+
+from nemo_sdg.config.lora import Lora
 
 
 @dataclass(kw_only=True)
@@ -46,6 +48,7 @@ class Training:
     a reward model without any evaluate.helpsteer2."""
     keep_best: bool = True
     """Where a fit is validated, its result is the model of the lowest validation loss; false takes the last one."""
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any, Iterable, Iterator
 
 import yaml
 
+from nemo_sdg.config.endpoints import without_addresses
 from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.config.settings import RunConfig
 
@@ -34,7 +35,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The settings that decide what a run's rows are: all but how, where and how far it runs."""
-    return {key: value for key, value in flatten(config).items() if not key.startswith(_NOT_IDENTITY)}
+    return {key: value for key, value in _flat(_anywhere(config), "") if not key.startswith(_NOT_IDENTITY)}
 
 
 def dataset_settings(config: RunConfig, number: int) -> dict[str, Any]:
@@ -60,14 +61,22 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def dataset_yaml(config: RunConfig, number: int) -> str:
-    """`dataset_settings` as YAML text; `from_yaml` reads it back to a config that makes the same datasets."""
+    """`dataset_settings` as YAML text; `from_yaml` reads it back to a config that makes the same datasets, once the
+    addresses of its servers are put in."""
     keys = set(dataset_settings(config, number))
-    return yaml.safe_dump(_kept(dataclasses.asdict(config), keys, ""), sort_keys=False)
+    return yaml.safe_dump(_kept(_anywhere(config), keys, ""), sort_keys=False)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice that looks most like the word."""
     return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
+
+
+def _anywhere(config: RunConfig) -> dict[str, Any]:
+    """The settings as a tree, without the addresses that stand in keys."""
+    tree = dataclasses.asdict(config)
+    tree["generate"]["others"] = without_addresses(config.generate.others)
+    return tree
 
 
 def _flat(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:

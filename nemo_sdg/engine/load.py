@@ -12,6 +12,7 @@ from nemo_sdg.models.nemotron import DTYPES, NemotronModel, build, transformer_c
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.watch import doing
 
 
 def resolve_dtype(name: str | None, folder: ModelFolder) -> torch.dtype:
@@ -45,5 +46,6 @@ def load_model(
     model.to(device.device())
     if reward:
         model.outputs = folder.contents.outputs
-    fill(model, folder, mesh)
+    with doing(f"loading {folder.path}"):
+        fill(model, folder, mesh)
     return model.eval(), Tokenizer(folder.tokenizer, folder.path)

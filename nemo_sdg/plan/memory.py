@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemo_sdg.checkpoints.names import tensor_places
-from nemo_sdg.config import RunConfig
+from nemo_sdg.checkpoints.names import HEAD, adapter_places, architecture, tensor_places
+from nemo_sdg.config import Lora, RunConfig
 from nemo_sdg.engine.budget import make_budget
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.models.stages import stage_layers
@@ -97,6 +97,16 @@ def rank_parameters(
     return total
 
 
+def adapter_parameters(shape: NemotronShape, tp: int, layers: int, settings: Lora) -> int:
+    """Parameters of the low-rank adapters of so many layers on one rank: shards of B or A, copies of the other."""
+    total = 0
+    for target in settings.targets:
+        for place in adapter_places(shape, 0, target, settings.rank):
+            sizes = [-(-size // tp) if axis == place.tp_axis else size for axis, size in enumerate(place.shape)]
+            total += math.prod(sizes)
+    return total * layers
+
+
 def pipeline_stages(shape: NemotronShape, grid: Grid) -> list[range]:
     """The layers of each pipeline stage. Raises TopologyError if they cannot be cut like this."""
     ends = {"first": grid.first_stage_layers, "last": grid.last_stage_layers}
@@ -133,21 +143,27 @@ def stage_plans(
             kv_cache_bytes=settings.kv_cache_bytes,
         )
         kv_cache = [budget.bytes(stage) for stage in range(grid.pp)]
-    per_parameter = 0.0
+    per_parameter, lora = 0.0, Lora()
     if role.startswith("train"):
+        lora = (config.sft if role == "train sft" else config.reward).lora
         # On GPUs the replicas share Megatron's distributed optimizer; bf16 is not meant for anything else.
         shards = grid.dp if gpu or dtype == "bf16" else 1
         per_parameter = GRADIENT_BYTES[dtype] + OPTIMIZER_BYTES[dtype] / shards
     made = []
     for stage in range(grid.pp):
         ends = {"first": stage == 0, "last": stage == grid.pp - 1}
-        held = rank_parameters(shape, grid.tp, layers[stage], **ends, reward=reward)
+        held = trained = rank_parameters(shape, grid.tp, layers[stage], **ends, reward=reward)
+        if lora.rank is not None:
+            trained = adapter_parameters(shape, grid.tp, layers[stage], lora)
+            held += trained
+            # A reward head is trained beside them as a whole.
+            trained += math.prod(architecture(shape)[HEAD].shape) // grid.tp if reward and ends["last"] else 0
         made.append(
             StagePlan(
                 stage=stage,
                 parameters=held,
                 weights=held * item,
-                training=int(held * per_parameter),
+                training=int(trained * per_parameter),
                 kv_cache=kv_cache[stage],
                 read=loading.stage(stage),
             )

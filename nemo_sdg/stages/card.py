@@ -17,6 +17,7 @@ import yaml
 
 import nemo_sdg
 from nemo_sdg.config import ATTRIBUTES, MISSING, Data, RunConfig, dataset_yaml
+from nemo_sdg.config.endpoints import without_addresses
 from nemo_sdg.quality.pairs import VERIFIER
 from nemo_sdg.records import Decision
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, line_file, table_file
@@ -134,7 +135,7 @@ def _made(
     ]
     data, select = config.data, config.select
     limits = {"minimum": select.minimum, "maximum": select.maximum, "weights": select.weights}
-    others = config.generate.others.items()
+    others = without_addresses(config.generate.others).items()
     weighed = {"labelled": data.labelled, "preference": data.preference}
     return "\n".join(
         [
@@ -221,7 +222,7 @@ def _again(config: RunConfig, number: int) -> str:
     command = f"nemo-sdg run settings.yaml run.rounds={number + 1}{without} --out NEW"
     return (
         "## To make them again\n\nSave these settings as `settings.yaml`; their paths are those of the machine where\n"
-        f"the datasets were made.\n\n{_fenced(command)}\n\n{_fenced(dataset_yaml(config, number).rstrip(), 'yaml')}"
+        f"the datasets were made, and servers stand there without their addresses.\n\n{_fenced(command)}\n\n{_fenced(dataset_yaml(config, number).rstrip(), 'yaml')}"
     )
 
 

@@ -46,6 +46,7 @@ def _train(context: Context, kind: str, name: str, settings: Training) -> dict[s
             seed=context.config.run.seed + context.round,
             on_step=_follow(bar.advance),
             sequence_parallel=context.config.topology.sequence_parallel,
+            virtual_stages=context.config.topology.virtual_stages,
             validation=held_out_rows(context.config, name, datasets),
             on_validation=lambda told: context.console.say(f"{kind} after step {told['step']}: {in_words(told)}"),
         )

@@ -19,9 +19,12 @@ from typing import Any
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
+from nemo_sdg.errors import ConfigError
 
 FOLDER = re.compile(r"(wave|revise)-\d+")
 """Names of the folders of parts."""
+OF_PARTS = {"prompts": None, "revise": None, "generate": "prompts", "score": "responses", "judge": "scored"}
+"""The stages that are of a part, each with the folder that it reads; `revise` reads that of `candidates`."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,24 @@ def begun_parts(round_folder: Path, passes: int) -> Iterator[Part]:
     while Part(wave).folder(round_folder).is_dir():
         yield from (part for part in wave_parts(wave, passes) if part.folder(round_folder).is_dir())
         wave += 1
+
+
+def ready_parts(stage: str, config: RunConfig, round_folder: Path) -> list[Part]:
+    """The parts of a round that a stage which makes candidates can do: those that were begun and have finished rows in
+    the folder that it reads, if it reads any. The first one is always among them, so that it says what is missing.
+
+    `prompts` and `revise` go by waves: the prompts of a revision come from the versions before it.
+    Raises ConfigError where nothing is to be revised.
+    """
+    if stage == "revise" and not config.revise.passes:
+        way_out = "set it to 1 or more"
+        raise ConfigError("nothing goes back to be revised", where="revise.passes", found=0, way_out=way_out)
+    by_waves, folder = stage in ("prompts", "revise"), candidates(config) if stage == "revise" else OF_PARTS[stage]
+
+    def ready(part: Part) -> bool:
+        if part.revision and by_waves:
+            return False
+        return folder is None or (part.folder(round_folder) / folder / "SUCCESS.json").is_file()
+
+    begun = begun_parts(round_folder, config.revise.passes)
+    return [Part(), *(part for part in begun if part != Part() and ready(part))]

@@ -1,7 +1,8 @@
 """Checkpoints of a fit: NeMo's own format with the random state of each rank, whole or not there at all.
 
 Restart points hold weights, optimizer, schedule, random states and losses; how far the data was read is their step.
-The last checkpoint holds weights alone, and so does the best one of a fit that is validated: one of them is the result.
+The last checkpoint holds weights alone: it is the result. Of a fit that is validated it holds the best ones, which were
+saved apart when they were found.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.distributed.checkpoint import CheckpointException
 from nemo_sdg.errors import Stopped
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_folder
 from nemo_sdg.store.files import make_folder, refusing, write_file
 from nemo_sdg.training import randomness, room
@@ -149,6 +151,9 @@ class CommittedCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """No save here: after the fit NeMo writes keys that cannot be loaded."""
 
+    def best_folder(self, step: int) -> Path:
+        return best_folder(self.work, step)
+
     def save_best(self, trainer: Any) -> None:
         """The weights as they are now, beside the restart points."""
         self.save_weights_only = True
@@ -173,7 +178,7 @@ class CommittedCheckpoint(ModelCheckpoint):
 
         on_writer(self.mesh, make_room)
         try:
-            with room.explained(*told):
+            with doing("saving"), room.explained(*told):
                 self._write(trainer, writing)
                 if not last:
                     randomness.save(writing, self.mesh)

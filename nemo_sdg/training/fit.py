@@ -6,7 +6,6 @@ import gc
 import json
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,11 +23,14 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.sums import sums_over_ranks
 from nemo_sdg.parallel.topology import check_global_batch
-from nemo_sdg.store import commit_file, commit_folder, digest, rows_digest, write_sums
+from nemo_sdg.parallel.watch import doing
+from nemo_sdg.store import commit_file, commit_folder, write_sums
 from nemo_sdg.training import cpu, probe, samples
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.forward import interleaved
 from nemo_sdg.training.held_out import HeldOut
-from nemo_sdg.training.result import RESULT, committed, losses_of, work_of
+from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
+from nemo_sdg.training.result import RESULT, committed, identity, losses_at, work_folder
 from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import Task, task_of
 
@@ -39,12 +41,13 @@ def fit(
     *,
     models: Models,
     start: Path | str,
-    rows: Path,
+    rows: Path | Online,
     out: Path,
     mesh: Mesh,
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
     sequence_parallel: bool = False,
+    virtual_stages: int = 1,
     validation: Path | str | None = None,
     on_validation: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -54,6 +57,7 @@ def fit(
 
     Args:
         task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
+        rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
         validation: held-out rows, where settings.validate_every is set.
@@ -65,21 +69,24 @@ def fit(
             a loss that is not finite, a disk that is full, or an `out` that holds another model.
         Stopped: the process was told to stop; a restart point is saved.
     """
-    rows, out = Path(rows), Path(out)
+    out = Path(out)
     folder = ModelFolder.open(start)
-    folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages)
+    folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages, virtual_stages=virtual_stages)
     if task == "sft":
         folder.require(reward=False)
-    check_global_batch(settings, mesh.dp, task)
-    signature = on_writer(mesh, lambda: fingerprint(_identity(task, settings, models, folder, rows, seed, validation)))
+    together = mesh.pp if virtual_stages > 1 else 1
+    check_global_batch(settings, mesh.dp, task, together)
+    signature = on_writer(mesh, lambda: fingerprint(identity(task, settings, models, folder, rows, seed, validation)))
     if (done := on_writer(mesh, lambda: committed(out, signature))) is not None:
         return done
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
-    with cpu.scope(), StopRequest() as stop:
-        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, validation)
-        job.on_step, job.sequence_parallel, job.on_validation = on_step, sequence_parallel, on_validation
+    with cpu.scope(), StopRequest() as stop, interleaved(virtual_stages):
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, together)
+        job.validate_on(validation, on_validation)
+        job.start, job.on_step = str(start), on_step
+        job.sequence_parallel, job.virtual_stages = sequence_parallel, virtual_stages
         try:
             return job.run()
         finally:
@@ -90,38 +97,15 @@ def fit(
                 torch.cuda.empty_cache()
 
 
-_FREE = ("enabled", "restart_every", "keep_last", "validation")
-"""Settings that leave the result as it is."""
-
-
-def _identity(
-    task: str,
-    settings: Training,
-    models: Models,
-    folder: ModelFolder,
-    rows: Path,
-    seed: int,
-    validation: Path | str | None,
-) -> dict[str, Any]:
-    """What the result depends on. The topology and the restart points change no more than last digits."""
-    decisive = {key: value for key, value in asdict(settings).items() if key not in _FREE}
-    return {
-        "task": task,
-        "settings": decisive,
-        "dtype": str(resolve_dtype(models.dtype, folder)),
-        "start": folder.digest,
-        "rows": digest(rows),
-        "seed": seed,
-        **({"validation": rows_digest(validation)} if settings.validate_every and validation else {}),
-    }
-
-
 class _Fit:
     """The parts of one fit, kept together from set-up to commit."""
 
     on_step: Callable[[int, float], None] | None = None
-    on_validation: Callable[[dict[str, Any]], None] | None = None
     sequence_parallel = False
+    virtual_stages = 1
+    held_out: HeldOut | None = None
+    start = ""
+    """The model that it starts from, as it was named."""
 
     def __init__(
         self,
@@ -129,34 +113,43 @@ class _Fit:
         settings: Training,
         models: Models,
         folder: ModelFolder,
-        rows: Path,
+        rows: Path | Online,
         out: Path,
         mesh: Mesh,
         seed: int,
         signature: str,
         stop: StopRequest,
-        validation: Path | str | None,
+        together: int,
     ) -> None:
         self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, stop
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
-        tokenizer = Tokenizer(folder.tokenizer, folder.path)
-        self.samples = samples.read(task.sample, rows, tokenizer, max_length)
-        self.held_out: HeldOut | None = None
-        if settings.validate_every:
-            self.held_out = HeldOut(task, settings, validation, tokenizer, max_length, mesh)
-        unit = settings.micro_batch_size * mesh.dp
-        self.batches = GlobalBatches(
-            self.samples.rows,
-            steps=settings.steps,
-            global_batch_size=settings.global_batch_size,
-            seed=seed,
-            unit=unit,
-            padded_together=unit if mesh.pp == 1 else None,
-            packed_sequence_size=settings.packed_sequence_size,
-        )
-        self.work = work_of(out)
+        self.tokenizer, self.work = Tokenizer(folder.tokenizer, folder.path), work_folder(out)
+        self.online = rows if isinstance(rows, Online) else None
+        unit = settings.micro_batch_size * mesh.dp * together
+        options: dict[str, Any] = {
+            "steps": settings.steps,
+            "global_batch_size": settings.global_batch_size,
+            "seed": seed,
+            "unit": unit,
+            "padded_together": unit if mesh.pp == 1 else None,
+        }
+        self.batches: GlobalBatches | LiveBatches
+        if isinstance(rows, Online):
+            self.batches = LiveBatches(every=rows.every, longest=max_length, **options)
+        else:
+            self.samples = samples.read(task.sample, rows, self.tokenizer, max_length)
+            self.batches = GlobalBatches(
+                self.samples.rows, packed_sequence_size=settings.packed_sequence_size, **options
+            )
         self.losses: list[float] = []
+
+    def validate_on(self, rows: Path | str | None, on_told: Callable[[dict[str, Any]], None] | None) -> None:
+        """Reads the held-out rows, if the settings want them."""
+        if self.settings.validate_every:
+            max_length = min(self.settings.max_length, self.folder.shape.seq_length)
+            self.held_out = HeldOut(self.task, self.settings, rows, self.tokenizer, max_length, self.mesh)
+            self.held_out.on_told = on_told
 
     def run(self) -> dict[str, Any]:
         from nemo_sdg.training.checkpoint import LOSSES, step_folder
@@ -164,7 +157,7 @@ class _Fit:
         done = on_writer(self.mesh, self._prepare)
         began = time.monotonic()
         if done:
-            self.losses = losses_of(step_folder(self.work, done) / LOSSES)
+            self.losses = losses_at(step_folder(self.work, done), LOSSES)
         if self.held_out is not None:
             self.held_out.resume(self.work, done)
         if done < self.settings.steps:
@@ -174,17 +167,25 @@ class _Fit:
             "signature": self.signature,
             "task": self.task.name,
             "steps": self.settings.steps,
-            "rows": len(self.samples.rows),
-            "rows_set_aside": self.samples.set_aside,
-            "first_set_aside": self.samples.first,
-            "tokens": self.batches.num_tokens,
+            **self._data(),
             "losses": self.losses,
+            **(self.held_out.told() if self.held_out is not None else {}),
         }
-        trained = step_folder(self.work, self.settings.steps)
-        if self.held_out is not None:
-            result, trained = {**result, **self.held_out.told()}, self.held_out.chosen(self.work)
-        self._commit(trained, result)
+        self._commit(step_folder(self.work, self.settings.steps), result)
         return {**result, "seconds": seconds}
+
+    def _data(self) -> dict[str, Any]:
+        """What was learned from."""
+        if isinstance(self.batches, GlobalBatches):
+            return {
+                "rows": len(self.samples.rows),
+                "rows_set_aside": self.samples.set_aside,
+                "first_set_aside": self.samples.first,
+                "tokens": self.batches.num_tokens,
+            }
+        intervals = on_writer(self.mesh, lambda: told(self.work / FOLDER))
+        rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
+        return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
 
     def _prepare(self) -> int:
         """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
@@ -209,9 +210,16 @@ class _Fit:
                 trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, outputs=self.task.outputs,
                 dtype=self._dtype_name(), tp=self.mesh.tp, pp=self.mesh.pp,
             )  # fmt: skip
+            if self.settings.lora.rank is not None and self.settings.lora.apart:
+                from nemo_sdg.training.lora import FOLDER as ADAPTER
+                from nemo_sdg.training.lora import write_adapter
+
+                write_adapter(self.work, trained / ADAPTER, self.start, self.settings.lora, self.task.reward)
             commit_file(trained / RESULT, json.dumps(result, indent=1).encode())
             for name in (LOSSES, CURVE):  # they stand in the result now; a kill may fall in between
                 (trained / name).unlink(missing_ok=True)
+            if self.online is not None:
+                shutil.copytree(self.work / FOLDER, trained / FOLDER, dirs_exist_ok=True)
 
         def commit() -> None:
             write_sums(trained, sums)
@@ -251,18 +259,30 @@ class _Fit:
             spec=self.models.spec,
             mesh=self.mesh,
             batches=self.batches,
-            rows=self.samples.where,
+            rows=self.samples.where if self.online is None else self.work / FOLDER,
             done=done,
             checkpoint=checkpoint,
             stop=self.stop,
             on_loss=on_loss,
             fill=self._fill,
             sequence_parallel=self.sequence_parallel,
+            virtual_stages=self.virtual_stages,
         )
+        if self.online is not None:
+            from nemo_sdg.training.asking import OnlineSampling
+
+            asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER)
+            trainer.callbacks.insert(0, asking)
         if self.held_out is not None:
-            self.held_out.follow(trainer, checkpoint, self.on_validation)
-        trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
+            self.held_out.follow(trainer, checkpoint)
+        with doing(self.task.name):
+            trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
         fresh = self.task.fresh_head or not self.folder.is_reward
-        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)
+        with doing(f"loading {self.folder.path}"):
+            fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)
+        if self.settings.lora.rank is not None:
+            from nemo_sdg.models.lora import attach
+
+            attach(model, self.folder.shape, self.settings.lora, self.seed, self.mesh)

@@ -33,6 +33,8 @@ class HeldOut:
             )  # fmt: skip
         self.task, self.settings, self.mesh = task, settings, mesh
         self.samples = samples.read(task.held_out or task.sample, rows, tokenizer, max_length)
+        self.on_told: Callable[[dict[str, Any]], None] | None = None
+        """Called on rank 0 with what each validation tells."""
         self.curve: Curve = []
         """What validation has told up to now."""
 
@@ -43,35 +45,31 @@ class HeldOut:
         self.curve += read_curve(step_folder(work, done)) if done else []
         on_writer(self.mesh, lambda: keep_best(work, self.curve))
 
-    def follow(self, trainer: Any, checkpoint: Any, on_told: Callable[[dict[str, Any]], None] | None) -> None:
-        """Validates while the trainer trains; before a checkpoint is saved, so that this tells what was found.
+    def follow(self, trainer: Any, checkpoint: Any) -> None:
+        """Validates while the trainer trains, before anything else is done after a step: what is saved tells it.
 
         Args:
             checkpoint: the fit's `CommittedCheckpoint`.
-            on_told: called on rank 0 with what each validation tells.
         """
-        from nemo_sdg.training.validation import Validation
+        from nemo_sdg.training.validation import Validation, take_back
 
         def told(trainer: Any, found: dict[str, Any]) -> None:
-            if on_told is not None and self.mesh.writer:
-                on_told(found)
-            step = found["step"]
-            if self.settings.keep_best and step < trainer.max_steps and best_step(self.curve) == step:
-                checkpoint.save_best(trainer)
+            if self.on_told is not None and self.mesh.writer:
+                self.on_told(found)
+            step, best = found["step"], best_step(self.curve)
+            if not self.settings.keep_best:
+                return
+            if step < trainer.max_steps:
+                if best == step:
+                    checkpoint.save_best(trainer)
+            elif best != step:
+                take_back(trainer, checkpoint.best_folder(best))
 
         validation = Validation(
             self.samples, self.task.measure(self.settings), self.settings, self.mesh, reward=self.task.reward,
             curve=self.curve, on_told=told,
         )  # fmt: skip
-        trainer.callbacks.insert(trainer.callbacks.index(checkpoint), validation)
-
-    def chosen(self, work: Path) -> Path:
-        """The weights that are the result of the fit, now that all its steps are done."""
-        from nemo_sdg.training.checkpoint import best_folder, step_folder
-
-        best = best_step(self.curve)
-        keeps = self.settings.keep_best and best != self.settings.steps
-        return best_folder(work, best) if keeps else step_folder(work, self.settings.steps)
+        trainer.callbacks.insert(0, validation)
 
     def told(self) -> dict[str, Any]:
         """What the result of the fit says of it."""

@@ -20,6 +20,7 @@ from nemo_sdg.checkpoints.names import architecture, released_key
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.training.forward import forward, to_device
+from nemo_sdg.training.lora import plain, to_save
 from nemo_sdg.training.objectives import SumAndCount, regression, token_nll
 
 
@@ -43,6 +44,8 @@ class NemotronConfig(llm.NemotronConfig):
         post_process: bool | None = None,
         vp_stage: int | None = None,
     ) -> GPTModel:
+        if self.virtual_pipeline_model_parallel_size:
+            vp_stage = vp_stage or 0  # NeMo names all but the first
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         return nemotron.build(
@@ -123,6 +126,16 @@ class NemotronModule(llm.NemotronModel):
     def forward_step(self, batch: dict[str, Any]) -> Tensor:
         """Logits [B, S, V_local] or rewards [N, A] on the last stage, hidden states elsewhere."""
         return forward(self.module, batch, reward=self.config.reward)
+
+    def sharded_state_dict(self, prefix: str = "", metadata: dict | None = None) -> dict[str, Any]:
+        """What NeMo saves and loads of this rank's model, or of one of its virtual stages."""
+        state = self.module.sharded_state_dict(prefix=prefix, metadata=metadata)
+        return to_save(plain(self.module), state)
+
+    @property
+    def strict_loading(self) -> bool:
+        """A checkpoint holds all weights; one of adapters in training holds them alone."""
+        return not hasattr(plain(self.module), "adapters")
 
     @property
     def training_loss_reduction(self) -> "TargetLoss":

@@ -20,17 +20,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def bytes_needed(parameters: Iterable[torch.nn.Parameter], mesh: Mesh, *, optimizer: bool) -> int:
-    """Bytes of the tensors that the ranks of one replica hold, the same on every rank.
+    """Bytes of the tensors that the ranks of one replica write, the same on every rank.
 
     Args:
         parameters: this rank's.
-        optimizer: Adam's two moments as well, and fp32 main weights of half precisions.
+        optimizer: of a restart point: what is trained, with Adam's two moments and fp32 main weights of half
+            precisions; of a trained model: all of it.
     """
     total = 0
     for parameter in parameters if mesh.dp_rank == 0 else ():
         if mesh.tp_rank == 0 or getattr(parameter, "tensor_model_parallel", False):
-            state = (12 if parameter.element_size() < 4 else 2 * parameter.element_size()) if optimizer else 0
-            total += parameter.numel() * (parameter.element_size() + (state if parameter.requires_grad else 0))
+            size = parameter.element_size()
+            if not optimizer:
+                total += parameter.numel() * size
+            elif parameter.requires_grad:
+                total += parameter.numel() * (size + (12 if size < 4 else 2 * size))
     if mesh.world_size > 1:
         summed = torch.tensor([total], device=device.device())
         dist.all_reduce(summed, group=mesh.whole_group)

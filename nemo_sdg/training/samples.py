@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -74,6 +74,15 @@ def sft_sample(row: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         raise RowError("the row has no list of conversations", found=type(turns).__name__)
     messages = [{"role": "system", "content": row.get("system") or ""}]
     messages += [{"role": str(turn.get("from")).lower(), "content": turn.get("value")} for turn in turns]
+    return dialogue_sample(messages, tokenizer)
+
+
+def dialogue_sample(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> Sample:
+    """A conversation that ends with an answer, as tokens and labels.
+
+    Raises:
+        RowError: the template cannot express it, or no token of it is in the loss.
+    """
     text, spans = templates.sft_text(messages)
     ids, starts = tokenizer.encode_with_offsets(text)
     trained = [any(begin <= start < end for begin, end in spans) for start in starts]

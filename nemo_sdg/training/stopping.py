@@ -8,9 +8,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send before they take a machine away; Slurm's --signal sends the second."""
-
+from nemo_sdg.parallel.launch import STOPS
 
 class StopRequest:
     """Remembers, within its `with` block, that this process was told to stop.
@@ -29,7 +27,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in STOPS}
         return self
 
     def __exit__(

@@ -23,6 +23,7 @@ from torch import distributed as dist
 from nemo_sdg.errors import UserError
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.training.stopping import StopRequest
 
 _MOST_LINES = 40
@@ -106,13 +107,19 @@ class FitStrategy(MegatronStrategy):
 
         config.finalize_model_grads_func = watched
 
+    def init_model_parallel(self) -> None:
+        # NeMo builds the other virtual stages from what the first one was constructed with, which `fill` is not.
+        for chunk in list(self.megatron_parallel)[1:]:
+            self.lightning_module.fill(chunk.module)
+        super().init_model_parallel()
+
     def training_step(self, dataloader_iter: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Forward, backward and gradient reduction of one global batch; returns its mean loss on every rank.
 
         Raises:
             UserError: the loss or a gradient is not finite; on all ranks at once, before the update.
         """
-        with self.precision_plugin.train_step_context():
+        with doing(f"step {self.trainer.global_step}"), self.precision_plugin.train_step_context():
             for chunk in self.model:
                 chunk.zero_grad_buffer()
             for optimizer in self.optimizers:

@@ -52,7 +52,7 @@ TASKS = {
 def task_of(name: str, settings: Training) -> Task:
     """The kind of fit that these settings ask for."""
     task = TASKS[name]
-    if not isinstance(settings, RewardTraining):
+    if not task.reward or not isinstance(settings, RewardTraining):
         return task
     task = replace(task, fresh_head=not settings.keep_head, outputs=settings.trained)
     if not settings.pairs:

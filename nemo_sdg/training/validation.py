@@ -7,6 +7,7 @@ steps as one without. Axes: M samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -66,6 +67,12 @@ def _rows(order: Sequence[int], samples: Sequence[Sample], limit: int | None) ->
 def _collated(rows: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[str, Any]:
     longest = max(sum(samples[i].num_tokens for i in row) for row in rows)
     return collate([[samples[i] for i in row] for row in rows], -(-longest // MULTIPLE) * MULTIPLE)
+
+
+def take_back(trainer: Any, folder: Path) -> None:
+    """Puts the weights of an earlier step, where adapters train those of the adapters, into the place of the live ones."""
+    found = trainer.strategy.load_checkpoint(folder, selective_restore=True)
+    trainer.strategy.load_model_state_dict(found, strict=False)
 
 
 def _without_wrappers(chunk: torch.nn.Module) -> torch.nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -29,8 +30,9 @@ from nemo_sdg.config import (
     Select,
     Topology,
     Training,
+    identity,
 )
-from nemo_sdg.config.endpoints import other_server
+from nemo_sdg.config.endpoints import other_server, without_addresses
 from nemo_sdg.console import Console
 from nemo_sdg.engine import residents
 from nemo_sdg.errors import CheckpointError, ConfigError, StoreError, UserError
@@ -201,6 +203,47 @@ def test_another_generator_is_another_run_and_fork_generates_again(inputs, serve
         Run.open(finished, more, writer=True)
     steps = {step.name: step.reused for step in fork.plan(finished, settings(inputs, server.url), more)}
     assert steps["prompts"] and not steps["responses"] and not steps["scored"]
+
+
+def test_a_server_may_move_while_a_run_goes_on(inputs, server, finished, tmp_path):
+    """Its name and what it says that it serves stay; its address is in no row, no name and no card."""
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(out / "round-0/datasets")
+    for file in out.glob("round-0/responses/part-00005*"):
+        file.unlink()
+    with serving() as moved:
+        config = settings(inputs, moved.url)
+        assert identity(config) == identity(settings(inputs, server.url))
+        run_ranks(rounds, config, out)
+        assert len(moved.asked) == 3 * SERVER and moved.url in (out / "run.yaml").read_text()
+        assert row_files(out) == row_files(finished)
+        card = (out / "round-0/datasets/README.md").read_text()
+        assert "`http://server-1.invalid/v1#policy`, 2 to each prompt" in card and moved.url not in card
+        assert verify_run(out, Console(io.StringIO())) == []
+        assert all(step.reused for step in fork.plan(finished, settings(inputs, server.url), config))
+
+
+def test_a_server_that_serves_another_model_is_another_generator(inputs, server, finished, tmp_path):
+    another = settings(inputs, server.url, others={f"{inputs}/second": SECOND, f"{server.url}#another": SERVER})
+    assert identity(another) != identity(settings(inputs, server.url))
+    unnamed = {f"{inputs}/second": SECOND, server.url: SERVER}
+    run_ranks(rounds, settings(inputs, server.url, others=unnamed), tmp_path / "run")
+
+    def refused(mesh):
+        with serving(models={"another": "somebody"}) as moved:
+            config = settings(inputs, moved.url, others={f"{inputs}/second": SECOND, moved.url: SERVER})
+            with pytest.raises(StoreError, match="responses: the stage was made with another fingerprint"):
+                rounds(mesh, config, tmp_path / "run")
+
+    run_ranks(refused)
+
+
+def test_two_servers_of_one_model_stay_two():
+    both = {"http://a/v1#m": 1, "folder": 2, "HTTPS://b/v1": 3}
+    assert without_addresses(both) == {"http://server-1.invalid/v1#m": 1, "folder": 2, "http://server-2.invalid/v1": 3}
+    assert without_addresses({"http://a/v1#m": 1, "http://b/v1#m": 1}).keys() == {
+        "http://server-1.invalid/v1#m", "http://server-2.invalid/v1#m"
+    }  # fmt: skip
 
 
 def test_a_server_that_is_not_there_is_said_before_anything_is_generated(inputs, tmp_path):

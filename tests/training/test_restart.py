@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 from dataclasses import replace
@@ -13,7 +14,7 @@ from ranks import TOPOLOGIES, run_ranks
 from nemo_sdg.console import size_text
 from nemo_sdg.errors import StoreError, Stopped
 from training import worlds
-from training.restarts import SETTINGS, fit, killed, recorded, same, straight_settings
+from training.restarts import SETTINGS, fit, kill_while_saving, killed, recorded, same, straight_settings
 
 
 @pytest.mark.parametrize("task, name", [("sft", "tp2pp2"), ("reward", "dp2"), ("sft", "one")])
@@ -21,7 +22,7 @@ def test_it_goes_on_to_the_bit(world, tmp_path, task, name):
     tp, pp, dp = TOPOLOGIES[name]
     grid = dict(tp=tp, pp=pp, dp=dp)
     straight = run_ranks(recorded, world, tmp_path / "straight", task, straight_settings(), **grid)
-    killed(run_ranks, recorded, world, tmp_path / "out", task, SETTINGS, 5, timeout_s=20, **grid)
+    killed(recorded, world, tmp_path / "out", task, SETTINGS, 5, timeout_s=20, **grid)
     resumed = run_ranks(recorded, world, tmp_path / "out", task, SETTINGS, **grid)
     for one, other in zip(straight, resumed):
         same(one, other, since=3)
@@ -39,7 +40,7 @@ def test_it_goes_on_through_every_topology(world, tmp_path, task):
         tp, pp, dp = TOPOLOGIES[name]
         grid, kill_at = dict(tp=tp, pp=pp, dp=dp), 2 * number + 2
         if kill_at < 10:
-            killed(run_ranks, recorded, world, tmp_path / "out", task, settings, kill_at, timeout_s=20, **grid)
+            killed(recorded, world, tmp_path / "out", task, settings, kill_at, timeout_s=20, **grid)
             kept = sorted(path.name for path in (tmp_path / ".out.fit").iterdir())
             assert kept == ["fit", *(f"step-{step:08d}" for step in (kill_at - 2, kill_at) if step)]
         else:
@@ -125,10 +126,10 @@ def refused(mesh, world, out, free=None, largest=None):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("how", [dict(free=100_000), dict(largest=50_000)], ids=["no room", "a limit met while writing"])
-def test_a_full_disk(world, tmp_path, how):
+@pytest.mark.parametrize("free, largest", [(100_000, None), (None, 50_000)], ids=["no room", "met while writing"])
+def test_a_full_disk(world, tmp_path, free, largest):
     work = tmp_path / ".out.fit"
-    messages = run_ranks(refused, world, tmp_path / "out", *how.values() if "free" in how else (None, how["largest"]), tp=2)
+    messages = run_ranks(refused, world, tmp_path / "out", free, largest, tp=2)
     for message in messages:
         assert message.startswith(f"{work}: the restart point after step 6 does not fit on the disk, found ")
         assert "the fit then goes on after step 3" in message
@@ -138,7 +139,7 @@ def test_a_full_disk(world, tmp_path, how):
     assert needed == size_text(worlds.SHAPE.num_parameters * 24)
     size = sum(file.stat().st_size for file in (work / "step-00000003" / "weights").glob("*.distcp"))
     assert worlds.SHAPE.num_parameters * 24 < size
-    if "free" in how:
+    if free:
         assert "100.0 kB free, " in messages[0] and "too few" in messages[0]
     straight = run_ranks(fit, world, tmp_path / "straight", "sft", straight_settings(), tp=2)[0]["losses"]
     assert run_ranks(fit, world, tmp_path / "out", "sft", SETTINGS, tp=2)[0]["losses"] == straight
@@ -189,5 +190,10 @@ def test_a_restart_point_is_on_the_disk_before_it_has_its_name(world, tmp_path):
     at = log.index(("replace", str(work / "step-00000002")))
     before = {path for what, path in log[:at] if what == "fsync"}
     writing = str(work / ".step-00000002.writing")
-    assert {writing, f"{writing}/losses.json", f"{writing}/random/rank-00001.json", f"{writing}/weights/common.pt"} <= before
+    names = ("losses.json", "random/rank-00001.json", "weights/common.pt", "context/io.json")
+    assert {writing, *(f"{writing}/{name}" for name in names)} <= before
     assert log[at + 1] == ("fsync", str(work))
+
+
+def test_ten_kills_while_saving(world, tmp_path):
+    assert sum(count for what, count in kill_while_saving(world, tmp_path / "out", 10, random.Random(3)).items()) == 20

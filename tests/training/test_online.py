@@ -1,0 +1,164 @@
+"""A fit that learns from its own answers: who generates, what is fed, and that neither topology nor a kill matters."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ranks import run_ranks
+
+from nemo_sdg.config import Generate, Models, Select, Training
+from nemo_sdg.records import Prompt
+from training import worlds
+from training.test_topologies import weights
+
+SETTINGS = Training(
+    steps=6, global_batch_size=8, micro_batch_size=2, max_length=256, learning_rate=2e-3, warmup_steps=0, clip_grad=0.0
+)
+PROMPTS = [
+    Prompt(f"p{i}", ({"role": "user", "content": f"{worlds.WORDS[i]} {worlds.WORDS[i + 1]}"},)) for i in range(5)
+]
+# Passes of few tokens: under sequence parallelism, were it not off meanwhile, the second rank would hold some prompts' ends.
+GENERATE = Generate(samples=3, max_tokens=6, temperature=1.0, slots=8, prefill_tokens=64)
+EVERY = 2
+
+
+@pytest.fixture(scope="module")
+def head(world):
+    def write(mesh):
+        worlds.write_start(mesh, world / "head", world / "tokenizer.model", reward=True)
+
+    run_ranks(write)
+    return world / "head"
+
+
+def online(mesh, head, **changes):
+    from nemo_sdg.config import Score
+    from nemo_sdg.engine.backends.local import LocalScorer
+    from nemo_sdg.engine.load import load_model
+    from nemo_sdg.training.online import Online
+
+    model, tokenizer = load_model(head, mesh, dtype="fp64", reward=True)
+    scorer = LocalScorer(model, tokenizer, mesh, Score(), {"reward": "head"})
+    # A response of a random model is cut off mostly; the best of each prompt is kept whatever its scores.
+    select = Select(minimum={}, finished=False, unique=False, per_prompt=1)
+    options = {"every": EVERY, "prompts_at_once": 4, "generate": GENERATE, "select": select, "seed": 3, **changes}
+    return Online(prompts=PROMPTS, scorer=scorer, **options)
+
+
+def train(mesh, world, head, out, settings=SETTINGS, on_step=None, sequence_parallel=False, **changes):
+    from nemo_sdg.training.fit import fit
+
+    return fit(
+        "sft", settings, models=Models(dtype="fp64"), start=world / "base", rows=online(mesh, head, **changes), out=out,
+        mesh=mesh, seed=5, on_step=on_step, sequence_parallel=sequence_parallel,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(world, head, tmp_path_factory):
+    out = tmp_path_factory.mktemp("online") / "alone"
+    return run_ranks(train, world, head, out)[0], run_ranks(weights, out)[0], out
+
+
+def rows(out, step):
+    return json.loads((out / "online" / f"step-{step:08d}.json").read_text())["rows"]
+
+
+def test_what_it_learned_from_is_told(alone):
+    result, _, out = alone
+    assert [one["step"] for one in result["online"]] == [0, 2, 4]
+    assert 48 * 20 < result["tokens"] < 48 * 40  # six steps of eight samples
+    for one in result["online"]:
+        made = rows(out, one["step"])
+        kept = [row["prompt_id"] for row in made if row["kept"]]
+        assert one["asked"] == 12 and one["scored"] == len(made) and one["kept"] == len(kept)
+        assert set(kept) == {row["prompt_id"] for row in made} and len(set(kept)) == len(kept)  # the best of each
+        for name, mean in one["mean"].items():
+            assert mean == pytest.approx(np.mean([row["scores"][name] for row in made]))
+    # Four of five prompts at a time, in turn.
+    asked = [list(dict.fromkeys(row["prompt_id"] for row in rows(out, step))) for step in (0, 2, 4)]
+    assert asked == [
+        ["0:p0", "1:p1", "2:p2", "3:p3"], ["0:p4", "1:p0", "2:p1", "3:p2"], ["0:p3", "1:p4", "2:p0", "3:p1"]
+    ]  # fmt: skip
+
+
+def _answers(mesh, folder, step):
+    """What a folder says to the prompts of an interval, generated in the ordinary way."""
+    from nemo_sdg.engine.backends.local import LocalGenerator
+    from nemo_sdg.engine.load import load_model
+    from nemo_sdg.engine.requests import Sampling
+
+    model, tokenizer = load_model(folder, mesh, dtype="fp64")
+    asked = [PROMPTS[i % 5] for i in range(step // EVERY * 4, step // EVERY * 4 + 4)]
+    named = [Prompt(f"{i}:{prompt.id}", prompt.messages) for i, prompt in enumerate(asked)]
+    generator = LocalGenerator(model, tokenizer, mesh, GENERATE, {})
+    sampling = Sampling(max_tokens=6, temperature=1.0, seed=3, round=step)
+    return {row.id: row.response for row in generator.generate(named, sampling, 3)}
+
+
+def test_the_weights_that_train_are_those_that_generate(world, head, alone, tmp_path):
+    """The answers before step 4 are those of the folder that a fit of four steps commits, not those of the start."""
+    _, _, out = alone
+    run_ranks(train, world, head, tmp_path / "four", replace(SETTINGS, steps=4))
+    expected = run_ranks(_answers, tmp_path / "four", 4)[0]
+    said = {row["id"]: row["response"] for row in rows(out, 4)}
+    assert len(said) > 6 and said == {name: text for name, text in expected.items() if name in said}
+    assert run_ranks(_answers, world / "base", 4)[0] != expected
+
+
+GRIDS = {
+    "TP2": dict(tp=2),
+    "TP2, sequence parallel": dict(tp=2, sequence_parallel=True),
+    "PP2": dict(pp=2),
+    "DP2": dict(dp=2),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_topology_learns_the_same(world, head, alone, tmp_path, name):
+    result, trained, out = alone
+    grid = GRIDS[name]
+    more = {"sequence_parallel": grid.get("sequence_parallel", False)}
+    for found in run_ranks(lambda mesh: train(mesh, world, head, tmp_path / "out", **more), **grid):
+        assert found["losses"] == pytest.approx(result["losses"], abs=1e-9)
+    for step in (0, 2, 4):
+        said = [[row["response"] for row in rows(folder, step)] for folder in (tmp_path / "out", out)]
+        assert said[0] == said[1]
+    for key, value in run_ranks(weights, tmp_path / "out")[0].items():
+        np.testing.assert_allclose(value, trained[key], rtol=0, atol=1e-9, err_msg=key)
+
+
+def _killed(mesh, world, head, out):
+    def stop(step, loss):
+        if step == 3:
+            os._exit(0)  # as a kill would: nothing is tidied up
+
+    train(mesh, world, head, out, replace(SETTINGS, restart_every=3), on_step=stop)
+
+
+def test_a_killed_fit_learns_from_the_same_rows(world, head, alone, tmp_path):
+    """Step 3 lies within an interval: its rows are those that were made before step 2."""
+    result, trained, _ = alone
+    with pytest.raises(AssertionError, match="rank 0 ended without a result"):
+        run_ranks(_killed, world, head, tmp_path / "out", timeout_s=5)
+    again = run_ranks(train, world, head, tmp_path / "out", replace(SETTINGS, restart_every=3))[0]
+    assert {**again, "seconds": 0, "signature": ""} == {**result, "seconds": 0, "signature": ""}
+    for key, value in run_ranks(weights, tmp_path / "out")[0].items():
+        np.testing.assert_array_equal(value, trained[key], err_msg=key)
+
+
+def _nothing_kept(mesh, world, head, out):
+    from nemo_sdg.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        train(mesh, world, head, out, select=Select(minimum={"helpfulness": 1e6}, finished=False))
+    return str(caught.value)
+
+
+def test_nothing_to_learn_from(world, head, tmp_path):
+    (message,) = run_ranks(_nothing_kept, world, head, tmp_path / "out")
+    assert message.startswith("online training, step 0: there is nothing to learn from, found none of 10 scored answers")
