@@ -44,13 +44,13 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
     context_of = _rounds(config, opened, mesh, console, rules)
     for number in range(config.run.rounds):
         context = context_of(number)
-        last = _candidates(context)
-        _stage("select", context.at(last))
+        known = select.Candidates()
+        _stage("select", context.at(_candidates(context, known)), known)
         for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
             _stage(name, context)
 
 
-def _candidates(context: Context) -> Part:
+def _candidates(context: Context, known: select.Candidates) -> Part:
     """Waves of scored responses, revised if the settings say so, until enough of them pass; the last wave."""
     config, wave = context.config, 0
     if config.select.target is not None and context.mesh.writer:
@@ -61,7 +61,7 @@ def _candidates(context: Context) -> Part:
         _revise(context, wave)
         if config.select.target is None:
             return Part(wave)
-        progress = _progress(context.at(Part(wave)))
+        progress = _progress(context.at(Part(wave)), known)
         context.console.say(progress.line())
         if progress.reached:
             return Part(wave)
@@ -69,10 +69,9 @@ def _candidates(context: Context) -> Part:
         wave += 1
 
 
-def _progress(context: Context) -> Progress:
+def _progress(context: Context, known: select.Candidates) -> Progress:
     """How far the waves up to this one have brought the round."""
     config, folder = context.config, context.run.round(context.round)
-    passed = select.accepted(context)
 
     def count() -> list[float]:
         waves = range(context.part.wave + 1)
@@ -82,7 +81,7 @@ def _progress(context: Context) -> Progress:
         context.spent.note(now=True)
         return [sum(totals["rows_in"] for totals in made), tokens, context.spent.hours]
 
-    return Progress(config.select.target, passed, *context.on_writer(count))
+    return Progress(config.select.target, select.accepted(context, known), *context.on_writer(count))
 
 
 def run_stage(
@@ -96,7 +95,8 @@ def run_stage(
     """
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "select":
-        context = context.at(select.last_wave(context))
+        known = select.Candidates()
+        return _stage(name, context.at(select.last_wave(context, known)), known)
     if name not in OF_PARTS:
         return _stage(name, context)
     for place in context.on_writer(lambda: [astuple(part) for part in ready_parts(name, config, context.folder)]):
@@ -104,11 +104,11 @@ def run_stage(
     return totals
 
 
-def _stage(name: str, context: Context) -> dict[str, Any]:
+def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
     if name == "train":
         context.residents.clear()
     with doing(f"{name} of round {context.round}"):
-        return _told(name, context, STAGES[name].run(context))
+        return _told(name, context, STAGES[name].run(context, *known))
 
 
 def _revise(context: Context, wave: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`select` on a user's file: scored rows in, kept rows out, dropped and faulty ones beside them with their reasons.
 
-It needs no model, no ranks and no torch, and reads the file twice (four times if there are revisions in it), so that no
-row has to stay in memory.
+It needs no model, no ranks and no torch, and reads the file twice, so that no row has to stay in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from nemo_sdg.config import RunConfig, Select, override
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, RowError
 from nemo_sdg.quality import Selector
-from nemo_sdg.quality.revision import root_of, superseded
 from nemo_sdg.quality.text import hash64
 from nemo_sdg.records import Fault, Scored, read_objects
 from nemo_sdg.session import rank
@@ -39,24 +37,17 @@ def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
     if rank() != 0:  # under torchrun one rank is enough
         return 0
     console = Console()
-    selector, revised = Selector(settings), False
+    selector = Selector(settings, versions=True)
     faults: list[Fault] = []
     with console.progress("reading the scores") as progress:
         for row in _rows(source, faults):
             selector.add(row)
-            revised = revised or root_of(row) != row.id
             progress.advance()
             if faults and strict:
                 break
     if faults and strict:
         where, way_out = f"{source}:{faults[0].line}", "correct it, or leave out --strict"
         raise RowError(faults[0].reason, where=where, way_out=way_out)
-    if revised:  # which version of an answer is the best is known when all were seen
-        with console.progress("comparing the versions", len(selector)) as progress:
-            selector = Selector(settings, superseded=superseded(_rows(source, []), settings))
-            for row in _rows(source, []):
-                selector.add(row)
-                progress.advance()
     selector.settle()
     dropped, faulty = beside(out, _DROPPED), beside(out, _FAULTY)
     with RowFile(out) as good, RowFile(dropped) as bad, console.progress("writing the rows", len(selector)) as progress:

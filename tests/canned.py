@@ -14,7 +14,7 @@ import planted
 
 from nemo_sdg.config import ATTRIBUTES
 from nemo_sdg.quality import Context, Drop, Keep
-from nemo_sdg.records import Scored
+from nemo_sdg.records import Scored, shortest_float32
 
 RULES = {
     "minimum": {"helpfulness": 1.0}, "maximum": {"verbosity": 3.99}, "percentile": 5.0, "length_free": True,
@@ -80,7 +80,7 @@ def rows(count: int, size: int = 4096, seed: int = 0) -> Iterator[dict[str, Any]
         response = language.text(words)
         if number % 50 == 0:
             response += f" Write to jane{number}@example.com or call (212) 555-{number % 10000:04}."
-        scores = (rng.random(len(ATTRIBUTES)) * 4).astype(np.float32).tolist()
+        scores = map(shortest_float32, (rng.random(len(ATTRIBUTES)) * 4).astype(np.float32).tolist())
         yield {
             "id": f"p{prompt}#{sample}", "prompt_id": f"p{prompt}", "sample": sample,
             "messages": [{"role": "user", "content": asked}], "response": response, "response_token_ids": [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import math
@@ -95,6 +96,21 @@ def test_rows_come_back_as_they_were_written():
     decision = Decision(**vars(scored), kept=False, reason="helpfulness below 3", scalar=1.5)
     for row in (response, scored, decision):
         assert type(row).from_row(json.loads(json.dumps(row.to_row(), allow_nan=False))) == row
+
+
+def test_what_is_believed_of_a_sealed_row_is_what_checking_it_gives():
+    extra = {"task": "add", "kept": "theirs", "scores": "theirs", "prompt": "theirs", "nested": {"id": [None, 1.5]}}
+    response = Response("p#1", "p", 1, tuple(ASKED), " \u2028\n\"5\" ü😀", (9, 8), "length", {"round": 0}, extra)
+    scored = Scored(**vars(response), scores={**SCORES, "verbosity": -100.0})
+    decisions = [Decision(**vars(scored), kept=kept, reason=why, scalar=1.5) for kept, why in ((True, None), (False, "x"))]
+    for row in (scored, *decisions):
+        line = json.dumps(row.to_row())
+        there = {name: value for name, value in json.loads(line).items() if name != "prompt"}  # no file has both
+        found = type(row).believed(json.loads(json.dumps(there)))
+        assert found == type(row).from_row(there) and vars(found).keys() == vars(row).keys()
+    nan = dataclasses.replace(decisions[1], scores={**SCORES, "coherence": math.nan}, scalar=math.nan)
+    found = Decision.believed(json.loads(json.dumps(nan.to_row())))
+    assert math.isnan(found.scores["coherence"]) and math.isnan(found.scalar) and not found.kept
 
 
 def test_a_column_of_the_users_never_replaces_ours():

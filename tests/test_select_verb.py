@@ -12,7 +12,7 @@ import pytest
 
 from nemo_sdg import cli
 from nemo_sdg.config import ATTRIBUTES
-from nemo_sdg.quality.selection import SUPERSEDED
+from nemo_sdg.quality.among import SUPERSEDED
 from nemo_sdg.records import Decision, read_rows
 
 SCORES = dict.fromkeys(ATTRIBUTES, 4.0)

@@ -7,7 +7,9 @@ import io
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from fields import changed, leaves
@@ -16,8 +18,8 @@ from small_run import make_inputs, row_files, small_config
 
 import nemo_sdg.loop
 from nemo_sdg import fork, tracing
-from nemo_sdg.config import RewardTraining
-    Budget, Revise, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
+from nemo_sdg.config import (
+    Budget, Revise, RewardTraining, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
 )  # fmt: skip
 from nemo_sdg.config import Run as RunSettings
 from nemo_sdg.console import Console
@@ -26,7 +28,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.evaluation import report
 from nemo_sdg.quality.revision import root_of
 from nemo_sdg.records import Decision
-from nemo_sdg.store import Run, StageStore, commit_json, commit_rows, read_json, spent
+from nemo_sdg.store import Run, StageStore, commit_json, commit_rows, parts, read_json, spent
 from nemo_sdg.store.verifying import verify_run
 
 TARGET = 25
@@ -43,7 +45,8 @@ def inputs(tmp_path_factory) -> Path:
 
 def settings(inputs: Path, target: int | None = TARGET, **select) -> RunConfig:
     """18 candidates a wave, of which about half pass; nothing is trained."""
-    config = dataclasses.replace(small_config(inputs, rounds=1), sft=Training(enabled=False), reward=RewardTraining(enabled=False))
+    off = {"sft": Training(enabled=False), "reward": RewardTraining(enabled=False)}
+    config = dataclasses.replace(small_config(inputs, rounds=1), **off)
     config.data.prompts_per_round, config.models.dtype = 6, "fp64"
     config.evaluate.exact_match = config.evaluate.helpsteer2 = None
     config.select = Select(**{"minimum": {"helpfulness": 0.0}, "unique": False, "target": target, **select})
@@ -64,10 +67,27 @@ def decisions(out: Path) -> list[Decision]:
     return [Decision.from_row(row) for row in StageStore.finished(out / "round-0/decisions").read()]
 
 
+def counting(mesh, config, out) -> tuple[str, Counter[str]]:
+    """What `do` says, and how often the rows of each file in the round's folder were read."""
+    counts, check = Counter(), parts.check_part
+
+    def counted(file: Path) -> bytes:
+        counts[str(file.relative_to(out / "round-0"))] += 1
+        return check(file)
+
+    with mock.patch.object(parts, "check_part", counted):
+        return do(mesh, config, out), counts
+
+
 @pytest.fixture(scope="module")
-def finished(inputs, tmp_path_factory):
+def made(inputs, tmp_path_factory):
     out = tmp_path_factory.mktemp("target") / "run"
-    return out, run_ranks(do, settings(inputs), out)[0]
+    return out, *run_ranks(counting, settings(inputs), out)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(made):
+    return made[:2]
 
 
 def test_exactly_as_many_rows_as_were_asked_for(finished):
@@ -84,6 +104,17 @@ def test_exactly_as_many_rows_as_were_asked_for(finished):
     totals = StageStore.finished(out / "round-0/decisions").totals
     assert totals["rows_in"] == len(rows) and totals["kept"] == TARGET
     assert "25 rows accepted" in said and "more candidates" not in said and "candidates, " in said
+
+
+def test_no_wave_is_read_more_often_because_others_follow(made):
+    """Of each wave: by scoring itself, by revision for figures and for texts, by selection when it is new and at the end."""
+    out, _, reads = made
+    waves = max(int(wave.name[5:]) for wave in (out / "round-0").glob("wave-*"))
+    assert waves > 1, "too few waves, so this shows nothing"
+    for part in ("scored", "revise-1/scored"):
+        places = [part, *(f"wave-{wave}/{part}" for wave in range(1, waves + 1))]
+        counts = [[reads[file] for file in reads if file.startswith(f"{place}/part-")] for place in places]
+        assert any(counts) and all(3 <= count <= 5 for some in counts for count in some)
 
 
 def test_a_prompt_that_comes_again_has_responses_of_its_own(finished):
@@ -303,18 +334,61 @@ def test_a_model_depends_on_the_rows_that_it_reads_and_not_on_their_card(finishe
         for name in stages:
             (tmp_path / f"round-{number}" / name / "SUCCESS.json").write_text('{"totals": {}}')
         (tmp_path / f"round-{number}/evaluation.json").write_text("{}")
-    config = dataclasses.replace(fork.from_yaml(finished[0] / "run.yaml"), run=RunSettings(rounds=2))
-    (tmp_path / "before.yaml").write_text(to_yaml(config))
-    before, after = (fork.load(str(tmp_path / "before.yaml"), words) for words in ([], [word]))
-    steps = [step for step in fork.plan(tmp_path, before, after) if not step.reused]
+    steps = [step for step in forked(finished, tmp_path, [], [word]) if not step.reused]
     again = [{step.name for step in steps if step.round == number} for number in range(2)]
     assert again[0] == first
     assert again[1] == ({*stages[1:], "datasets", *TRAINED} if second is None else second)
 
 
+def forked(finished, folder, words, more):
+    """The steps of a fork of two rounds that train, as the folder has them."""
+    trains = dict(sft=Training(), reward=RewardTraining())
+    config = dataclasses.replace(
+        fork.from_yaml(finished[0] / "run.yaml"), run=RunSettings(rounds=2), **trains
+    )
+    (folder / "before.yaml").write_text(to_yaml(config))
+    before, after = (fork.load(str(folder / "before.yaml"), some) for some in (words, [*words, *more]))
+    return list(fork.plan(folder, before, after))
+
+
+TUNED = ("preference.enabled=true", "preference.iterations=2")
+PLAIN, FIRST = ("policy", "reward"), ("sft", "preference-1", "policy", "reward")
+
+
+@pytest.mark.parametrize(
+    ("there", "words", "change", "taken", "second"),
+    [
+        (FIRST, TUNED, "preference.beta=0.5", {"sft": "sft", "reward": "reward"}, False),
+        (FIRST, TUNED, "sft.steps=9", {"reward": "reward"}, False),
+        (FIRST, TUNED, "reward.steps=9", {"sft": "sft", "preference-1": "preference-1", "policy": "policy"}, False),
+        (FIRST, TUNED, "preference.margin=1", {"sft": "sft", "reward": "reward"}, False),
+        (FIRST, TUNED, "preference.restart_every=5", {name: name for name in FIRST}, True),
+        (FIRST, TUNED, "preference.iterations=1", {"sft": "sft", "policy": "preference-1", "reward": "reward"}, False),
+        (FIRST, TUNED, "preference.enabled=false", {"policy": "sft", "reward": "reward"}, False),
+        (PLAIN, (), "preference.enabled=true", {"sft": "policy", "reward": "reward"}, False),
+        (PLAIN, (), "preference.beta=0.5", {"policy": "policy", "reward": "reward"}, True),
+        (PLAIN, (), "sft.enabled=false", {"reward": "reward"}, False),
+    ],
+)
+def test_a_step_towards_the_policy_is_taken_over_under_its_new_name(
+    finished, tmp_path, there, words, change, taken, second
+):
+    """What of the models of the first round, by new name, and whether the second one's prompts have the same answers."""
+    for number in range(2):
+        for name in ("prompts", "responses", *there):
+            (tmp_path / f"round-{number}" / name).mkdir(parents=True)
+        for name in ("prompts", "responses"):
+            (tmp_path / f"round-{number}" / name / "SUCCESS.json").write_text('{"totals": {}}')
+    steps = [step for step in forked(finished, tmp_path, list(words), [change]) if step.reused]
+    assert {step.name: step.source for step in steps if step.round == 0 and step.name in FIRST} == taken
+    assert any(step.round == 1 and step.name == "responses" for step in steps) == second
+
+
 def test_the_datasets_are_named_by_what_stands_in_them_and_in_their_card():
     config = fork.load("tiny")
     apart = {"models.base", "evaluate.max_tokens", *(key for key, _ in leaves() if key.startswith(("sft.", "reward.")))}
+    pairs = ("judge", "margin", "per_prompt", "selected")
+    apart |= {key for key, _ in leaves() if key.startswith("preference.") and not key.endswith(pairs)}
     for key, _ in leaves():
         if identity(changed(config, key)) != identity(config):
             differs = [dataset_settings(changed(config, key), n) != dataset_settings(config, n) for n in (0, 1)]

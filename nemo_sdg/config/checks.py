@@ -8,6 +8,7 @@ from typing import Any, Callable
 from nemo_sdg.config.endpoints import check_endpoint, check_others
 from nemo_sdg.config.lessons import check_lessons
 from nemo_sdg.config.lora import TARGETS
+from nemo_sdg.config.preferring import check_preference
 from nemo_sdg.config.rewarding import OBJECTIVES
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
@@ -118,8 +119,14 @@ RULES: dict[str, Rule] = {
     "run.seed": _AT_LEAST_0,
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
-    **{f"{kind}.{key}": rule for kind in ("sft", "reward") for key, rule in _TRAINING.items()},
+    **{f"{kind}.{key}": rule for kind in ("sft", "reward", "preference") for key, rule in _TRAINING.items()},
     "reward.start_from": _one_of("base", "latest", "policy"),
+    "preference.start_from": _one_of("sft", "base", "latest"),
+    "preference.objective": _one_of("dpo", "rpo"),
+    "preference.beta": ("a number above 0", lambda x: x > 0),
+    "preference.eta": ("a number above 0", lambda x: x > 0),
+    "preference.sft_weight": _AT_LEAST_0,
+    "preference.iterations": _AT_LEAST_1,
 }
 
 
@@ -147,10 +154,10 @@ def validate(config: RunConfig) -> RunConfig:
     _select(config)
     _weights(config)
     _synthesis(config.data.synthesis)
-    _batches(config)
     check_lessons(config)
     _backends(config)
     _judge(config)
+    check_preference(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
             "there is nothing to shard over with one tensor-parallel rank",
@@ -241,7 +248,7 @@ def _synthesis(settings: Synthesis) -> None:
 
 def _backends(config: RunConfig) -> None:
     """What a server or transformers does is not cut over our ranks, and leaves no local model to go on training."""
-    for phase, training in (("generate", "sft"), ("score", "reward")):
+    for phase, training in (("generate", "sft"), ("generate", "preference"), ("score", "reward")):
         settings, trained = getattr(config, phase), getattr(config, training)
         if settings.backend != "local" and trained.enabled and trained.start_from == "latest":
             raise ConfigError(
@@ -267,28 +274,3 @@ def _judge(config: RunConfig) -> None:
     if folder.startswith(("http://", "https://")):
         way_out = "set judge.backend=endpoint and judge.endpoint.url, and models.judge=null"
         raise ConfigError("a server is no checkpoint", where="models.judge", expected="a folder", way_out=way_out)
-
-
-def _batches(config: RunConfig) -> None:
-    topology = config.topology
-    factors = {"topology.dp": topology.dp or 1, "topology.pp": topology.pp if topology.virtual_stages > 1 else 1}
-    for kind in ("sft", "reward"):
-        settings = getattr(config, kind)
-        unit = settings.micro_batch_size * math.prod(factors.values())
-        if settings.global_batch_size % unit:
-            shared = "".join(f" x {key}" for key, factor in factors.items() if factor > 1)
-            raise ConfigError(
-                "the global batch cannot be cut into whole micro batches",
-                where=f"{kind}.global_batch_size",
-                found=settings.global_batch_size,
-                expected=f"a multiple of {kind}.micro_batch_size{shared} = {unit}",
-            )
-        pairs = kind == "reward" and settings.pairs
-        longest = settings.max_length * (2 if pairs else 1)
-        if settings.packed_sequence_size is not None and settings.packed_sequence_size < longest:
-            raise ConfigError(
-                "the longest sample does not fit into a packed row", where=f"{kind}.packed_sequence_size",
-                found=settings.packed_sequence_size,
-                expected=f"at least {'twice ' if pairs else ''}{kind}.max_length = {settings.max_length}",
-                way_out=f"set {kind}.packed_sequence_size={longest}, or a smaller {kind}.max_length",
-            )  # fmt: skip

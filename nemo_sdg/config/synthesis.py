@@ -34,4 +34,5 @@ class Synthesis:
     """Words (characters, where words are not spaced) of a document that a question is asked about at most: a longer
     document is cut where a paragraph or a sentence ends. They and an answer must fit the context. null cuts none."""
     own_prompts: bool = False
-    """Also take the prompts of data.prompts."""
+    """Also take the prompts of data.prompts. Answers to them are held to the brief as those to made ones are, and to the
+    checks that a row brings."""

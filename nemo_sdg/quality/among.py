@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,16 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.quality.balance import over_share, within_target
 from nemo_sdg.quality.duplicates import NearDuplicates
 from nemo_sdg.quality.ranking import cut, length_slope, without_length
+from nemo_sdg.quality.rules import may_teach
 from nemo_sdg.quality.text import NOTHING, Tokens, hash64
 from nemo_sdg.records import Scored
 
+SUPERSEDED = "another version of it is better"
 _PASSED = -1
 
 
 class Among:
-    """`add` each row with what the rules of a row alone said of it, then `settle`."""
+    """`add` each row with what the rules of a row alone said of it, then `settle`; more rows may come, to settle again."""
 
     def __init__(self, settings: Select) -> None:
         self._settings = settings
@@ -33,6 +36,7 @@ class Among:
         self._names, self._prompts, self._texts = array("q"), array("q"), array("q")
         self._samples, self._codes = array("q"), array("i")
         self._reasons: dict[str, int] = {}
+        self._kinds, self._kind_names = array("i"), {None: 0}
         self._groups = {column: (array("i"), {}) for column in settings.balance}
         threshold = settings.near_duplicates
         self.near_duplicates = None if threshold is None else NearDuplicates(threshold, settings.shingle)
@@ -59,6 +63,9 @@ class Among:
         self._texts.append(hash64(row.response))
         self._samples.append(min(row.sample, 2**63 - 1))
         self._codes.append(_PASSED if reason is None else self._code(reason))
+        kind = row.extra.get("kind")
+        kind = kind if isinstance(kind, str) else None
+        self._kinds.append(self._kind_names.setdefault(kind, len(self._kind_names)))
         for column, (numbers, known) in self._groups.items():
             value = row.extra.get(column)
             # A text stands for itself, anything else for its JSON, as a tuple so that no text is taken for it.
@@ -68,12 +75,19 @@ class Among:
             gone = reason is not None
             self.near_duplicates.add(row.id, NOTHING if gone else question, NOTHING if gone else response)
 
-    def settle(self) -> None:
-        """No row comes any more."""
+    def settle(self, superseded: np.ndarray | None = None) -> None:
+        """Decides on the rows that there are.
+
+        Args:
+            superseded: of each row, whether another version of its answer is better.
+        """
         settings = self._settings
-        self.scalars, self.characters = np.frombuffer(self._scalars), np.frombuffer(self._characters, np.int64)
-        self.names, self.codes = np.frombuffer(self._names, np.int64), np.array(self._codes, np.int32)
-        self.ranks = self.scalars
+        # Copies, for an array that others look into cannot grow.
+        self.scalars, self.characters = np.array(self._scalars), np.array(self._characters, np.int64)
+        self.names, self.codes = np.array(self._names, np.int64), np.array(self._codes, np.int32)
+        self.ranks, self._better = self.scalars, {}
+        if superseded is not None:
+            self._drop_versions(superseded)
         passed = np.flatnonzero(self.codes == _PASSED)
         if settings.length_free:
             mean, slope = length_slope(self.scalars[passed], self.characters[passed])
@@ -82,10 +96,10 @@ class Among:
             low = self.ranks[passed] < cut(self.ranks[passed], settings.percentile)
             self.codes[passed[low]] = self._code(f"below percentile {settings.percentile:g}")
             passed = passed[~low]
-        samples = np.frombuffer(self._samples, np.int64)
+        samples = np.array(self._samples, np.int64)
         best_first = passed[np.lexsort((self.names[passed], samples[passed], -self.ranks[passed]))]
         best_first = self._from_the_best(best_first)
-        groups = {column: np.frombuffer(numbers, np.int32) for column, (numbers, _) in self._groups.items()}
+        groups = {column: np.array(numbers, np.int32) for column, (numbers, _) in self._groups.items()}
         gone, left = within_target(groups, settings.balance, best_first, settings.target)
         if len(left) != settings.target:  # of the whole target each group has its part already
             gone |= over_share(groups, settings.balance, left)
@@ -106,7 +120,19 @@ class Among:
     def copies(self) -> float:
         """The share of the kept rows that copy the user's own."""
         kept = self.kept
-        return float(np.count_nonzero(np.frombuffer(self._copied, np.int8)[kept]) / max(np.count_nonzero(kept), 1))
+        return float(np.count_nonzero(np.array(self._copied, np.int8)[kept]) / max(np.count_nonzero(kept), 1))
+
+    def kinds(self, rows: np.ndarray) -> Counter[str]:
+        """How many of these rows are of each kind, the first kind first."""
+        names, first, counts = np.unique(np.array(self._kinds, np.int32)[rows], return_index=True, return_counts=True)
+        told, known = list(self._kind_names), np.argsort(first)
+        return Counter({told[names[place]]: int(counts[place]) for place in known if names[place]})
+
+    def reasons(self) -> Counter[str]:
+        """How many rows are dropped for each reason, the reason of the first row first."""
+        codes, first, counts = np.unique(self.codes, return_index=True, return_counts=True)
+        order = [place for place in np.argsort(first) if codes[place] != _PASSED]
+        return Counter({self._texts_of_reasons[codes[place]]: int(counts[place]) for place in order})
 
     def reason(self, row: int) -> str | None:
         """Why a row is dropped."""
@@ -117,6 +143,11 @@ class Among:
         """The id of the kept row that this one is a near duplicate of."""
         return self.near_duplicates.name(self._better[row]) if row in self._better else None
 
+    def _drop_versions(self, superseded: np.ndarray) -> None:
+        """Rule 2. What stands in a row is said of it whichever version it is; how good it is, only of the best."""
+        teaches = np.array([may_teach(reason) for reason in self._reasons] + [True])  # the last one is of _PASSED
+        self.codes[superseded & teaches[self.codes]] = self._code(SUPERSEDED)
+
     def _from_the_best(self, best_first: np.ndarray) -> np.ndarray:
         """Rule 7; the rows that are left, in the same order."""
         settings = self._settings
@@ -124,7 +155,7 @@ class Among:
             return best_first
         if self.near_duplicates is not None:
             self.near_duplicates.settle(best_first)
-        prompts, texts = np.frombuffer(self._prompts, np.int64), np.frombuffer(self._texts, np.int64)
+        prompts, texts = np.array(self._prompts, np.int64), np.array(self._texts, np.int64)
         both = np.stack([prompts, texts], axis=1)[best_first]
         _, prompt_of = np.unique(both[:, 0], return_inverse=True)
         _, text_of = np.unique(both, axis=0, return_inverse=True)

@@ -11,6 +11,7 @@ a probability of RECALL. The shingles themselves wait in a scratch file until tw
 
 from __future__ import annotations
 
+import os
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -55,9 +56,10 @@ def signatures(sets: list[np.ndarray]) -> np.ndarray:
 
 
 class NearDuplicates:
-    """Takes every row once, in any order; then says of rows, best first, which better one each is like.
+    """Takes every row once, in any order; then says of rows, best first, which better one each is like. More rows may
+    come after that, to settle again.
 
-    Memory is 20 bytes a row and 8 a band, of which there are at most 64 from a threshold of 0.3 on.
+    Memory is 20 bytes a row and 12 a band, of which there are at most 64 from a threshold of 0.3 on.
     """
 
     def __init__(self, threshold: float, n: int) -> None:
@@ -68,7 +70,6 @@ class NearDuplicates:
         self._lines: list[bytes] = []
         self._ends, self._sizes, self._asked = array("q", [0]), array("i"), array("i")
         self._scratch = tempfile.TemporaryFile(prefix="nemo-sdg-shingles-")
-        self._place: dict[int, int] = {}
 
     def add(self, name: str, question: Tokens, response: Tokens) -> None:
         """The next row, by its id."""
@@ -85,24 +86,23 @@ class NearDuplicates:
             self._flush()
 
     def settle(self, rows: np.ndarray) -> None:
-        """No row comes any more, and only these (by number) are to be compared."""
+        """Only these rows (by number) are to be compared, and none is kept yet."""
         self._flush()
-        keys = np.concatenate([np.empty((0, self._bands), np.uint32), *self._keys])
-        self._keys = []
-        comparable = np.zeros(len(keys), np.bool_)
-        comparable[rows] = np.frombuffer(self._sizes, np.int32)[rows] > 0
+        comparable = np.zeros(len(self._sizes), np.bool_)
+        comparable[rows] = np.array(self._sizes, np.int32)[rows] > 0
         # The key of a band becomes the number of a bucket that holds at least two rows, or -1.
-        self._buckets = keys.view(np.int32)
+        self._buckets = np.full((len(comparable), self._bands), -1, np.int32)
         self._first: list[np.ndarray] = []
         members = np.flatnonzero(comparable)
         for band in range(self._bands):
-            _, inverse, counts = np.unique(keys[members, band], return_inverse=True, return_counts=True)
+            keys = np.concatenate([np.empty(0, np.uint32), *(some[:, band] for some in self._keys)])
+            _, inverse, counts = np.unique(keys[members], return_inverse=True, return_counts=True)
             shared = counts > 1
             numbers = np.where(shared, np.cumsum(shared) - 1, -1).astype(np.int32)
-            self._buckets[:, band] = -1
             self._buckets[members, band] = numbers[inverse.reshape(-1)]
             self._first.append(np.full(np.count_nonzero(shared), -1, np.int32))
         self._next = np.full(self._buckets.shape, -1, np.int32)
+        self._place: dict[int, int] = {}
         self.alike = (self._buckets >= 0).any(axis=1)
         """Whether a row shares a bucket with any other."""
 
@@ -157,6 +157,7 @@ class NearDuplicates:
                 key = (key ^ parts[:, :, value]) * np.uint32(0x01000193) ^ (key >> np.uint32(15))
             self._keys.append(key)
             try:
+                self._scratch.seek(0, os.SEEK_END)  # a comparison may have read elsewhere
                 self._scratch.write(b"".join(self._lines))
                 self._scratch.flush()
             except OSError as error:

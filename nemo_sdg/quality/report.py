@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +22,17 @@ _KINDS = 20
 
 
 class Report:
-    """Is told which rows to expect, sees each once, and has the figures."""
+    """Says which rows it wants to see, and then has the figures."""
 
     def __init__(self, settings: Select) -> None:
         self._likeness = settings.likeness
         self._prompts_alone, self._real = _real_texts(settings.likeness) if settings.likeness else (False, [])
-        self._kinds: tuple[Counter, Counter] = (Counter(), Counter())
-        self._texts: tuple[dict[int, Tokens], dict[int, Tokens]] = ({}, {})
-        self._compared: tuple[dict[int, Tokens], dict[int, Tokens]] = ({}, {})
 
     def expect(self, among: Among) -> None:
         """Chooses the rows that the figures are of: as many of all as of the kept ones."""
         self._among = among
+        self._texts: tuple[dict[int, Tokens], dict[int, Tokens]] = ({}, {})
+        self._compared: tuple[dict[int, Tokens], dict[int, Tokens]] = ({}, {})
         kept = np.flatnonzero(among.kept)
         count = min(len(kept), variety.SAMPLE)
         self._sample = tuple(
@@ -42,16 +40,18 @@ class Report:
             for rows in (np.arange(len(among)), kept)
         )
 
-    def see(self, index: int, row: Scored, *, kept: bool) -> None:
-        """One row, by its number."""
-        for side in range(1 + kept):
-            if isinstance(row.extra.get("kind"), str):
-                self._kinds[side][row.extra["kind"]] += 1
-            if index in self._sample[side]:
-                self._texts[side][index] = tokens(row.response)
+    def wants(self, index: int) -> bool:
+        """Whether a row, by its number, has to be seen."""
+        return index in self._sample[0] or index in self._sample[1]
+
+    def see(self, index: int, row: Scored) -> None:
+        """A row that it wants; others say nothing here."""
+        for sample, texts, compared in zip(self._sample, self._texts, self._compared):
+            if index in sample:
+                texts[index] = tokens(row.response)
                 if self._likeness:
                     said = row.messages[-1]["content"] if self._prompts_alone else row.response
-                    self._compared[side][index] = tokens(said)
+                    compared[index] = tokens(said)
 
     def figures(self) -> dict[str, Any]:
         """`length` (see `length_honesty`) and `variety`; without a kept row both are empty."""
@@ -62,7 +62,7 @@ class Report:
         for side, rows in enumerate((characters, characters[kept])):
             figures = told["before" if side == 0 else "after"]
             figures["characters"] = dict(zip(("least", "median", "most"), np.percentile(rows, (0, 50, 100)).tolist()))
-            figures["kinds"] = dict(self._kinds[side].most_common(_KINDS))
+            figures["kinds"] = dict(self._among.kinds(np.flatnonzero(kept | (side == 0))).most_common(_KINDS))
             if self._likeness:
                 figures["auc"] = variety.likeness(self._in_order(self._sample[side], self._compared[side]), self._real)
         if self._likeness:

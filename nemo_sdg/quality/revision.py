@@ -1,4 +1,4 @@
-"""What nearly passed: how far it is from passing, how a revision of it is asked for, and which version is kept.
+"""What nearly passed: how far it is from passing, and how a revision of it is asked for.
 
 A revision is asked for in a dialogue, but it is an answer to the prompt itself: only its provenance says what it
 revises.
@@ -7,7 +7,6 @@ revises.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nemo_sdg.config.selection import MISSING, Select
@@ -71,40 +70,6 @@ def root_of(row: Response) -> str:
     return root if isinstance(root, str) else row.id  # a file of the user's may mean something else by it
 
 
-def best_versions(rows: Iterable[Scored], settings: Select) -> list[Scored]:
-    """Of each answer and its revisions the one that passes, or else has the highest scalar; of equals the first.
-
-    In the order of the first versions.
-    """
-    best: dict[str, Scored] = {}
-    for row in rows:
-        there = best.get(root_of(row))
-        if there is None or _rank(row, settings) > _rank(there, settings):
-            best[root_of(row)] = row
-    return list(best.values())
-
-
-def superseded(rows: Iterable[Scored], settings: Select) -> set[int]:
-    """Numbers, from 0 in their order, of the rows that are not the best version of their answer."""
-    best: dict[str, tuple[int, tuple[bool, float]]] = {}
-    older = set()
-    for number, row in enumerate(rows):
-        root, rank = root_of(row), _rank(row, settings)
-        if root not in best:
-            best[root] = number, rank
-            continue
-        there, before = best[root]
-        older.add(there if rank > before else number)
-        if rank > before:
-            best[root] = number, rank
-    return older
-
-
-def _rank(row: Scored, settings: Select) -> tuple[bool, float]:
-    scalar = scalarise(row.scores, settings.weights)
-    return good_enough(row, settings), scalar if math.isfinite(scalar) else -math.inf
-
-
 def ask(row: Scored, request: str, revision: int) -> Prompt:
     """The prompt that asks for the next version of an answer.
 
@@ -131,49 +96,3 @@ def answered(row: Response) -> Response:
         provenance={**row.provenance, "root": of["root"], _COLUMN: of["id"]},
         extra={name: value for name, value in row.extra.items() if name != _COLUMN} | of["own"],
     )
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What one pass of revision won."""
-
-    asked: int
-    better: int
-    """Answers of which a version of this pass is the best so far."""
-    accepted: int
-    """Answers that pass now and did not before."""
-    before: float
-    """Mean scalar of the answers that were asked for again, in their best versions before the pass."""
-    after: float
-    """The same, with the pass."""
-
-
-def gains(passes: Sequence[Sequence[Scored]], settings: Select) -> list[Gain]:
-    """What each pass won over those before it.
-
-    Args:
-        passes: the first answers, then the rows of each pass.
-    """
-    found, rows = [], list(passes[0])
-    for revised in passes[1:]:
-        roots = {root_of(row) for row in revised}
-        old = {root_of(row): row for row in best_versions(rows, settings) if root_of(row) in roots}
-        rows += revised
-        new = {root_of(row): row for row in best_versions(rows, settings) if root_of(row) in roots}
-        found.append(
-            Gain(
-                asked=len(roots),
-                better=sum(new[root].id != old[root].id for root in roots),
-                accepted=sum(
-                    good_enough(new[root], settings) and not good_enough(old[root], settings) for root in roots
-                ),
-                before=_mean(old.values(), settings),
-                after=_mean(new.values(), settings),
-            )
-        )
-    return found
-
-
-def _mean(rows: Iterable[Scored], settings: Select) -> float:
-    scalars = [scalar for row in rows if math.isfinite(scalar := scalarise(row.scores, settings.weights))]
-    return math.fsum(scalars) / len(scalars) if scalars else 0.0

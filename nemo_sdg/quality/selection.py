@@ -16,13 +16,14 @@ Among those that passed, by rank: the scalar, or with `length_free` what is left
  8. balance, of the target where there is one
  9. target: the best so many
 
-Two passes over the same rows, so that no row has to stay in memory. Nothing depends on the order of the rows.
+Two passes over the same rows, so that no row has to stay in memory. Nothing depends on the order of the rows. More rows
+may follow after a `settle`: what is known of the earlier ones is kept, and they are not read again until the end.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,21 +36,20 @@ from nemo_sdg.quality.own import Context, Rule, first_reason
 from nemo_sdg.quality.personal import personal, redacted
 from nemo_sdg.quality.references import References
 from nemo_sdg.quality.report import Report
-from nemo_sdg.quality.revision import superseded
 from nemo_sdg.quality.rules import LEAKED, checks, complete, scalarise, thresholds, usable
 from nemo_sdg.quality.text import Tokens, hash64, tokens
+from nemo_sdg.quality.versions import Gain, Versions
 from nemo_sdg.records import Decision, Scored
 
-SUPERSEDED = "another version of it is better"
 _of_prompt = lru_cache(maxsize=32)(tokens)
 """The answers to a prompt come one after the other."""
-OWN_COLUMNS = ("kept", "reason", "scalar", "duplicate_of", "leaked_from", "scalar_length_free")
+OWN_COLUMNS = frozenset(("kept", "reason", "scalar", "duplicate_of", "leaked_from", "scalar_length_free"))
 """Columns that a decision may add; those of an earlier one do not stay. `redacted`, which is of the text, does."""
 
 
 def decide(rows: Sequence[Scored], settings: Select, rules: Sequence[Rule] = ()) -> list[Decision]:
     """One decision per row, in the rows' order; a row that is dropped has a reason."""
-    selector = Selector(settings, rules, superseded(rows, settings))
+    selector = Selector(settings, rules, versions=True)
     for row in rows:
         selector.add(row)
     selector.settle()
@@ -57,17 +57,20 @@ def decide(rows: Sequence[Scored], settings: Select, rules: Sequence[Rule] = ())
 
 
 class Selector:
-    """`add` every row, `settle`, then take the `decisions` on the same rows in the same order, and the `totals`."""
+    """`add` every row, `settle`, then take the `decisions` on the same rows in the same order, and the `totals`.
 
-    def __init__(self, settings: Select, rules: Sequence[Rule] = (), superseded: Container[int] = ()) -> None:
+    Or ask of each row, by its number from 0, whether it `wants` to see it: else its `verdict` is all that there is to say.
+    """
+
+    def __init__(self, settings: Select, rules: Sequence[Rule] = (), *, versions: bool = False) -> None:
         """
         Args:
-            superseded: numbers, from 0 in their order, of rows of which another version is better.
+            versions: whether there may be revisions among the rows, so that some are versions of one answer.
         """
-        self._settings, self._rules, self._superseded = settings, tuple(rules), superseded
+        self._settings, self._rules = settings, tuple(rules)
         self._leaks = References(settings.decontaminate, settings.ngram) if settings.decontaminate else None
         self._real = References([settings.likeness], settings.ngram) if settings.likeness else None
-        self._among = Among(settings)
+        self._among, self._versions = Among(settings), Versions(settings) if versions else None
         self._leaked: dict[int, str] = {}
         self._rewritten: set[int] = set()
         self._report = Report(settings)
@@ -75,14 +78,15 @@ class Selector:
     def __len__(self) -> int:
         return len(self._among)
 
-    def add(self, row: Scored) -> None:
-        """The next row."""
+    def add(self, row: Scored, revision: int = 0) -> None:
+        """The next row; `revision` is the pass that it comes from."""
+        if self._versions is not None:
+            self._versions.add(row, revision)
         given, row = row, redacted(row, self._settings)
-        if row is not given:
+        if row is not given or not OWN_COLUMNS.isdisjoint(row.extra):
             self._rewritten.add(len(self._among))
         scalar = scalarise(row.scores, self._settings.weights)
-        reason = personal(row, self._settings)
-        poor = SUPERSEDED if len(self._among) in self._superseded else self._poor(row)
+        reason, poor = personal(row, self._settings), self._poor(row)
         question = response = None
         if reason is None and (self._leaks or (poor is None and (self._real or self._among.near_duplicates))):
             *before, question = [_of_prompt(turn["content"]) for turn in row.messages]
@@ -101,38 +105,53 @@ class Selector:
         return int(np.count_nonzero(self._among.kept))
 
     def settle(self) -> None:
-        """No row comes any more. Raises UserError when more rows than allowed copy the user's own."""
-        self._among.settle()
+        """Decides on the rows that there are. Raises UserError when more of them than allowed copy the user's own."""
+        self._among.settle(None if self._versions is None else self._versions.superseded())
         self._report.expect(self._among)
 
     def decisions(self, rows: Iterable[Scored]) -> Iterator[Decision]:
         """A decision for each row. Raises StoreError when these are not the rows that were added."""
         index = -1
-        for index, given in enumerate(rows):
-            if index >= len(self._among) or hash64(given.id) != self._among.names[index]:
-                raise _changed(given.id)
-            row = redacted(given, self._settings) if index in self._rewritten else given
-            reason = self._among.reason(index)
-            columns: dict[str, Any] = {key: row.extra[key] for key in row.extra if key not in OWN_COLUMNS}
-            if index in self._leaked:
-                columns["leaked_from"] = self._leaked[index]
-            if self._among.better(index) is not None:
-                columns["duplicate_of"] = self._among.better(index)
-            if self._settings.length_free and np.isfinite(self._among.ranks[index]):
-                columns["scalar_length_free"] = float(self._among.ranks[index])
-            self._report.see(index, row, kept=reason is None)
-            decided = {"kept": reason is None, "reason": reason, "scalar": float(self._among.scalars[index])}
-            yield Decision(**{**vars(row), "extra": columns, **decided})
+        for index, row in enumerate(rows):
+            if index >= len(self._among) or hash64(row.id) != self._among.names[index]:
+                raise _changed(row.id)
+            yield self.decision(index, row)
         if index + 1 != len(self._among):
             raise _changed("none")
 
+    def wants(self, index: int) -> bool:
+        """Whether there must be a `decision`: the row is one to be rewritten, or one that the figures are of."""
+        return index in self._rewritten or self._report.wants(index)
+
+    def decision(self, index: int, given: Scored) -> Decision:
+        """On the row of this number, which this is."""
+        row = redacted(given, self._settings) if index in self._rewritten else given
+        self._report.see(index, row)
+        added, decided = self.verdict(index)
+        columns = {key: value for key, value in row.extra.items() if key not in OWN_COLUMNS}
+        return Decision(**{**vars(row), "extra": {**columns, **added}, **decided})
+
+    def verdict(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(columns that a row gets, kept and reason and scalar)."""
+        added: dict[str, Any] = {}
+        if index in self._leaked:
+            added["leaked_from"] = self._leaked[index]
+        if (better := self._among.better(index)) is not None:
+            added["duplicate_of"] = better
+        if self._settings.length_free and math.isfinite(rank := float(self._among.ranks[index])):
+            added["scalar_length_free"] = rank
+        reason, scalar = self._among.reason(index), float(self._among.scalars[index])
+        return added, {"kept": reason is None, "reason": reason, "scalar": scalar}
+
     def totals(self) -> dict[str, Any]:
         """Rows in, kept and dropped by reason; `length` and `variety`. Asked when the decisions are made."""
-        reasons = [self._among.reason(index) for index in range(len(self._among))]
-        dropped = Counter(reason for reason in reasons if reason is not None)
-        kept = len(reasons) - sum(dropped.values())
-        counts = {"rows_in": len(reasons), "kept": kept, "dropped": dict(dropped.most_common()), "faulty": 0}
+        dropped = self._among.reasons()
+        counts = {"rows_in": len(self), "kept": self.num_kept, "dropped": dict(dropped.most_common()), "faulty": 0}
         return {**counts, **self._report.figures()}
+
+    def gains(self, passes: int) -> list[Gain]:
+        """What each of so many passes of revision has won."""
+        return [] if self._versions is None else self._versions.gains(passes)
 
     def _poor(self, row: Scored) -> str | None:
         settings = self._settings

@@ -54,15 +54,13 @@ def shortest_float32(value: float) -> float | None:
         value = float(value)
     except OverflowError:
         return None
-    if not value or not math.isfinite(value):
-        return value if value == 0 else None
-    return _shortest(value)
+    return _shortest(value) if value else value  # 0.0 and -0.0 are equal, so no cache can tell them apart
 
 
 @lru_cache(maxsize=1 << 12)
 def _shortest(value: float) -> float | None:
-    """Of a number that is finite and not zero. A score is written several times: in a decision, in each dataset."""
-    exact = _float32(value)
+    """Of a number that is not zero. A score is written several times: in a decision, in each dataset."""
+    exact = _float32(value) if math.isfinite(value) else None
     if exact is None:
         return None
     # What has six digits or fewer is no nearer than the nearest that has six, and what is further away than 2^-23 of the

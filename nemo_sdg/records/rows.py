@@ -3,7 +3,7 @@
 Prompt -> Response -> Scored -> Decision, each with the fields of the one before; Labelled is a row that people
 scored (HelpSteer2). Columns that we do not know are kept in `extra` and written again.
 
-A row is checked here and then believed everywhere. JSON has no NaN, so a score that is not finite is NaN in
+A row is checked by `from_row` and then believed everywhere: `believed` takes one of a sealed part as it stands. JSON has no NaN, so a score that is not finite is NaN in
 memory and null in a file.
 """
 
@@ -17,6 +17,8 @@ from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.errors import RowError
 from nemo_sdg.records import fields
 from nemo_sdg.records.fields import RESPONSE_COLUMNS, Message
+
+_ANSWER = tuple(name for name in RESPONSE_COLUMNS if name != "prompt")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,14 @@ class Scored(Response):
         columns = fields.extra(row, "scores", *RESPONSE_COLUMNS)
         return cls(**fields.answer(row, where), scores=fields.scores(row, where), extra=columns)
 
+    @classmethod
+    def believed(cls, row: dict) -> Scored:
+        """The row of which `to_row` has made this mapping, which is taken over: what is left in it becomes `extra`.
+
+        Only for what a store has read from a part and found to be what it was sealed as: nothing is looked at again.
+        """
+        return cls(**_believed(row), extra=row)
+
     def to_row(self) -> dict:
         scores = {name: fields.shortest_float32(score) for name, score in fields.all_attributes(self.scores).items()}
         return {**super().to_row(), "scores": scores}
@@ -128,9 +138,25 @@ class Decision(Scored):
             extra=fields.extra(row, "scores", "kept", "reason", "scalar", *RESPONSE_COLUMNS),
         )
 
+    @classmethod
+    def believed(cls, row: dict) -> Decision:
+        """As `Scored.believed`."""
+        kept, reason, scalar = row.pop("kept"), row.pop("reason"), row.pop("scalar")
+        scalar = math.nan if scalar is None else scalar
+        return cls(**_believed(row), kept=kept, reason=reason, scalar=scalar, extra=row)
+
     def to_row(self) -> dict:
         scalar = self.scalar if math.isfinite(self.scalar) else None
         return {**super().to_row(), "kept": self.kept, "reason": self.reason, "scalar": scalar}
+
+
+def _believed(row: dict) -> dict[str, Any]:
+    """The fields of a Scored but for `extra`; they are taken out of the row."""
+    taken = {name: row.pop(name) for name in _ANSWER}
+    taken["messages"], taken["response_token_ids"] = tuple(taken["messages"]), tuple(taken["response_token_ids"])
+    scores = row.pop("scores")
+    taken["scores"] = {name: math.nan if score is None else score for name, score in scores.items()}
+    return taken
 
 
 @dataclass(frozen=True)

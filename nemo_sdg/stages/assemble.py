@@ -25,15 +25,21 @@ from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.records import Decision, Fault, Pair, each_row, labelled
 from nemo_sdg.stages import card, examples, shapes
 from nemo_sdg.stages.joining import Joined
-from nemo_sdg.stages.lessons import dataset_of
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
-from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, rows_digest
+from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, lines, rows_digest
 from nemo_sdg.store.datasets import read_summary
+from nemo_sdg.store.fits import fits
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 VERSION = 3
 """Raised when the code changes what the same settings give."""
+_LESSONS = {
+    "sft": ("rows in", "selected", "loosen select.minimum"),
+    "preference": ("prompts in", "with a pair", "lower preference.margin"),
+    "reward": ("rows in", "selected", "loosen select.minimum"),
+}
+"""By kind of dataset: what came in, what became of it, and which setting gives more of it."""
 
 
 def run(context: Context) -> dict:
@@ -71,10 +77,11 @@ def _write(context: Context) -> dict:
                 folder.add_line(line_file(kind, example.split), example.line)
                 folder.add_row(table_file(kind, example.split), example.columns, schemas[kind])
         totals = tally.totals()
-        for kind in ("sft", "reward"):
-            learned = totals[dataset_of(config, kind)]
-            if getattr(config, kind).enabled and not learned["rows"]["train"]:
-                raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else learned)
+        for fit in fits(config):
+            kind = fit.dataset(config)
+            if not totals[kind]["rows"]["train"]:
+                told = decisions.totals if kind == "sft" else totals[kind]
+                raise _nothing_left(fit.task, kind, context.round, told)
         funnel = _funnel(context.folder, config, decisions.totals.get("waves", 1))
         text = card.card(config, context.round, totals, funnel, facts, settings, context.run.rules)
         folder.add_text("README.md", text)
@@ -117,9 +124,9 @@ def _everything(
     maker: Maker, config: RunConfig, decisions: StageStore, facts: card.Facts
 ) -> Iterator[tuple[str, list[Example] | str | Fault]]:
     """(kind, its examples, the reason why it has none, or the fault) of all that comes in, a few rows at a time."""
-    together: Joined[Decision] = Joined(row["prompt_id"] for row in decisions.read())
+    together: Joined[Decision] = Joined(map(lines.prompt_id, decisions.lines()))
     for row in decisions.read():
-        decision = Decision.from_row(row, str(decisions.dir))
+        decision = Decision.believed(row)
         facts.see(decision)
         yield "sft", maker.sft(decision)
         yield "reward", maker.reward(decision)
@@ -167,12 +174,13 @@ def _finished(final: Path, name: str) -> dict:
     return totals
 
 
-def _nothing_left(kind: str, number: int, totals: dict) -> UserError:
+def _nothing_left(task: str, kind: str, number: int, totals: dict) -> UserError:
     reasons = ", ".join(f"{reason}: {count}" for reason, count in totals["dropped"].items())
+    came, made, limit = _LESSONS[kind]
     return UserError(
-        f"nothing is left to train the {'policy' if kind == 'sft' else 'reward model'} on",
+        f"nothing is left to train the {'reward model' if task == 'reward' else 'policy'} on",
         where=f"round {number}",
-        found=f"{totals['rows_in']} rows in, {totals['kept']} selected" + (f" ({reasons})" if reasons else ""),
+        found=f"{totals['rows_in']} {came}, {totals['kept']} {made}" + (f" ({reasons})" if reasons else ""),
         expected="at least one row",
-        way_out=f"loosen select.minimum, raise generate.samples, or set {kind}.enabled=false",
+        way_out=f"{limit}, raise generate.samples, or set {task}.enabled=false",
     )

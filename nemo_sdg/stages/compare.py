@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from nemo_sdg.config import RunConfig
+from nemo_sdg.config import PAIRS, RunConfig
 from nemo_sdg.quality.pairs import INCONSISTENT, LLM, SILENT, TIE as NEITHER, Compared, candidates, name_of
 from nemo_sdg.config.judging import compares
 from nemo_sdg.errors import ConfigError
@@ -20,7 +20,7 @@ from nemo_sdg.records import Decision
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.questions import Inquiry
-from nemo_sdg.store import Group, StageStore
+from nemo_sdg.store import Group, StageStore, lines
 from nemo_sdg.synthesis.brief import Brief
 from nemo_sdg.synthesis.judging import FIRST, SECOND, TIE, Comparison
 
@@ -45,7 +45,7 @@ def run(context: Context) -> dict[str, Any]:
     settings = context.config.data.synthesis
     comparison = Comparison(settings.templates, Brief.load(settings.brief) if settings.brief else None)
     couples = _Couples(context.config, StageStore.finished(context.folder / "decisions"))
-    preference = vars(context.config.preference)
+    preference = {key: getattr(context.config.preference, key) for key in PAIRS}
     inquiry = Inquiry(
         context, "compare", context.folder / "compared" / "answers", rows=couples.prompts,
         group_size=context.config.generate.group_size, version=VERSION, source=couples.source.digest,
@@ -134,10 +134,10 @@ class _Couples:
         return couples
 
     def _all(self) -> Iterator[list[_Couple]]:
-        config, place = self._config, str(self.source.dir)
-        together: Joined[Decision] = Joined(row["prompt_id"] for row in self.source.read())
-        for row in self.source.read():
-            of_prompt = together.add(row["prompt_id"], Decision.from_row(row, place))
+        config = self._config
+        together: Joined[Decision] = Joined(map(lines.prompt_id, self.source.lines()))
+        for row in map(Decision.believed, self.source.read()):
+            of_prompt = together.add(row.prompt_id, row)
             if of_prompt is not None:
                 found = candidates(of_prompt, config.preference, config.select)
                 yield [_Couple(high, low) for high, low in found]

@@ -19,7 +19,7 @@ from nemo_sdg.errors import RowError
 from nemo_sdg.config.judging import compares
 from nemo_sdg.quality.pairs import Compared, pairs_of
 from nemo_sdg.quality.rules import may_teach
-from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, labelled, read_rows
+from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, labelled, read_rows, shortest_float32
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages import shapes
 from nemo_sdg.store import StageStore
@@ -111,7 +111,7 @@ class Maker:
 
     def labelled(self, row: Labelled, name: str, weight: float) -> list[Example] | str:
         """A row that people labelled, as often as its weight says."""
-        said = (row.messages, row.response, row.labels)
+        said = (row.messages, row.response, {name: shortest_float32(label) for name, label in row.labels.items()})
         return self._copies(row, name, weight, lambda copy: self._regression(copy, *said))
 
     def preferred(self, pair: Pair, name: str, weight: float) -> list[Example] | str:

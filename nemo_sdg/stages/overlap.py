@@ -2,6 +2,10 @@
 
 What passes from one to the other is the committed row group, so nothing is scored that a kill could take back, and the
 rows are those of one stage after the other.
+
+With several generators the loop does one stage after the other in every placement. A server's groups are made by the
+first rank alone, which learns of each when the other ranks of its replica are inside a local model already; to score
+such a group on these ranks takes them all, and they would wait for each other for ever.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, commit_rows, rows_digest
 from nemo_sdg.synthesis.kinds import TOPICS, finished, with_own
 from nemo_sdg.synthesis.plans import Plan
+from nemo_sdg.synthesis.requirements import Requirement
 
 _KNOWN = "one of the user's own"
 """Why a prompt is dropped that was made before and given as the user's now."""
@@ -87,6 +88,7 @@ def _synthesise(context: Context) -> dict:
         **context.provenance,
         prompts_per_round=data.prompts_per_round if settings.own_prompts else None,
         sampling=vars(asker.sampling),
+        **({"checks": [check.to_row() for check in plan.checks]} if settings.own_prompts else {}),
     )
     done = context.on_writer(lambda: _done(context, fingerprint))
     if done is not None:
@@ -126,6 +128,7 @@ def _finish(
     """The prompts of all kinds, in the order of the kinds, and what became of everything that was made."""
     wave = context.part.wave
     own = turn(given, context.round, context.config.data.prompts_per_round, wave) if given else []
+    own = [_checked(prompt, plan.checks) for prompt in own]
     rows, kinds, theirs = list(own), {}, {prompt.id for prompt in own}
     dropped = Counter({"left for another round": len(given) - len(own)})
     for making in makings:
@@ -146,6 +149,16 @@ def _finish(
     rows_in = len(rows) + dropped.total() + len(faults)
     totals = {"rows_in": rows_in, "dropped": dict((+dropped).most_common()), "by_kind": kinds}
     return _commit(context, fingerprint, rows, faults, totals)
+
+
+def _checked(prompt: Prompt, checks: Sequence[Requirement]) -> Prompt:
+    """A prompt of the user's own with the checks of the brief before those that it brings. A column `checks` that is no
+    list stays for the judge, which sets the row aside."""
+    own = prompt.extra.get("checks") or []
+    if not isinstance(own, list):
+        return prompt
+    of_brief = [check.to_row() for check in checks]
+    return replace(prompt, extra={**prompt.extra, "checks": [*of_brief, *(row for row in own if row not in of_brief)]})
 
 
 def _strict(context: Context, faults: Sequence[Fault]) -> None:

@@ -5,12 +5,16 @@ Reads the candidates of a wave and of its revisions so far, and writes the promp
 
 from __future__ import annotations
 
+import json
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from nemo_sdg.config import RunConfig
-from nemo_sdg.quality.revision import Shortfall, ask, best_versions, shortfalls
+from nemo_sdg.quality.revision import Shortfall, ask, shortfalls
 from nemo_sdg.quality.rules import checks
+from nemo_sdg.quality.versions import Versions
 from nemo_sdg.records import Prompt, Scored
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import Part, candidates
@@ -34,10 +38,7 @@ def _write(context: Context) -> dict:
     config, part, folder = context.config, context.part, context.run.round(context.round)
     before = [Part(part.wave, revision).folder(folder) / candidates(config) for revision in range(part.revision)]
     sources = [StageStore.finished(place) for place in before]
-    rows = [Scored.from_row(row, str(source.dir)) for source in sources for row in source.read()]
-    versions = best_versions(rows, config.select)
-    request = Request(config.revise.request)
-    prompts, dropped = _prompts(versions, config, part.revision, request)
+    answers, request = _Answers(sources, config), Request(config.revise.request)
     store = StageStore(
         context.folder / "prompts",
         context.fingerprint(
@@ -49,32 +50,60 @@ def _write(context: Context) -> dict:
             request=request.digest,
             **context.provenance,
         ),
-        len(prompts),
+        len(answers.wanting),
         config.generate.group_size,
     )
     if store.done:
         return store.totals
     for group in store.missing():
-        store.commit(group, [prompt.to_row() for prompt in prompts[group.start : group.stop]])
-    return store.finish({"rows_in": len(versions), "kept": len(prompts), "dropped": dict(dropped), "faulty": 0})
+        rows = answers.rows(answers.wanting[group.start : group.stop])
+        store.commit(group, [_prompt(row, config, part.revision, request).to_row() for row in rows])
+    kept, dropped = len(answers.wanting), answers.dropped
+    return store.finish({"rows_in": kept + dropped.total(), "kept": kept, "dropped": dict(dropped), "faulty": 0})
 
 
-def _prompts(
-    versions: Sequence[Scored], config: RunConfig, revision: int, request: Request
-) -> tuple[list[Prompt], Counter[str]]:
-    prompts: list[Prompt] = []
-    dropped: Counter[str] = Counter()
-    for row in versions:
-        found, broken = shortfalls(row, config.select), checks(row.extra, config.select)
-        reason = _why_not(found, broken, config.revise.margin)
-        if reason is None:
-            lines = named(broken, row.extra, f"row {row.id}")
-            said = row.messages[-1]["content"]
-            text = request(shortfalls=found, broken=lines, prompt=said, response=row.response)
-            prompts.append(ask(row, text, revision))
-        else:
-            dropped[reason] += 1
-    return prompts, dropped
+class _Answers:
+    """The answers of a wave in their best versions so far: numbers and reasons, while the texts stay on the disk.
+
+    Rows are numbered from 0 through all sources.
+    """
+
+    def __init__(self, sources: Sequence[StageStore], config: RunConfig) -> None:
+        versions, reasons, self._sources, self._ends = Versions(config.select), [], sources, [0]
+        for source in sources:
+            for row in map(Scored.believed, source.read()):
+                versions.add(row)
+                reasons.append(_why_not(*_limits_missed(row, config), config.revise.margin))
+            self._ends.append(len(versions))
+        best = versions.best().tolist()
+        self.wanting = [number for number in best if reasons[number] is None]
+        """Those that are asked for again, in the order of their first versions."""
+        self.dropped = Counter(reason for number in best if (reason := reasons[number]) is not None)
+        self._lines: dict[int, tuple[int, Iterator[bytes]]] = {}
+
+    def rows(self, numbers: Sequence[int]) -> Iterator[Scored]:
+        """The rows of these numbers. They lie in each source in this order, or nearly so; else it is read again."""
+        for number in numbers:
+            source = bisect_right(self._ends, number) - 1
+            number -= self._ends[source]
+            at, lines = self._lines.get(source, (number + 1, iter(())))
+            if number < at:
+                at, lines = 0, self._sources[source].lines()
+            line = next(islice(lines, number - at, None))
+            self._lines[source] = number + 1, lines
+            yield Scored.believed(json.loads(line))
+
+
+def _limits_missed(row: Scored, config: RunConfig) -> tuple[list[Shortfall] | None, list[str]]:
+    return shortfalls(row, config.select), checks(row.extra, config.select)
+
+
+def _prompt(row: Scored, config: RunConfig, revision: int, request: Request) -> Prompt:
+    """The prompt that asks for the next version of an answer."""
+    found, broken = _limits_missed(row, config)
+    lines = named(broken, row.extra, f"row {row.id}")
+    said = row.messages[-1]["content"]
+    return ask(row, request(shortfalls=found, broken=lines, prompt=said, response=row.response), revision)
 
 
 def _why_not(found: Sequence[Shortfall] | None, broken: Sequence[str], margin: float) -> str | None:

@@ -3,49 +3,75 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 from nemo_sdg import resources
-from nemo_sdg.config import Select, rule_digests
+from nemo_sdg.config import rule_digests
 from nemo_sdg.errors import UserError
 from nemo_sdg.quality import Selector
-from nemo_sdg.quality.revision import gains, superseded
 from nemo_sdg.records import Scored
 from nemo_sdg.stages.context import Context
-from nemo_sdg.store import StageStore, digest
+from nemo_sdg.store import StageStore, digest, lines
+from nemo_sdg.store.files import dump
 from nemo_sdg.store.waves import Part, candidates, wave_parts
 
 VERSION = 3
 """Raised when the code changes what the same settings give."""
 
 
-def run(context: Context) -> dict[str, Any]:
+class Candidates:
+    """What selection knows of the candidates of a round: a few numbers per row, no texts.
+
+    It lives on the writer, from wave to wave: each part is read when it is new, and once more when its decisions are
+    written. What a kill has lost is read anew.
+    """
+
+    def __init__(self) -> None:
+        self._selector: Selector | None = None
+        self._files: list[str | None] = []
+        self._seen: list[tuple[Part, str]] = []
+
+    def up_to(self, context: Context, sources: Sequence[tuple[Part, StageStore]]) -> Selector:
+        """Settled on all rows of these parts."""
+        there, files = [(part, store.digest) for part, store in sources], _files(context)
+        if self._selector is None or self._files != files or self._seen != there[: len(self._seen)]:
+            self._selector = Selector(context.config.select, context.rules, versions=context.config.revise.passes > 0)
+            self._files, self._seen = files, []
+        new = sources[len(self._seen) :]
+        for part, store in new:
+            for row in store.read():
+                self._selector.add(Scored.believed(row), part.revision)
+        if new:
+            self._selector.settle()
+        self._seen = there
+        return self._selector
+
+
+def run(context: Context, known: Candidates | None = None) -> dict[str, Any]:
     """Decides on all candidates up to the wave of the context.
 
+    Args:
+        known: what was learned of them while they were made.
     Returns:
         Totals of the stage: rows in, kept, dropped by reason, faulty; `length` and `variety` of what is kept; what each
         pass of revision won.
     """
-    return context.on_writer(lambda: _write(context))
+    return context.on_writer(lambda: _write(context, known or Candidates()))
 
 
-def accepted(context: Context) -> int:
+def accepted(context: Context, known: Candidates) -> int:
     """How many rows would be kept of the candidates up to the wave of the context; never more than the target."""
-
-    def count() -> int:
-        sources = list(_scored(context))
-        return _selector(context, sources, context.config.select).num_kept
-
-    return context.on_writer(count)
+    return context.on_writer(lambda: known.up_to(context, list(_scored(context))).num_kept)
 
 
-def last_wave(context: Context) -> Part:
+def last_wave(context: Context, known: Candidates) -> Part:
     """The wave with which the candidates that are there reach the target, and `run` stops. Raises UserError when they
     don't reach it."""
     target, wave = context.config.select.target, 0
-    while target is not None and (passed := accepted(context.at(Part(wave)))) < target:
+    while target is not None and (passed := accepted(context.at(Part(wave)), known)) < target:
         wave += 1
         following = Part(wave).folder(context.run.round(context.round))
         if not context.on_writer(following.is_dir):
@@ -65,27 +91,19 @@ def _scored(context: Context) -> Iterator[tuple[Part, StageStore]]:
             yield part, StageStore.finished(part.folder(folder) / rows)
 
 
-def _rows(sources: list[tuple[Part, StageStore]]) -> Iterator[Scored]:
-    return (Scored.from_row(row, str(store.dir)) for _, store in sources for row in store.read())
-
-
-def _selector(context: Context, sources: list[tuple[Part, StageStore]], settings: Select) -> Selector:
-    """One that has seen all rows."""
-    older = superseded(_rows(sources), settings) if context.config.revise.passes else set()
-    selector = Selector(settings, context.rules, older)
-    for row in _rows(sources):
-        selector.add(row)
-    selector.settle()
-    return selector
-
-
-def _write(context: Context) -> dict[str, Any]:
-    settings, sources = context.config.select, list(_scored(context))
+def _files(context: Context) -> list[str | None]:
+    """Digests of the files that rows are held against."""
+    settings = context.config.select
     files = [*settings.decontaminate, *([settings.likeness] if settings.likeness else [])]
+    return [digest(resources.resolve(file)) for file in files]
+
+
+def _write(context: Context, known: Candidates) -> dict[str, Any]:
+    settings, sources = context.config.select, list(_scored(context))
     fingerprint = context.fingerprint(
         "select",
         version=VERSION,
-        inputs=[*(store.digest for _, store in sources), *(digest(resources.resolve(file)) for file in files)],
+        inputs=[*(store.digest for _, store in sources), *_files(context)],
         rules=list(rule_digests(context.rules).items()),
         **dataclasses.asdict(settings),
     )
@@ -94,11 +112,11 @@ def _write(context: Context) -> dict[str, Any]:
     store = StageStore(folder, fingerprint, count, context.config.generate.group_size)
     if store.done:
         return store.totals
-    selector = _selector(context, sources, settings)
+    selector = known.up_to(context, sources)
     missing = {group.index for group in store.missing()}
-    decisions = selector.decisions(_rows(sources))
+    decisions = _decisions(selector, sources)
     for group in store.groups:
-        rows = [decision.to_row() for decision in islice(decisions, group.stop - group.start)]
+        rows = list(islice(decisions, group.stop - group.start))
         if group.index in missing:
             store.commit(group, rows)
     assert next(decisions, None) is None, f"{folder.parent} holds more scored rows than it says"
@@ -107,13 +125,14 @@ def _write(context: Context) -> dict[str, Any]:
     if narrowed:
         context.console.say(f"the selection narrows variety: {narrowed}; decisions/SUCCESS.json has the figures")
     waves = {} if settings.target is None else {"waves": context.part.wave + 1}
-    return store.finish({**totals, **waves, **_revised(context, sources)})
-
-
-def _revised(context: Context, sources: list[tuple[Part, StageStore]]) -> dict[str, Any]:
-    """What each pass of revision won over the one before, over all waves."""
     passes = context.config.revise.passes
-    if not passes:
-        return {}
-    rows = [list(_rows([source for source in sources if source[0].revision == n])) for n in range(passes + 1)]
-    return {"revised": [dataclasses.asdict(gain) for gain in gains(rows, context.config.select)]}
+    revised = {"revised": [dataclasses.asdict(gain) for gain in selector.gains(passes)]} if passes else {}
+    return store.finish({**totals, **waves, **revised})
+
+
+def _decisions(selector: Selector, sources: Sequence[tuple[Part, StageStore]]) -> Iterator[bytes]:
+    """The lines of all decisions. Few rows are read for that: their decision is put into the line that they have."""
+    for index, line in enumerate(line for _, store in sources for line in store.lines()):
+        columns, decision = selector.verdict(index)
+        made = None if selector.wants(index) else lines.decided(line, columns, **decision)
+        yield made or dump(selector.decision(index, Scored.believed(json.loads(line))).to_row())

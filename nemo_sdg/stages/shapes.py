@@ -9,19 +9,21 @@ leave a key that they do not know, our `id`, alone: NeMo hands it on as metadata
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from nemo_sdg.config import ATTRIBUTES, MISSING, OUTPUTS
 from nemo_sdg.errors import RowError
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
 from nemo_sdg.models.templates import TURN, instruct_prompt, reward_prompt
-from nemo_sdg.records import Pair, shortest_float32
+from nemo_sdg.records import Pair
 from nemo_sdg.records.fields import Message
 
 if TYPE_CHECKING:
     import pyarrow
 
 Scores = Mapping[str, float]
+"""As a row's file has them: float32 in the fewest decimals; NaN where there is none."""
 
 
 def chat_row(name: str, messages: Sequence[Message], response: str) -> dict[str, Any]:
@@ -43,8 +45,8 @@ def regression_row(
     """
     text = reward_prompt([*messages, _assistant(response)])
     names = {slot: name for name, slot in outputs.items()}
-    label = [shortest_float32(scores.get(names.get(output), MISSING)) for output in range(NUM_REWARD_OUTPUTS)]
-    if None in label:
+    label = [scores.get(names.get(output), MISSING) for output in range(NUM_REWARD_OUTPUTS)]
+    if not all(map(math.isfinite, label)):
         raise RowError("score not finite")
     return {"id": name, "text": text, "label": label}
 
@@ -121,5 +123,5 @@ def _assistant(text: str) -> Message:
 
 def _finite(scores: Scores, own: Sequence[str]) -> dict[str, float | None]:
     """The five attributes and the user's own; None where there is no number."""
-    values = {name: scores.get(name, MISSING) for name in (*ATTRIBUTES, *own)}
-    return {name: None if value == MISSING else shortest_float32(value) for name, value in values.items()}
+    told = {name: scores.get(name, MISSING) for name in (*ATTRIBUTES, *own)}
+    return {name: score if math.isfinite(score) and score != MISSING else None for name, score in told.items()}

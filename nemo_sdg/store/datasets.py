@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,7 +116,6 @@ class _Table:
         self._writer = pyarrow.parquet.ParquetWriter(file, schema)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        _refuse_not_finite(row)  # parquet would hold NaN, which no line can
         self._waiting.append(row)
         if len(self._waiting) == ROWS_PER_GROUP:
             self._flush()
@@ -131,13 +129,20 @@ class _Table:
     def _flush(self) -> None:
         import pyarrow
 
-        self._writer.write_table(pyarrow.Table.from_pylist(self._waiting, self._schema), ROWS_PER_GROUP)
-        self._waiting = []
+        rows, self._waiting = self._waiting, []
+        table = pyarrow.Table.from_pylist(rows, self._schema)
+        for column in table.itercolumns():
+            _refuse_not_finite(column.combine_chunks())  # parquet would hold NaN, which no line can
+        self._writer.write_table(table, ROWS_PER_GROUP)
 
 
-def _refuse_not_finite(value: Any) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"Out of range float value: {value}")
-    if isinstance(value, (dict, list)):
-        for below in value.values() if isinstance(value, dict) else value:
+def _refuse_not_finite(column: pyarrow.Array) -> None:
+    import pyarrow
+    import pyarrow.compute
+
+    if pyarrow.types.is_floating(column.type):
+        if pyarrow.compute.all(pyarrow.compute.is_finite(column)).as_py() is False:
+            raise ValueError("Out of range float values are not JSON compliant")
+    elif pyarrow.types.is_nested(column.type):
+        for below in column.flatten() if pyarrow.types.is_struct(column.type) else [column.flatten()]:
             _refuse_not_finite(below)

@@ -15,9 +15,9 @@ _NAME = re.compile(r"(?:part|faulty)-(\d{5,})-n(\d+)-([0-9a-f]{16})\.jsonl")
 _REDO = "delete this file and run again: its group alone is made once more"
 
 
-def named(kind: str, group: int, rows: Iterable[dict]) -> tuple[str, bytes]:
-    """Name and content of a file; `kind` is part, or faulty for rows that were set aside."""
-    lines = [dump(row) for row in rows]
+def named(kind: str, group: int, rows: Iterable[dict | bytes]) -> tuple[str, bytes]:
+    """Name and content of a file; `kind` is part, or faulty for rows that were set aside. A row may be a line already."""
+    lines = [row if isinstance(row, bytes) else dump(row) for row in rows]
     data = b"".join(lines)
     return f"{kind}-{group:05d}-n{len(lines)}-{hashlib.sha256(data).hexdigest()[:16]}.jsonl", data
 
@@ -29,7 +29,12 @@ def group_of(file: Path) -> int:
 
 def read_part(file: Path) -> list[dict]:
     """The rows of a file that is what its name says. Raises StoreError for any other."""
-    return [json.loads(line) for line in check_part(file).split(b"\n")[:-1]]
+    return [json.loads(line) for line in part_lines(file)]
+
+
+def part_lines(file: Path) -> list[bytes]:
+    """As `read_part`, the rows as they stand there, each with its line end."""
+    return check_part(file).splitlines(keepends=True)
 
 
 def check_part(file: Path) -> bytes:

@@ -9,17 +9,18 @@ SUCCESS.json lists too.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterator, Mapping, Sequence
 
 from nemo_sdg.config.values import fingerprint as fingerprint_of
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 from nemo_sdg.store.files import commit_file, digest, refusing, sync
-from nemo_sdg.store.parts import check_part, group_of, named, read_part, two_parts
+from nemo_sdg.store.parts import check_part, group_of, named, part_lines, read_part, two_parts
 from nemo_sdg.store.seals import commit_json, read_json
 
 _AGAIN = "delete the folder of the stage and run again to make it once more"
@@ -119,8 +120,8 @@ class StageStore:
         files = sorted(self.dir.glob("faulty-*.jsonl"))
         return Counter(row["reason"] for file in files for row in read_part(file))
 
-    def commit(self, group: Group, rows: list[dict]) -> None:
-        """Writes a group's rows. Doing it twice with the same rows is the same as once."""
+    def commit(self, group: Group, rows: Sequence[dict | bytes]) -> None:
+        """Writes a group's rows, or the lines that they are. Doing it twice with the same rows is the same as once."""
         name, data = named("part", group.index, rows)
         there = self._begun.setdefault(group.index, self.dir / name)
         if there.name != name:
@@ -167,11 +168,15 @@ class StageStore:
 
     def read(self) -> Iterator[dict]:
         """All rows in the order of the input. Raises StoreError when the stage is not done or a part was altered."""
+        return map(json.loads, self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """As `read`, the rows as they stand there, each with its line end."""
         parts = self._parts()
         for name, group in zip(self._success()["parts"], self.groups):
             if group.index not in parts or parts[group.index].name != name:
                 raise StoreError("a part is missing", where=self.dir / name, way_out="run again to make it once more")
-            yield from read_part(parts[group.index])
+            yield from part_lines(parts[group.index])
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the files of a finished stage, one sentence each."""

@@ -1,4 +1,4 @@
-"""One fit: SFT of a policy or attribute regression of a reward model, by NeMo's trainer, in this process group."""
+"""One fit: of a policy by SFT or on pairs, or of a reward model, by NeMo's trainer, in this process group."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from nemo_sdg.parallel.sums import sums_over_ranks
 from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_file, commit_folder, write_sums
-from nemo_sdg.training import cpu, probe, samples
+from nemo_sdg.training import cpu, probe, reference, samples
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.forward import interleaved
 from nemo_sdg.training.held_out import HeldOut
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
-from nemo_sdg.training.result import RESULT, committed, identity, losses_at, work_folder
+from nemo_sdg.training.result import RESULT, committed, identity, losses_at, prepare, work_folder
 from nemo_sdg.training.stopping import StopRequest
-from nemo_sdg.training.tasks import Task, task_of
+from nemo_sdg.training.tasks import TASKS, Task, task_of
 
 
 def fit(
@@ -56,7 +56,8 @@ def fit(
     A fit that was killed goes on from its last restart point, or from the start; the result is the same.
 
     Args:
-        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
+        task: "sft" (rows in NeMo's chat format), "preference" (pairs in NeMo-Aligner's; the start is also the reference)
+            or "reward" (rows of the regression format, or pairs).
         rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
@@ -72,7 +73,7 @@ def fit(
     out = Path(out)
     folder = ModelFolder.open(start)
     folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages, virtual_stages=virtual_stages)
-    if task == "sft":
+    if not TASKS[task].reward:
         folder.require(reward=False)
     together = mesh.pp if virtual_stages > 1 else 1
     check_global_batch(settings, mesh.dp, task, together)
@@ -154,13 +155,15 @@ class _Fit:
     def run(self) -> dict[str, Any]:
         from nemo_sdg.training.checkpoint import LOSSES, step_folder
 
-        done = on_writer(self.mesh, self._prepare)
+        done = on_writer(self.mesh, lambda: prepare(self.work, self.signature))
         began = time.monotonic()
         if done:
             self.losses = losses_at(step_folder(self.work, done), LOSSES)
         if self.held_out is not None:
             self.held_out.resume(self.work, done)
         if done < self.settings.steps:
+            if self.task.reference and self.online is None:
+                self._add_reference()
             self._train(done, step_folder(self.work, done) if done else None)
         seconds = time.monotonic() - began
         result = {
@@ -174,6 +177,14 @@ class _Fit:
         self._commit(step_folder(self.work, self.settings.steps), result)
         return {**result, "seconds": seconds}
 
+    def _add_reference(self) -> None:
+        self.samples = reference.with_reference(
+            self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
+        )
+        self.batches.samples = self.samples.rows
+        if self.held_out is not None:
+            self.held_out.add_reference(models=self.models, start=self.folder, work=self.work)
+
     def _data(self) -> dict[str, Any]:
         """What was learned from."""
         if isinstance(self.batches, GlobalBatches):
@@ -186,17 +197,6 @@ class _Fit:
         intervals = on_writer(self.mesh, lambda: told(self.work / FOLDER))
         rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
         return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
-
-    def _prepare(self) -> int:
-        """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
-        from nemo_sdg.training.checkpoint import tidy, whole_steps
-
-        marker = self.work / "fit"
-        if not marker.is_file() or marker.read_text() != self.signature:
-            shutil.rmtree(self.work, ignore_errors=True)
-            commit_file(marker, self.signature.encode())
-        tidy(self.work)
-        return max(whole_steps(self.work), default=0)
 
     def _dtype_name(self) -> str:
         running = resolve_dtype(self.models.dtype, self.folder)

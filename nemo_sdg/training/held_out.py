@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import Training
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.config import Models, Training
 from nemo_sdg.errors import UserError
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.training import samples
 from nemo_sdg.training.measures import Curve, best_step
+from nemo_sdg.training.reference import with_reference
 from nemo_sdg.training.tasks import Task
 
 
@@ -37,6 +39,10 @@ class HeldOut:
         """Called on rank 0 with what each validation tells."""
         self.curve: Curve = []
         """What validation has told up to now."""
+
+    def add_reference(self, *, models: Models, start: ModelFolder, work: Path) -> None:
+        """What the model that the fit starts from makes of the pairs, where the loss compares with it."""
+        self.samples = with_reference(self.samples, self.settings, models=models, start=start, work=work, mesh=self.mesh)
 
     def resume(self, work: Path, done: int) -> None:
         """Goes on from the restart point after `done` steps, 0 from the start; what is best later is forgotten."""

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_sdg.config import Preference
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
 from nemo_sdg.training.correlation import pearson, spearman
 from nemo_sdg.training.losses import MISSING, attribute_regression, bradley_terry
 from nemo_sdg.training.objectives import label_log_probs
+from nemo_sdg.training.preference import pair_losses, response_log_probs
 from nemo_sdg.training.samples import Sample
 
 
@@ -97,6 +99,17 @@ def _tell_pairs(kind: str, samples: Sequence[Sample], rewards_M2: Tensor) -> dic
     right = (chosen_M > rejected_M).double().mean().item()  # a tie is no success, as in RewardBench
     loss = bradley_terry(chosen_M, rejected_M, strength_M, kind).item()
     return {"loss": loss, "pair_accuracy": right, "pairs": len(samples)}
+
+
+def preferences(settings: Preference) -> Measure:
+    """The loss of preference tuning, and how often the policy has moved towards the chosen response of the two."""
+
+    def tell(samples: Sequence[Sample], policy_M2: Tensor) -> dict[str, Any]:
+        losses_M, gap_M = pair_losses(settings, policy_M2, torch.stack([sample.targets for sample in samples]))
+        right = (gap_M > 0).double().mean().item()
+        return {"loss": losses_M.mean().item(), "pair_accuracy": right, "pairs": len(samples)}
+
+    return Measure(response_log_probs, 2, tell)
 
 
 def best_step(curve: Curve) -> int | None:

@@ -12,6 +12,7 @@ from nemo_sdg.training import measures, samples
 from nemo_sdg.training.measures import Measure
 from nemo_sdg.training.objectives import SumAndCount, bradley_terry, regression, token_nll
 from nemo_sdg.training.pairs import pair_sample
+from nemo_sdg.training.preference import preference_loss, preference_sample
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Task:
     """How it is validated."""
     reward: bool = False
     """It trains a reward model."""
+    reference: bool = False
+    """Its loss compares with the log-probabilities of the model that it starts from."""
     fresh_head: bool = False
     """A reward model does not go on with the head of the one that it starts from."""
     outputs: Mapping[str, int] = field(default_factory=lambda: dict(OUTPUTS))
@@ -44,6 +47,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("sft", samples.sft_sample, lambda settings: token_nll, lambda settings: measures.tokens()),
+        Task("preference", preference_sample, preference_loss, measures.preferences, reference=True),
         Task("reward", samples.reward_sample, lambda settings: regression, _labels, reward=True),
     )
 }

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from nemo_sdg.config import Select
-from nemo_sdg.quality.revision import best_versions, root_of, shortfalls
+from nemo_sdg.quality.revision import root_of, shortfalls
 from nemo_sdg.quality.rules import scalarise
+from nemo_sdg.quality.versions import Versions
 from nemo_sdg.records import Decision
 from nemo_sdg.store import StageStore
 
@@ -58,7 +59,10 @@ def test_revision_raises_the_true_quality(run):
     rows, limits, _ = run
     revised = {root_of(row) for row in rows if "root" in row.provenance}
     first = [row for row in rows if row.id in revised]
-    best = [row for row in best_versions(rows, limits) if root_of(row) in revised]
+    versions = Versions(limits)
+    for row in rows:
+        versions.add(row)
+    best = [row for row in (rows[number] for number in versions.best()) if root_of(row) in revised]
     passed = sum(shortfalls(row, limits) == [] for row in best)
     print(f"\n{len(first)} answers revised: true helpfulness {truth(first):.2f} -> {truth(best):.2f}, {passed} pass now")
     assert len(first) > 50 and truth(best) > truth(first)

@@ -8,9 +8,9 @@ import math
 import pytest
 
 from nemo_sdg.config import ATTRIBUTES, MISSING, Select
-from nemo_sdg.quality.revision import Gain, answered, ask, best_versions, gains, good_enough, root_of, shortfalls
-from nemo_sdg.quality.revision import superseded
-from nemo_sdg.quality.selection import SUPERSEDED, decide
+from nemo_sdg.quality.among import SUPERSEDED
+from nemo_sdg.quality.revision import answered, ask, good_enough, root_of, shortfalls
+from nemo_sdg.quality.selection import decide
 from nemo_sdg.records import Response, Scored
 
 LIMITS = Select(minimum={"helpfulness": 3.0}, maximum={"verbosity": 2.0}, weights={"helpfulness": 1.0})
@@ -40,9 +40,6 @@ def test_a_broken_requirement_may_be_mended_and_another_subject_may_not():
 def test_a_version_that_breaks_nothing_is_better_than_one_with_a_higher_scalar():
     first = broken(row(helpfulness=4.0), "must: x")
     second = broken(row("p#0/r1#0", root="p#0", helpfulness=3.0))
-    assert best_versions([first, second], LIMITS) == [second]
-    (won,) = gains([[first], [second]], LIMITS)
-    assert (won.better, won.accepted) == (1, 1)
     kept = {one.id: one.reason for one in decide([first, second], LIMITS)}
     assert kept == {"p#0": SUPERSEDED, "p#0/r1#0": None}
 
@@ -75,19 +72,6 @@ def test_a_limit_itself_passes():
 )  # fmt: skip
 def test_what_a_better_score_does_not_mend(bad):
     assert shortfalls(bad, LIMITS) is None
-
-
-def test_the_best_version_of_each_answer_in_the_order_of_the_first():
-    rows = [
-        row("a", helpfulness=1.0), row("b", helpfulness=3.0), row("c", helpfulness=math.nan),
-        row("a/r1", root="a", helpfulness=2.0), row("b/r1", root="b", helpfulness=3.0), row("c/r1", root="c"),
-    ]  # fmt: skip
-    assert [version.id for version in best_versions(rows, LIMITS)] == ["a/r1", "b", "c/r1"]
-
-
-def test_a_version_that_passes_goes_before_one_with_a_higher_scalar():
-    rows = [row("a", helpfulness=4.0, verbosity=3.0), row("a/r1", root="a", helpfulness=3.0)]
-    assert [version.id for version in best_versions(rows, LIMITS)] == ["a/r1"]
 
 
 def test_a_revision_is_asked_for_in_a_dialogue_and_answers_the_prompt_itself():
@@ -132,19 +116,3 @@ def test_the_target_keeps_the_best_and_of_equals_the_earlier():
     beyond = "beyond the target of 2"
     assert [d.reason for d in decisions] == [beyond, None, "helpfulness below 3", None, beyond]
     assert sum(d.kept for d in decide(rows, dataclasses.replace(LIMITS, target=9))) == 4
-
-
-def test_what_each_pass_won():
-    first = [row("a", helpfulness=1.0), row("b", helpfulness=2.0), row("c", helpfulness=3.5)]
-    one = [row("a/r1", root="a", helpfulness=0.5), row("b/r1", root="b", helpfulness=3.0)]
-    two = [row("a/r1/r2", root="a", helpfulness=2.5)]
-    assert gains([first, one, two], LIMITS) == [
-        Gain(asked=2, better=1, accepted=1, before=1.5, after=2.0), Gain(1, 1, 0, 1.0, 2.5)
-    ]  # fmt: skip
-    assert gains([first, [], []], LIMITS) == [Gain(0, 0, 0, 0.0, 0.0)] * 2
-
-
-def test_of_equal_versions_the_first_stays():
-    rows = [row(helpfulness=2.0), row("p#0/r1#0", "p#0", helpfulness=2.0), row("p#0/r1#1", "p#0", helpfulness=2.0)]
-    assert set(superseded(rows, Select())) == {1, 2}
-    assert superseded([*rows, row("p#0/r2#0", "p#0", helpfulness=2.5)], Select()) == {0, 1, 2}

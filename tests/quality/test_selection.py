@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import planted
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -260,3 +261,22 @@ def test_a_column_that_is_no_list_of_reasons_passes_nothing_in_silence(wrong):
 
 def test_a_text_that_cannot_be_learned_is_that_first():
     assert decide([replace(judged("a", ["off topic"]), response=" ")], Select())[0].reason == "empty response"
+
+
+def test_rows_that_come_after_a_settle_change_what_was_near():
+    """What is near which kept row is worked out anew each time. A text and its halves are alike, the halves are not."""
+    a, b, c, d = (" ".join(f"{name}{n}" for n in range(60)) for name in "abcd")
+    rows = [
+        planted.row("1", "q", a, scalar=3.0), planted.row("2", "q", b, scalar=3.5),
+        planted.row("3", "q", f"{a} {b}", scalar=2.0), planted.row("4", "q", f"{c} {d}", scalar=3.2),
+        planted.row("5", "q", d, scalar=2.5), planted.row("6", "q", c, scalar=4.0),
+    ]  # fmt: skip
+    settings = Select(minimum={}, near_duplicates=0.4)
+    selector, found = Selector(settings), []
+    for number, row in enumerate(rows, start=1):
+        selector.add(row)
+        selector.settle()
+        decisions = list(selector.decisions(rows[:number]))
+        assert decisions == decide(rows[:number], settings)
+        found.append({one.id: one.extra.get("duplicate_of") for one in decisions if one.extra or not one.kept})
+    assert found == [{}, {}, {"3#0": "2#0"}, {"3#0": "2#0"}, {"3#0": "2#0", "5#0": "4#0"}, {"3#0": "2#0", "4#0": "6#0"}]

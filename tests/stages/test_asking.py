@@ -24,6 +24,7 @@ from nemo_sdg.stages.context import Context
 from nemo_sdg.store import Run, StageStore
 from nemo_sdg.store.verifying import check_entry
 from nemo_sdg.store.waves import Part
+from nemo_sdg.synthesis.plans import Plan
 from nemo_sdg.synthesis.requirements import Requirement
 
 KINDS = {"open_qa": 6, "two_turn": 4, "math": 3, "instruction_following": 5}
@@ -215,6 +216,23 @@ def test_the_users_own_prompts_are_mixed_in_when_asked_for(tmp_path, server):
     with pytest.raises(RowError, match="prompts.jsonl:2: no single prompt"):
         prompts.run(strict)
     assert len(server.asked) == count
+
+
+def test_answers_to_the_users_own_prompts_are_checked_as_those_to_made_ones(tmp_path, server):
+    """The brief's checks come first, each once; what a row brings stays; a column that is none is left to the judge."""
+    mine = {"line": "Be calm.", "reason": "must: Be calm.", "wanted": True, "question": "must"}
+    (tmp_path / "prompts.jsonl").write_text("")
+    where = made_for(tmp_path, server, "data.synthesis.own_prompts=true", kinds={"math": 2})
+    brief = Plan.load(where.config.data.synthesis, seed=0, round=0).checks
+    theirs = [check.to_row() for check in brief]
+    given = [{"id": "a"}, {"id": "b", "checks": [mine, theirs[1]]}, {"id": "c", "checks": "none"}, {"id": "d", "checks": []}]
+    text = "".join(json.dumps({"prompt": f"What of {row['id']}?", **row}) + "\n" for row in given)
+    (tmp_path / "prompts.jsonl").write_text(text)
+    prompts.run(where)
+    *own, made, _ = rows(where)
+    assert len(theirs) > 2 and made.extra["checks"][: len(theirs)] == theirs
+    assert [row.extra["checks"] for row in own] == [theirs, [*theirs, mine], "none", theirs]
+    assert [row.id for row in own] == ["a", "b", "c", "d"]
 
 
 def test_prompts_of_an_earlier_run_may_be_given_again(tmp_path, server):

@@ -14,8 +14,8 @@ from ranks import run_ranks
 from small_run import row_files
 from test_placement import rounds
 
-from nemo_sdg.config import RewardTraining
-    Data, Endpoint, Evaluate, Generate, Models, PhaseTopology, RunConfig, Score, Select, Training
+from nemo_sdg.config import (
+    Data, Endpoint, Evaluate, Generate, Models, PhaseTopology, RewardTraining, RunConfig, Score, Select, Training
 )  # fmt: skip
 from nemo_sdg.engine import residents
 from nemo_sdg.errors import RowError, UserError

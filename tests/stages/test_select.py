@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import canned
 import pytest
 from rounds import context, scored, write_scored
 
 from nemo_sdg.config import load_recipe
 from nemo_sdg.errors import StoreError
-from nemo_sdg.records import Decision
+from nemo_sdg.quality import decide
+from nemo_sdg.records import Decision, Scored
 from nemo_sdg.stages import select
 from nemo_sdg.store import StageStore
+from nemo_sdg.store.files import dump
 
 
 def test_every_row_gets_a_decision_and_the_totals_say_why(tmp_path: Path):
@@ -77,3 +81,24 @@ def test_rules_of_the_recipe_are_applied_and_belong_to_the_stage(tmp_path: Path)
         select.run(replace(where, rules=recipe.rules[:1]))
     with pytest.raises(StoreError, match="another fingerprint"):
         select.run(replace(where, rules=recipe.rules[::-1]))
+
+
+def test_the_lines_are_those_of_the_decisions_themselves(tmp_path: Path):
+    """Of rows that were decided on before, are rewritten, leak, or say the same as another, as of all others."""
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"text": "one two three four five six seven eight nine ten eleven twelve thirteen"}\n')
+    words = [f"select.{name}={json.dumps(value)}" for name, value in canned.RULES.items()]
+    where = context(tmp_path, *words, f"select.decontaminate=[{held}]", "generate.group_size=7")
+    rows = [Scored.from_row(row) for row in canned.rows(120, 2500)]
+    for number in range(0, 120, 9):
+        extra = {"kept": True, "duplicate_of": "x", "redacted": {"EMAIL": 9}, "own": '"\u2028'}
+        rows[number] = replace(rows[number], extra={**rows[number].extra, **extra})
+    rows[1] = replace(rows[1], response="So: one two three four five six seven eight nine ten eleven twelve thirteen")
+    rows[2] = replace(rows[2], scores={**rows[2].scores, "coherence": math.nan})
+    write_scored(where, rows)
+    select.run(where)
+    made = b"".join(StageStore.finished(where.folder / "decisions").lines())
+    decisions = decide(rows, where.config.select)
+    told = {column for decision in decisions for column in decision.extra} - {"own", "topic", "kind"}
+    assert told == {"redacted", "leaked_from", "duplicate_of", "scalar_length_free"}
+    assert made == b"".join(dump(decision.to_row()) for decision in decisions)

@@ -62,6 +62,7 @@ def test_nothing_is_left_of_a_folder_that_was_given_up(tmp_path: Path):
 def test_nan_is_in_no_file(tmp_path: Path, add):
     with pytest.raises(ValueError, match="Out of range"), DatasetFolder(tmp_path / "datasets") as folder:
         add(folder, {"id": "a", "x": math.nan})
+        folder.commit({})
     assert os.listdir(tmp_path) == []
 
 
