@@ -88,11 +88,8 @@ def run_stage(
     name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = (), *,
     round: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One stage of one round; what it counted last.
-
-    Candidates are of all waves and revisions that have what the stage reads. Revision is with the responses to each
-    pass and all that is asked about them. Selection is of as many waves as it needs.
-    """
+    """One stage of one round; what it counted last. Candidates are of all waves and revisions that have what the stage
+    reads, revision is with the responses to each pass and all that is asked of them, selection of the waves it needs."""
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "select":
         known = select.Candidates()
@@ -135,9 +132,8 @@ def _generate_and_score(context: Context) -> None:
         return
     generating = generate.Stage(context)
     scoring = score.Stage(context, generating.store)
-    with doing(f"generate and score of round {context.round}"):
-        for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
-            _told(name, context, totals)
+    for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
+        _told(name, context, totals)
 
 
 def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_folder
-from nemo_sdg.store.files import make_folder, refusing, write_file
+from nemo_sdg.store.files import refusing, write_file
 from nemo_sdg.training import randomness, room
 from nemo_sdg.training.measures import Curve, best_step
 from nemo_sdg.training.result import RESULT

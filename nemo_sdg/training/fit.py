@@ -178,12 +178,13 @@ class _Fit:
         return {**result, "seconds": seconds}
 
     def _add_reference(self) -> None:
-        self.samples = reference.with_reference(
-            self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
-        )
+        with interleaved(1):
+            self.samples = reference.with_reference(
+                self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
+            )
+            if self.held_out is not None:
+                self.held_out.add_reference(models=self.models, start=self.folder, work=self.work)
         self.batches.samples = self.samples.rows
-        if self.held_out is not None:
-            self.held_out.add_reference(models=self.models, start=self.folder, work=self.work)
 
     def _data(self) -> dict[str, Any]:
         """What was learned from."""
