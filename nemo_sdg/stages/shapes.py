@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Mapping, Sequence
 from nemo_sdg.config import ATTRIBUTES, MISSING, OUTPUTS
 from nemo_sdg.errors import RowError
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
-from nemo_sdg.models.templates import TURN, instruct_prompt, reward_prompt
+from nemo_sdg.models.templates import instruct_prompt, preference_texts, reward_prompt
 from nemo_sdg.records import Pair
 from nemo_sdg.records.fields import Message
 
@@ -55,9 +55,7 @@ def preference_row(pair: Pair) -> dict[str, Any]:
     """A pair in NeMo-Aligner's format for DPO and RPO. Raises RowError when the prompt format cannot express it."""
     return {
         "id": pair.id,
-        "prompt": instruct_prompt(pair.messages),
-        "chosen_response": f"{pair.chosen}\n{TURN}",
-        "rejected_response": f"{pair.rejected}\n{TURN}",
+        **preference_texts(pair.messages, pair.chosen, pair.rejected),
         "chosen_reward": pair.score_chosen,
         "rejected_reward": pair.score_rejected,
     }

@@ -272,7 +272,10 @@ class _Fit:
         if self.online is not None:
             from nemo_sdg.training.asking import OnlineSampling
 
-            asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER)
+            held = None
+            if self.task.reference:
+                held = reference.HeldReference(self.folder, self.models, self.settings.micro_batch_size, self.mesh)
+            asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER, held)
             trainer.callbacks.insert(0, asking)
         if self.held_out is not None:
             self.held_out.follow(trainer, checkpoint)
