@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import Data, RunConfig, dataset_settings, fingerprint
+from nemo_sdg.config import RunConfig, dataset_settings, fingerprint
 from nemo_sdg.errors import UserError
 from nemo_sdg.records import Decision, Fault
 from nemo_sdg.stages import card, examples, shapes
@@ -61,12 +61,12 @@ def _write(context: Context) -> dict:
     name = context.fingerprint("assemble", version=VERSION, inputs=inputs, settings=settings, rules=own)
     if final.exists():
         return read_finished(final, name)
-    tally, facts = Tally(), card.Facts()
+    tally, facts = Tally(), card.Facts(config.reward.own)
     with DatasetFolder(final) as folder:
         folder.make("faulty.jsonl", *(line_file(kind, "train") for kind in CONFIGS))
-        schemas = {kind: shapes.schema(kind) for kind in CONFIGS}
+        schemas = {kind: shapes.schema(kind, config.reward.own) for kind in CONFIGS}
         maker = Maker(config, compared)
-        for kind, made in _everything(maker, config.data, decisions, facts):
+        for kind, made in _everything(maker, config, decisions, facts):
             tally.add(kind, made)
             if isinstance(made, Fault):
                 folder.add_line("faulty.jsonl", made.to_row())
@@ -89,7 +89,7 @@ def _write(context: Context) -> dict:
 
 
 def _everything(
-    maker: Maker, data: Data, decisions: StageStore, facts: card.Facts
+    maker: Maker, config: RunConfig, decisions: StageStore, facts: card.Facts
 ) -> Iterator[tuple[str, list[Example] | str | Fault]]:
     """(kind, its examples, the reason why it has none, or the fault) of all that comes in, a few rows at a time."""
     together: Joined[Decision] = Joined(map(lines.prompt_id, decisions.lines()))
@@ -101,7 +101,7 @@ def _everything(
         of_prompt = together.add(decision.prompt_id, decision)
         if of_prompt is not None:
             yield "preference", maker.pairs(of_prompt)
-    yield from examples.from_files(maker, data)
+    yield from examples.from_files(maker, config)
 
 
 def _funnel(folder: Path, config: RunConfig, waves: int) -> dict[str, Any]:

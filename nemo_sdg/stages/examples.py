@@ -20,7 +20,7 @@ from nemo_sdg.config.judging import compares
 from nemo_sdg.quality.pairs import Compared, pairs_of
 from nemo_sdg.quality.rules import may_teach
 from nemo_sdg.records import Decision, Dialogue, Fault, Labelled, Pair, Prompt
-from nemo_sdg.records import each_row, hash_of, read_rows, shortest_float32
+from nemo_sdg.records import each_row, hash_of, labelled, read_rows, shortest_float32
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages import shapes
 from nemo_sdg.store import StageStore
@@ -69,9 +69,9 @@ def preference_sources(data: Data) -> list[tuple[str, str, float]]:
 class HeldOut:
     """The conversations that evaluation asks about; none of them may be trained on, also not as an earlier turn."""
 
-    def __init__(self, settings: Evaluate) -> None:
+    def __init__(self, settings: Evaluate, own: Sequence[str] = ()) -> None:
         self.keys = set()
-        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, Labelled)):
+        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, labelled(own))):
             if file is not None:
                 self.keys |= {_key(row.messages) for row in read_rows(file, kind)[0]}
 
@@ -90,7 +90,8 @@ class Maker:
         Args:
             compared: what the judge has said of responses, where `preference.judge` is llm; see `verdicts`.
         """
-        self._config, self._held_out, self._compared = config, HeldOut(config.evaluate), compared
+        self._config, self._held_out, self._compared = config, HeldOut(config.evaluate, config.reward.own), compared
+        self._own = config.reward.own
 
     def sft(self, row: Decision) -> list[Example] | str:
         """A kept response, as a dialogue to learn."""
@@ -99,7 +100,7 @@ class Maker:
         if row.messages in self._held_out:
             return "held out"
         said = (row.id, row.messages, row.response)
-        return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, row.scores))]
+        return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, row.scores, self._own))]
 
     def reward(self, row: Decision) -> list[Example] | str:
         """Any scored response, kept or not, as a lesson for the reward model."""
@@ -162,12 +163,13 @@ class Maker:
             return "held out"
         said = (name, messages, response, scores)
         try:
-            return [self._example(messages, shapes.regression_row(*said), shapes.regression_columns(*said))]
+            line = shapes.regression_row(*said, self._config.reward.outputs)
+            return [self._example(messages, line, shapes.regression_columns(*said, self._own))]
         except RowError as error:
             return error.what
 
     def _preference(self, pair: Pair) -> Example:
-        return self._example(pair.messages, shapes.preference_row(pair), shapes.preference_columns(pair))
+        return self._example(pair.messages, shapes.preference_row(pair), shapes.preference_columns(pair, self._own))
 
     def _example(self, messages: Sequence[Message], line: dict, columns: dict) -> Example:
         return Example(self._split(messages), line, columns)
@@ -181,10 +183,11 @@ def paths(data: Data) -> list[str]:
     return [path for _, path, _ in (*dialogue_sources(data), *labelled_sources(data), *preference_sources(data))]
 
 
-def from_files(maker: Maker, data: Data) -> Iterator[tuple[str, list[Example] | str | Fault]]:
+def from_files(maker: Maker, config: RunConfig) -> Iterator[tuple[str, list[Example] | str | Fault]]:
     """(kind, its examples, the reason why it has none, or the fault) of each row of the users' files."""
+    data = config.data
     sources = [("sft", Dialogue, maker.dialogue, dialogue_sources(data))]
-    sources += [("reward", Labelled, maker.labelled, labelled_sources(data))]
+    sources += [("reward", labelled(config.reward.own), maker.labelled, labelled_sources(data))]
     sources += [("preference", Pair, maker.preferred, preference_sources(data))]
     for kind, shape, make, files in sources:
         for name, path, weight in files:

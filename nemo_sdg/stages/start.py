@@ -19,6 +19,7 @@ from nemo_sdg.stages.tally import Tally
 from nemo_sdg.records import Fault
 from nemo_sdg.store import DatasetFolder, rows_digest
 from nemo_sdg.store.datasets import read_finished
+from nemo_sdg.store.fits import Fit
 from nemo_sdg.store.waves import START
 
 VERSION = 1
@@ -52,7 +53,7 @@ def _write(context: Context, final: Path) -> dict[str, Any]:
     tally = Tally()
     with DatasetFolder(final) as folder:
         folder.make("faulty.jsonl", *(line_file(kind, "train") for kind in CONFIGS))
-        for kind, made in examples.from_files(Maker(config), config.data):
+        for kind, made in examples.from_files(Maker(config), config):
             tally.add(kind, made)
             if isinstance(made, Fault):
                 folder.add_line("faulty.jsonl", made.to_row())
@@ -84,11 +85,10 @@ def _nothing(kind: str, totals: dict[str, Any]) -> UserError:
 def _train(context: Context, kind: str, folder: Path) -> dict[str, Any]:
     return fitting.train(
         context,
-        GROUPS[kind],
-        getattr(context.config, GROUPS[kind]),
+        Fit(kind, GROUPS[kind]),
         title=f"train first {kind}",
         start=context.config.models.base,
-        rows=folder / "datasets" / line_file(_rows(context, kind), "train"),
+        datasets=folder / "datasets",
         out=folder / kind,
         seed=context.config.run.seed,
     )

@@ -32,11 +32,10 @@ def run(context: Context) -> dict[str, Any]:
 def _train(context: Context, one: Fit, before: Fit | None) -> dict[str, Any]:
     return fitting.train(
         context,
-        one.task,
-        one.settings(context.config),
+        one,
         title=f"train {one.folder}",
         start=_start(context, one, before),
-        rows=context.folder / "datasets" / f"{one.dataset(context.config)}.jsonl",
+        datasets=context.folder / "datasets",
         out=context.folder / one.folder,
         seed=context.config.run.seed + context.round + (one.iteration << 16),  # each goes through its rows anew
     )
@@ -47,4 +46,6 @@ def _start(context: Context, one: Fit, before: Fit | None) -> Path | str:
     start = one.settings(context.config).start_from
     if one.iteration or start == "sft":
         return context.folder / before.folder
+    if start == "policy":  # the one of this round, where it has trained one: it comes before the reward model
+        return context.trained(POLICY, context.round) or context.model(POLICY)
     return context.config.models.base if start == "base" else context.model(REWARD if one.task == "reward" else POLICY)
