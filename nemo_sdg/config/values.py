@@ -11,6 +11,7 @@ from typing import Any, Iterable, Iterator
 import yaml
 
 from nemo_sdg.config.endpoints import without_addresses
+from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.training import TUNING
 
@@ -44,7 +45,10 @@ def dataset_settings(config: RunConfig, number: int) -> dict[str, Any]:
     """Those of `identity` that the datasets of a round follow from, and that their card tells: of training only what
     made the models that an earlier round has trained."""
     apart = ("evaluate.max_tokens",) if number else ("evaluate.max_tokens", *_TRAINING)
-    return {key: value for key, value in identity(config).items() if not key.startswith(apart)}
+    # Which scores stand in which column; where they are the usual ones the card need not say so.
+    kept = () if config.reward.outputs == OUTPUTS else ("reward.outputs.",)
+    told = identity(config).items()
+    return {key: value for key, value in told if key.startswith(kept) or not key.startswith(apart)}
 
 
 def fingerprint(obj: Any) -> str:

@@ -44,6 +44,8 @@ def load_model(
         head_bias=folder.contents.head_bias, spec=spec, groups=mesh.groups,
     )  # fmt: skip
     model.to(device.device())
+    if reward:
+        model.outputs = folder.contents.outputs
     with doing(f"loading {folder.path}"):
         fill(model, folder, mesh)
     return model.eval(), Tokenizer(folder.tokenizer, folder.path)

@@ -1,7 +1,8 @@
 """Checkpoints of a fit: NeMo's own format with the random state of each rank, whole or not there at all.
 
 Restart points hold weights, optimizer, schedule, random states and losses; how far the data was read is their step.
-The last checkpoint holds weights alone: it is the result.
+The last checkpoint holds weights alone: it is the result. Of a fit that is validated it holds the best ones, which were
+saved apart when they were found.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_folder
 from nemo_sdg.store.files import refusing, write_file
 from nemo_sdg.training import randomness, room
+from nemo_sdg.training.measures import Curve, best_step
+from nemo_sdg.training.result import RESULT
 from nemo_sdg.training.stopping import StopRequest
 
 LOSSES = "losses.json"
-_NAME = re.compile(r"step-(\d{8})")
+CURVE = "validation.json"
+_NAME = re.compile(r"(step|best)-(\d{8})")
 
 
 def step_folder(work: Path, step: int) -> Path:
@@ -38,19 +42,40 @@ def step_folder(work: Path, step: int) -> Path:
     return work / f"step-{step:08d}"
 
 
-def whole_steps(work: Path) -> list[int]:
-    """The steps that have a whole checkpoint in this working folder, ascending."""
+def best_folder(work: Path, step: int) -> Path:
+    """Where the weights after `step` optimizer steps lie, if no validation before has found better ones."""
+    return work / f"best-{step:08d}"
+
+
+def whole_steps(work: Path, kind: str = "step") -> list[int]:
+    """The steps that have a whole checkpoint in this working folder, ascending; of kind `best`, whole weights."""
     if not work.is_dir():
         return []
     matches = (_NAME.fullmatch(entry.name) for entry in work.iterdir() if entry.is_dir())
-    return sorted(int(match.group(1)) for match in matches if match)
+    return sorted(int(match.group(2)) for match in matches if match and match.group(1) == kind)
+
+
+def read_curve(folder: Path) -> Curve:
+    """What validation had told when a checkpoint was saved; one that a kill met in its commit tells it in its result."""
+    if (folder / CURVE).is_file():
+        return json.loads((folder / CURVE).read_text())
+    return json.loads((folder / RESULT).read_text()).get("validation", []) if (folder / RESULT).is_file() else []
 
 
 def tidy(work: Path) -> None:
     """Remove what saves and removals that were killed have left."""
-    for entry in work.glob(".step-*"):
+    for entry in (*work.glob(".step-*"), *work.glob(".best-*")):
         with contextlib.suppress(OSError):  # a rank that has not heard of a failure may still write there
             _remove(entry)
+
+
+def keep_best(work: Path, curve: Curve) -> None:
+    """Remove the weights that are the best neither by this curve nor where the last restart point was saved: a fit that
+    is killed goes on from there, and may not find better ones again."""
+    steps = whole_steps(work)
+    wanted = {best_step(curve), best_step(read_curve(step_folder(work, steps[-1]))) if steps else None}
+    for step in set(whole_steps(work, "best")) - wanted:
+        _retire(best_folder(work, step))
 
 
 class CommittedCheckpoint(ModelCheckpoint):
@@ -64,6 +89,7 @@ class CommittedCheckpoint(ModelCheckpoint):
         keep_last: restart points that are kept.
         seed: of the fit.
         losses: the losses of all steps done.
+        curve: what validation has told up to now.
         resume_from: the restart point that the fit goes on from.
     """
 
@@ -77,6 +103,7 @@ class CommittedCheckpoint(ModelCheckpoint):
         mesh: Mesh,
         losses: Callable[[], list[float]],
         stop: StopRequest,
+        curve: Curve,
         resume_from: Path | None = None,
     ) -> None:
         super().__init__(
@@ -84,6 +111,7 @@ class CommittedCheckpoint(ModelCheckpoint):
         )
         self.work, self.every, self.keep_last, self.seed = work, every, keep_last, seed
         self.mesh, self.losses, self.stop, self.resume_from = mesh, losses, stop, resume_from
+        self.curve = curve
         self.began = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,10 +151,21 @@ class CommittedCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """No save here: after the fit NeMo writes keys that cannot be loaded."""
 
+    def best_folder(self, step: int) -> Path:
+        return best_folder(self.work, step)
+
+    def save_best(self, trainer: Any) -> None:
+        """The weights as they are now, beside the restart points."""
+        self.save_weights_only = True
+        try:
+            self._save_checkpoint(trainer, str(best_folder(self.work, trainer.global_step)))
+        finally:
+            self.save_weights_only = False
+
     def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
         """Raises StoreError on all ranks when the disk cannot hold it; what was written of it is removed."""
         final, step = Path(filepath), trainer.global_step
-        last = step == trainer.max_steps
+        last = step == trainer.max_steps or self.save_weights_only
         writing = final.with_name(f".{final.name}.writing")
         parameters = (p for chunk in trainer.strategy.megatron_parallel for p in chunk.parameters())
         needed = room.bytes_needed(parameters, self.mesh, optimizer=not last)
@@ -167,12 +206,19 @@ class CommittedCheckpoint(ModelCheckpoint):
         with refusing(writing):
             TrainerContext.from_trainer(trainer).io_dump(writing / "context", yaml_attrs=["model"])
         write_file(writing / LOSSES, json.dumps(self.losses()).encode())
+        if self.curve:
+            write_file(writing / CURVE, json.dumps(self.curve).encode())
         commit_folder(writing, final)
         for step in whole_steps(self.work)[: -self.keep_last]:
-            # Under another name first: half of a restart point must not look like one.
-            going = self.work / f".{step_folder(self.work, step).name}.going"
-            step_folder(self.work, step).rename(going)
-            _remove(going)
+            _retire(step_folder(self.work, step))
+        keep_best(self.work, self.curve)
+
+
+def _retire(folder: Path) -> None:
+    # Under another name first: half of a checkpoint must not look like one.
+    going = folder.with_name(f".{folder.name}.going")
+    folder.rename(going)
+    _remove(going)
 
 
 def _remove(path: Path) -> None:

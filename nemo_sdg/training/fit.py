@@ -28,8 +28,9 @@ from nemo_sdg.store import commit_file, commit_folder, write_sums
 from nemo_sdg.training import cpu, probe, reference, samples
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.forward import interleaved
+from nemo_sdg.training.held_out import HeldOut
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
-from nemo_sdg.training.result import RESULT, committed, identity, losses_at, work_folder
+from nemo_sdg.training.result import RESULT, committed, identity, losses_at, prepare, work_folder
 from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import TASKS, Task, task_of
 
@@ -47,6 +48,8 @@ def fit(
     on_step: Callable[[int, float], None] | None = None,
     sequence_parallel: bool = False,
     virtual_stages: int = 1,
+    validation: Path | str | None = None,
+    on_validation: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train from `start` on `rows` and commit the result as the model folder `out`.
 
@@ -58,8 +61,10 @@ def fit(
         rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
+        validation: held-out rows, where settings.validate_every is set.
+        on_validation: called on rank 0 with what each validation tells.
     Returns:
-        What `training.json` holds: losses, rows, tokens, rows set aside by reason.
+        What `training.json` holds: losses, rows, tokens, rows set aside by reason, what validation told.
     Raises:
         UserError: nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
             a loss that is not finite, a disk that is full, or an `out` that holds another model.
@@ -72,7 +77,7 @@ def fit(
         folder.require(reward=False)
     together = mesh.pp if virtual_stages > 1 else 1
     check_global_batch(settings, mesh.dp, task, together)
-    signature = on_writer(mesh, lambda: fingerprint(identity(task, settings, models, folder, rows, seed)))
+    signature = on_writer(mesh, lambda: fingerprint(identity(task, settings, models, folder, rows, seed, validation)))
     if (done := on_writer(mesh, lambda: committed(out, signature))) is not None:
         return done
     probe.check()
@@ -80,6 +85,7 @@ def fit(
 
     with cpu.scope(), StopRequest() as stop, interleaved(virtual_stages):
         job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, together)
+        job.validate_on(validation, on_validation)
         job.start, job.on_step = str(start), on_step
         job.sequence_parallel, job.virtual_stages = sequence_parallel, virtual_stages
         try:
@@ -98,6 +104,7 @@ class _Fit:
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
     virtual_stages = 1
+    held_out: HeldOut | None = None
     start = ""
     """The model that it starts from, as it was named."""
 
@@ -138,13 +145,22 @@ class _Fit:
             )
         self.losses: list[float] = []
 
+    def validate_on(self, rows: Path | str | None, on_told: Callable[[dict[str, Any]], None] | None) -> None:
+        """Reads the held-out rows, if the settings want them."""
+        if self.settings.validate_every:
+            max_length = min(self.settings.max_length, self.folder.shape.seq_length)
+            self.held_out = HeldOut(self.task, self.settings, rows, self.tokenizer, max_length, self.mesh)
+            self.held_out.on_told = on_told
+
     def run(self) -> dict[str, Any]:
         from nemo_sdg.training.checkpoint import LOSSES, step_folder
 
-        done = on_writer(self.mesh, self._prepare)
+        done = on_writer(self.mesh, lambda: prepare(self.work, self.signature))
         began = time.monotonic()
         if done:
             self.losses = losses_at(step_folder(self.work, done), LOSSES)
+        if self.held_out is not None:
+            self.held_out.resume(self.work, done)
         if done < self.settings.steps:
             if self.task.reference and self.online is None:
                 self._add_reference()
@@ -156,6 +172,7 @@ class _Fit:
             "steps": self.settings.steps,
             **self._data(),
             "losses": self.losses,
+            **(self.held_out.told() if self.held_out is not None else {}),
         }
         self._commit(step_folder(self.work, self.settings.steps), result)
         return {**result, "seconds": seconds}
@@ -165,6 +182,8 @@ class _Fit:
             self.samples = reference.with_reference(
                 self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
             )
+            if self.held_out is not None:
+                self.held_out.add_reference(models=self.models, start=self.folder, work=self.work)
         self.batches.samples = self.samples.rows
 
     def _data(self) -> dict[str, Any]:
@@ -180,34 +199,17 @@ class _Fit:
         rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
         return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
 
-    def _prepare(self) -> int:
-        """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
-        from nemo_sdg.training.checkpoint import tidy, whole_steps
-
-        marker = self.work / "fit"
-        if not marker.is_file() or marker.read_text() != self.signature:
-            self._clear()
-            commit_file(marker, self.signature.encode())
-        tidy(self.work)
-        return max(whole_steps(self.work), default=0)
-
-    def _clear(self) -> None:
-        """Takes away what belongs to another fit, but not what says itself what it is of."""
-        for entry in self.work.iterdir() if self.work.is_dir() else ():
-            if not entry.match(reference.PATTERN):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
     def _dtype_name(self) -> str:
         running = resolve_dtype(self.models.dtype, self.folder)
         return next(name for name, dtype in DTYPES.items() if dtype is running)
 
     def _commit(self, trained: Path, result: dict[str, Any]) -> None:
-        from nemo_sdg.training.checkpoint import LOSSES
+        from nemo_sdg.training.checkpoint import CURVE, LOSSES
 
         def describe() -> None:
             write_description(
-                trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
-                tp=self.mesh.tp, pp=self.mesh.pp,
+                trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, outputs=self.task.outputs,
+                dtype=self._dtype_name(), tp=self.mesh.tp, pp=self.mesh.pp,
             )  # fmt: skip
             if self.settings.lora.rank is not None and self.settings.lora.apart:
                 from nemo_sdg.training.lora import FOLDER as ADAPTER
@@ -215,7 +217,8 @@ class _Fit:
 
                 write_adapter(self.work, trained / ADAPTER, self.start, self.settings.lora, self.task.reward)
             commit_file(trained / RESULT, json.dumps(result, indent=1).encode())
-            (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
+            for name in (LOSSES, CURVE):  # they stand in the result now; a kill may fall in between
+                (trained / name).unlink(missing_ok=True)
             if self.online is not None:
                 shutil.copytree(self.work / FOLDER, trained / FOLDER, dirs_exist_ok=True)
 
@@ -245,6 +248,7 @@ class _Fit:
             mesh=self.mesh,
             losses=lambda: list(self.losses),
             stop=self.stop,
+            curve=[] if self.held_out is None else self.held_out.curve,
             resume_from=resume_from,
         )
         trainer, module, datamodule = make_trainer(
@@ -273,6 +277,8 @@ class _Fit:
                 held = reference.HeldReference(self.folder, self.models, self.settings.micro_batch_size, self.mesh)
             asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER, held)
             trainer.callbacks.insert(0, asking)
+        if self.held_out is not None:
+            self.held_out.follow(trainer, checkpoint)
         with doing(self.task.name):
             trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 

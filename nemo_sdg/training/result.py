@@ -12,16 +12,23 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import PAIRS, Models, Training
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store import digest
+from nemo_sdg.store import commit_file, digest, rows_digest
+from nemo_sdg.training import reference
 from nemo_sdg.training.online import Online
 
 RESULT = "training.json"
-_FREE = ("enabled", "restart_every", "keep_last", "iterations", *PAIRS)
-"""Settings that leave the result as it is, or chose the start and the rows, which stand for them."""
+_FREE = ("enabled", "restart_every", "keep_last", "validation", "iterations", *PAIRS)
+"""Settings that leave the result as it is, or that the start and the rows stand for."""
 
 
 def identity(
-    task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path | Online, seed: int
+    task: str,
+    settings: Training,
+    models: Models,
+    folder: ModelFolder,
+    rows: Path | Online,
+    seed: int,
+    validation: Path | str | None,
 ) -> dict[str, Any]:
     """What the result depends on. The topology and the restart points change no more than last digits."""
     decisive = {key: value for key, value in asdict(settings).items() if key not in _FREE}
@@ -32,6 +39,7 @@ def identity(
         "start": folder.digest,
         "rows": rows.identity if isinstance(rows, Online) else digest(rows),
         "seed": seed,
+        **({"validation": rows_digest(validation)} if settings.validate_every and validation else {}),
     }
 
 
@@ -53,6 +61,20 @@ def committed(out: Path, signature: str) -> dict[str, Any] | None:
 def work_folder(out: Path) -> Path:
     """Where the restart points of a fit lie until it is done."""
     return out.with_name(f".{out.name}.fit")
+
+
+def prepare(work: Path, signature: str) -> int:
+    """Steps that an earlier attempt at this very fit has done; what belongs to another one is taken away."""
+    from nemo_sdg.training.checkpoint import tidy, whole_steps
+
+    marker = work / "fit"
+    if not marker.is_file() or marker.read_text() != signature:
+        for entry in work.iterdir() if work.is_dir() else ():
+            if not entry.match(reference.PATTERN):  # which says itself what it is of
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        commit_file(marker, signature.encode())
+    tidy(work)
+    return max(whole_steps(work), default=0)
 
 
 def losses_at(folder: Path, name: str) -> list[float]:
