@@ -12,18 +12,22 @@ from typing import Any
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
-from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select, train
+from nemo_sdg.parallel.watch import doing
+from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
+from nemo_sdg.stages import start, train
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import OF_PARTS, Part, ready_parts, wave_parts
 from nemo_sdg.stages.target import Progress
-from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store import Run
 from nemo_sdg.store.spent import Spent
 
 STAGES = {
+    "start": start,
     "prompts": prompts,
     "revise": revise,
     "generate": generate,
@@ -35,12 +39,14 @@ STAGES = {
     "train": train,
     "evaluate": evaluate,
 }
-"""The stages of a round in their order."""
+"""The stages in their order: what a run begins with, then those of a round."""
 
 
 def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = ()) -> None:
     """All rounds. The policy and the reward model that a round has trained generate and score in the next."""
     context_of = _rounds(config, opened, mesh, console, rules)
+    if begins_with(config):
+        _stage("start", context_of(0))
     for number in range(config.run.rounds):
         context = context_of(number)
         known = select.Candidates()
@@ -60,7 +66,8 @@ def _candidates(context: Context, known: select.Candidates) -> Part:
         _revise(context, wave)
         if config.select.target is None:
             return Part(wave)
-        progress = _progress(context.at(Part(wave)), known)
+        here = context.at(Part(wave))
+        progress = Progress.of(here, select.accepted(here, known))
         context.console.say(progress.line())
         if progress.reached:
             return Part(wave)
@@ -68,30 +75,12 @@ def _candidates(context: Context, known: select.Candidates) -> Part:
         wave += 1
 
 
-def _progress(context: Context, known: select.Candidates) -> Progress:
-    """How far the waves up to this one have brought the round."""
-    config, folder = context.config, context.run.round(context.round)
-
-    def count() -> list[float]:
-        waves = range(context.part.wave + 1)
-        parts = [part for wave in waves for part in wave_parts(wave, config.revise.passes)]
-        made = [StageStore.finished(part.folder(folder) / "responses").totals for part in parts]
-        tokens = sum(totals["tokens"] for totals in made)
-        context.spent.note(now=True)
-        return [sum(totals["rows_in"] for totals in made), tokens, context.spent.hours]
-
-    return Progress(config.select.target, select.accepted(context, known), *context.on_writer(count))
-
-
 def run_stage(
     name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = (), *,
     round: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One stage of one round; what it counted last.
-
-    Candidates are of all waves and revisions that have what the stage reads. Revision is with the responses to each
-    pass and all that is asked about them. Selection is of as many waves as it needs.
-    """
+    """One stage of one round; what it counted last. Candidates are of all waves and revisions that have what the stage
+    reads, revision is with the responses to each pass and all that is asked of them, selection of the waves it needs."""
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "select":
         known = select.Candidates()
@@ -104,9 +93,10 @@ def run_stage(
 
 
 def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
-    if name == "train":
+    if name in ("start", "train"):
         context.residents.clear()
-    return _told(name, context, STAGES[name].run(context, *known))
+    with doing(f"{name} of round {context.round}"):
+        return _told(name, context, STAGES[name].run(context, *known))
 
 
 def _revise(context: Context, wave: int) -> dict[str, Any]:

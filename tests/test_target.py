@@ -335,7 +335,7 @@ def test_a_model_depends_on_the_rows_that_it_reads_and_not_on_their_card(finishe
             (tmp_path / f"round-{number}" / name / "SUCCESS.json").write_text('{"totals": {}}')
         (tmp_path / f"round-{number}/evaluation.json").write_text("{}")
     steps = [step for step in forked(finished, tmp_path, [], [word]) if not step.reused]
-    again = [{step.name for step in steps if step.round == number} for number in range(2)]
+    again = [{step.name for step in steps if step.folder == f"round-{number}"} for number in range(2)]
     assert again[0] == first
     assert again[1] == ({*stages[1:], "datasets", *TRAINED} if second is None else second)
 
@@ -380,8 +380,8 @@ def test_a_step_towards_the_policy_is_taken_over_under_its_new_name(
         for name in ("prompts", "responses"):
             (tmp_path / f"round-{number}" / name / "SUCCESS.json").write_text('{"totals": {}}')
     steps = [step for step in forked(finished, tmp_path, list(words), [change]) if step.reused]
-    assert {step.name: step.source for step in steps if step.round == 0 and step.name in FIRST} == taken
-    assert any(step.round == 1 and step.name == "responses" for step in steps) == second
+    assert {step.name: step.source for step in steps if step.folder == "round-0" and step.name in FIRST} == taken
+    assert any(step.folder == "round-1" and step.name == "responses" for step in steps) == second
 
 
 def test_the_datasets_are_named_by_what_stands_in_them_and_in_their_card():

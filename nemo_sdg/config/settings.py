@@ -19,10 +19,12 @@ from nemo_sdg.config.training import Preference, Training
 class Models:
     base: str = "package:examples/tiny/base"
     """Folder of the Base checkpoint that fine-tuning starts from."""
-    instruct: str = "package:examples/tiny/instruct"
-    """Folder of the Instruct checkpoint that generates in round 0."""
-    reward: str = "package:examples/tiny/reward"
-    """Folder of the Reward checkpoint that scores in round 0."""
+    instruct: Optional[str] = "package:examples/tiny/instruct"
+    """Folder of the Instruct checkpoint that generates in round 0; null trains one from Base first, as `sft` says, on
+    data.sft."""
+    reward: Optional[str] = "package:examples/tiny/reward"
+    """Folder of the Reward checkpoint that scores in round 0; null trains one from Base first, as `reward` says, on what
+    people judged."""
     judge: Optional[str] = None
     """Folder of the checkpoint that answers questions about responses, in every round the same, so that no policy judges
     itself as it learns; null is who generates in round 0 (a server of its own: judge.backend)."""
@@ -45,6 +47,9 @@ class Topology:
     """Layers of the first pipeline stage, which also holds the embedding; null is as many as the others hold."""
     last_stage_layers: Optional[int] = None
     """Layers of the last pipeline stage, which also holds the output layer; null is as many as the others hold."""
+    virtual_stages: int = 1
+    """Chunks of layers that each pipeline stage holds in training, in turn with the other stages; divides its layers. More
+    chunks leave the stages idle for less time."""
     dp: Optional[int] = None
     """Data-parallel replicas; null is what the launch leaves over: world size / (tp x pp), 1 without torchrun."""
     sequence_parallel: bool = False
@@ -161,6 +166,8 @@ class Data:
     """Hold responses to the column `checks` of the rows of `prompts`, in a run without a brief; beside a brief
     (synthesis.own_prompts) they are held to it anyway."""
     synthesis: Synthesis = field(default_factory=Synthesis)
+    sft: Dict[str, float] = field(default_factory=dict)
+    """Files of dialogues to learn from, each with its weight as in data.labelled; they join the selected responses."""
     labelled: Dict[str, float] = field(default_factory=dict)
     """More files in HelpSteer2's schema, each with its weight: 2 takes every row twice, 0.5 the rows of about half of
     the prompts, the same ones in every round."""
@@ -194,6 +201,10 @@ class Run:
     """Seconds that a collective operation waits for a missing rank."""
     threads: Optional[int] = None
     """CPU threads per rank; null shares the cores of the machine among its ranks."""
+    tensorboard: bool = False
+    """Write loss, learning rate, gradient norm and tokens per second of each fit for TensorBoard, to logs/tensorboard/."""
+    wandb: Optional[str] = None
+    """Project of Weights & Biases that is told the same; its own environment variables say who you are."""
     strict: bool = False
     """A row that cannot be used ends the run with an error that names it; false sets it aside with the reason."""
 

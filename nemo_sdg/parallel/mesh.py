@@ -113,6 +113,10 @@ class Mesh:
             return obj
         return _broadcast_json(obj, self.first + src, self.whole_group)
 
+    def gather_objects(self, obj: Any) -> list[Any]:
+        """The JSON values of all ranks, in the order of the ranks, on every rank."""
+        return [obj] if self.world_size == 1 else _gather_json(obj, self.world_size, self.whole_group)
+
     def broadcast_in_replica(self, obj: Any) -> Any:
         """The JSON value that the lead rank of this replica holds, on every rank of the replica."""
         if self.tp * self.pp == 1:
@@ -150,6 +154,17 @@ def _broadcast_json(obj: Any, src: int, group: Any) -> Any:
     return json.loads(data.cpu().numpy().tobytes())
 
 
+def _gather_json(obj: Any, world: int, group: Any) -> list[Any]:
+    payload = torch.frombuffer(bytearray(json.dumps(obj).encode()), dtype=torch.uint8).to(device.device())
+    sizes = [torch.zeros(1, dtype=torch.int64, device=payload.device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(payload)], device=payload.device), group=group)
+    most = max(int(size) for size in sizes)
+    padded = torch.nn.functional.pad(payload, (0, most - len(payload)))
+    found = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(found, padded, group=group)
+    return [json.loads(data[: int(size)].cpu().numpy().tobytes()) for data, size in zip(found, sizes)]
+
+
 def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
@@ -167,7 +182,7 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
     device.install()
     from megatron.core import parallel_state
 
-    dp = data_parallel_size(topology, dist.get_world_size() if dist.is_initialized() else world_size())
+    data_parallel_size(topology, dist.get_world_size() if dist.is_initialized() else world_size())
     if not dist.is_initialized():
         if device.has_cuda():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -187,10 +202,19 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         pipeline_model_parallel_size=topology.pp,
         distributed_timeout_minutes=timeout_s / 60,
     )
+    return current(
+        timeout_s, first_stage_layers=topology.first_stage_layers, last_stage_layers=topology.last_stage_layers
+    )
+
+
+def current(timeout_s: float = 600, **uneven_stages: int | None) -> Mesh:
+    """The grid that megatron's `parallel_state` has, whoever has laid it."""
+    from megatron.core import parallel_state
+
     return Mesh(
-        tp=topology.tp,
-        pp=topology.pp,
-        dp=dp,
+        tp=parallel_state.get_tensor_model_parallel_world_size(),
+        pp=parallel_state.get_pipeline_model_parallel_world_size(),
+        dp=parallel_state.get_data_parallel_world_size(),
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         dp_rank=parallel_state.get_data_parallel_rank(),
@@ -199,9 +223,8 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
         timeout_s=timeout_s,
-        first_stage_layers=topology.first_stage_layers,
-        last_stage_layers=topology.last_stage_layers,
         replica_group=parallel_state.get_model_parallel_group(),
+        **uneven_stages,
     )
 
 

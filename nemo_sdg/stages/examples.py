@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import Data, Evaluate, RunConfig
+from nemo_sdg.config import ATTRIBUTES, MISSING, Data, Evaluate, RunConfig
 from nemo_sdg.errors import RowError
 from nemo_sdg.config.judging import compares
 from nemo_sdg.quality.pairs import Compared, pairs_of
 from nemo_sdg.quality.rules import may_teach
-from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, read_rows, shortest_float32
+from nemo_sdg.records import Decision, Dialogue, Fault, Labelled, Pair, Prompt
+from nemo_sdg.records import each_row, hash_of, labelled, read_rows, shortest_float32
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages import shapes
 from nemo_sdg.store import StageStore
@@ -55,6 +56,11 @@ def labelled_sources(data: Data) -> list[tuple[str, str, float]]:
     return published + [(f"labelled/{i}", path, weight) for i, (path, weight) in enumerate(data.labelled.items())]
 
 
+def dialogue_sources(data: Data) -> list[tuple[str, str, float]]:
+    """(name in ids, path, weight) of the files of dialogues to learn from."""
+    return [(f"sft/{i}", path, weight) for i, (path, weight) in enumerate(data.sft.items())]
+
+
 def preference_sources(data: Data) -> list[tuple[str, str, float]]:
     """(name in ids, path, weight) of the files whose pairs people judged."""
     return [(f"preference/{i}", path, weight) for i, (path, weight) in enumerate(data.preference.items())]
@@ -63,9 +69,9 @@ def preference_sources(data: Data) -> list[tuple[str, str, float]]:
 class HeldOut:
     """The conversations that evaluation asks about; none of them may be trained on, also not as an earlier turn."""
 
-    def __init__(self, settings: Evaluate) -> None:
+    def __init__(self, settings: Evaluate, own: Sequence[str] = ()) -> None:
         self.keys = set()
-        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, Labelled)):
+        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, labelled(own))):
             if file is not None:
                 self.keys |= {_key(row.messages) for row in read_rows(file, kind)[0]}
 
@@ -84,7 +90,8 @@ class Maker:
         Args:
             compared: what the judge has said of responses, where `preference.judge` is llm; see `verdicts`.
         """
-        self._config, self._held_out, self._compared = config, HeldOut(config.evaluate), compared
+        self._config, self._held_out, self._compared = config, HeldOut(config.evaluate, config.reward.own), compared
+        self._own = config.reward.own
 
     def sft(self, row: Decision) -> list[Example] | str:
         """A kept response, as a dialogue to learn."""
@@ -93,7 +100,7 @@ class Maker:
         if row.messages in self._held_out:
             return "held out"
         said = (row.id, row.messages, row.response)
-        return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, row.scores))]
+        return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, row.scores, self._own))]
 
     def reward(self, row: Decision) -> list[Example] | str:
         """Any scored response, kept or not, as a lesson for the reward model."""
@@ -113,6 +120,18 @@ class Maker:
         said = (row.messages, row.response, {name: shortest_float32(label) for name, label in row.labels.items()})
         return self._copies(row, name, weight, lambda copy: self._regression(copy, *said))
 
+    def dialogue(self, row: Dialogue, name: str, weight: float) -> list[Example] | str:
+        """A dialogue of a user's file, as often as its weight says."""
+        if row.messages in self._held_out:
+            return "held out"
+        nobody = dict.fromkeys(ATTRIBUTES, MISSING)
+
+        def make(copy: str) -> list[Example]:
+            said = (copy, row.messages, row.response)
+            return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, nobody))]
+
+        return self._copies(row, name, weight, make)
+
     def preferred(self, pair: Pair, name: str, weight: float) -> list[Example] | str:
         """A pair that people judged, as often as its weight says."""
         if pair.extra.get("split", "train") != "train":
@@ -124,7 +143,7 @@ class Maker:
         return self._copies(pair, name, weight, lambda copy: [self._preference(dataclasses.replace(pair, id=copy))])
 
     def _copies(
-        self, row: Labelled | Pair, name: str, weight: float, make: Callable[[str], list[Example] | str]
+        self, row: Dialogue | Labelled | Pair, name: str, weight: float, make: Callable[[str], list[Example] | str]
     ) -> list[Example] | str:
         count = math.floor(weight) + (_unit("weight", row.messages) < weight % 1)
         if self._split(row.messages) != "train":
@@ -144,18 +163,36 @@ class Maker:
             return "held out"
         said = (name, messages, response, scores)
         try:
-            return [self._example(messages, shapes.regression_row(*said), shapes.regression_columns(*said))]
+            line = shapes.regression_row(*said, self._config.reward.outputs)
+            return [self._example(messages, line, shapes.regression_columns(*said, self._own))]
         except RowError as error:
             return error.what
 
     def _preference(self, pair: Pair) -> Example:
-        return self._example(pair.messages, shapes.preference_row(pair), shapes.preference_columns(pair))
+        return self._example(pair.messages, shapes.preference_row(pair), shapes.preference_columns(pair, self._own))
 
     def _example(self, messages: Sequence[Message], line: dict, columns: dict) -> Example:
         return Example(self._split(messages), line, columns)
 
     def _split(self, messages: Sequence[Message]) -> str:
         return SPLITS[_unit("split", messages) < self._config.data.validation_share]
+
+
+def paths(data: Data) -> list[str]:
+    """The users' files of dialogues, labelled rows and pairs."""
+    return [path for _, path, _ in (*dialogue_sources(data), *labelled_sources(data), *preference_sources(data))]
+
+
+def from_files(maker: Maker, config: RunConfig) -> Iterator[tuple[str, list[Example] | str | Fault]]:
+    """(kind, its examples, the reason why it has none, or the fault) of each row of the users' files."""
+    data = config.data
+    sources = [("sft", Dialogue, maker.dialogue, dialogue_sources(data))]
+    sources += [("reward", labelled(config.reward.own), maker.labelled, labelled_sources(data))]
+    sources += [("preference", Pair, maker.preferred, preference_sources(data))]
+    for kind, shape, make, files in sources:
+        for name, path, weight in files:
+            for number, row in each_row(path, shape):
+                yield kind, row if isinstance(row, Fault) else make(row, f"{name}:{number}", weight)
 
 
 def verdicts(config: RunConfig, folder: Path) -> tuple[Compared | None, list[str]]:

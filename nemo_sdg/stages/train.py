@@ -7,11 +7,11 @@ not trained carries the previous one on.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
+from nemo_sdg.stages import fitting
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.fits import POLICY, REWARD, Fit, fits
-from nemo_sdg.training.fit import fit
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -30,25 +30,15 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _train(context: Context, one: Fit, before: Fit | None) -> dict[str, Any]:
-    settings = one.settings(context.config)
-    with context.console.progress(f"train {one.folder}", settings.steps) as bar:
-        result = fit(
-            one.task,
-            settings,
-            models=context.config.models,
-            start=_start(context, one, before),
-            rows=context.folder / "datasets" / f"{one.dataset(context.config)}.jsonl",
-            out=context.folder / one.folder,
-            mesh=context.mesh,
-            seed=context.config.run.seed + context.round + (one.iteration << 16),  # each goes through its rows anew
-            on_step=_follow(bar.advance),
-            sequence_parallel=context.config.topology.sequence_parallel,
-        )
-    totals = {key: result[key] for key in ("steps", "rows", "rows_set_aside", "tokens")}
-    totals.update(first_loss=result["losses"][0], last_loss=result["losses"][-1])
-    if "seconds" in result:  # it was trained now, not found done
-        context.run.events("trained", round=context.round, kind=one.folder, seconds=round(result["seconds"], 3), **totals)
-    return totals
+    return fitting.train(
+        context,
+        one,
+        title=f"train {one.folder}",
+        start=_start(context, one, before),
+        datasets=context.folder / "datasets",
+        out=context.folder / one.folder,
+        seed=context.config.run.seed + context.round + (one.iteration << 16),  # each goes through its rows anew
+    )
 
 
 def _start(context: Context, one: Fit, before: Fit | None) -> Path | str:
@@ -56,16 +46,6 @@ def _start(context: Context, one: Fit, before: Fit | None) -> Path | str:
     start = one.settings(context.config).start_from
     if one.iteration or start == "sft":
         return context.folder / before.folder
+    if start == "policy":  # the one of this round, where it has trained one: it comes before the reward model
+        return context.trained(POLICY, context.round) or context.model(POLICY)
     return context.config.models.base if start == "base" else context.model(REWARD if one.task == "reward" else POLICY)
-
-
-def _follow(advance: Callable[[int, str], Any]) -> Callable[[int, float], None]:
-    """Moves the bar to the steps that are done; a resumed fit begins with many."""
-    seen = 0
-
-    def on_step(step: int, loss: float) -> None:
-        nonlocal seen
-        advance(step + 1 - seen, f"loss {loss:.3f}")
-        seen = step + 1
-
-    return on_step

@@ -5,6 +5,7 @@ Axes: B rows, S tokens, V vocabulary (`_local`: this tensor-parallel rank's), A 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from nemo_sdg.checkpoints.names import architecture, released_key
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import NemotronShape
+from nemo_sdg.parallel import device
 from nemo_sdg.training.forward import forward, to_device
 from nemo_sdg.training.lora import plain, to_save
 from nemo_sdg.training.objectives import SumAndCount, regression, token_nll
@@ -43,6 +45,8 @@ class NemotronConfig(llm.NemotronConfig):
         post_process: bool | None = None,
         vp_stage: int | None = None,
     ) -> GPTModel:
+        if self.virtual_pipeline_model_parallel_size:
+            vp_stage = vp_stage or 0  # NeMo names all but the first
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         return nemotron.build(
@@ -57,15 +61,23 @@ class NemotronConfig(llm.NemotronConfig):
         )
 
 
-def config_of(shape: NemotronShape, *, dtype: torch.dtype, reward: bool, head_bias: bool, spec: str) -> NemotronConfig:
-    """NeMo's config for this shape; the strategy fills in the topology. All weights must come from a checkpoint."""
+def config_of(
+    shape: NemotronShape, *, dtype: torch.dtype, reward: bool, head_bias: bool, spec: str, **more: Any
+) -> NemotronConfig:
+    """NeMo's config for this shape; the strategy fills in the topology. All weights must come from a checkpoint.
+
+    Args:
+        more: further fields of it. NeMo makes the config of each virtual stage anew from what it was made of here.
+    """
     return NemotronConfig(
-        **nemotron.transformer_arguments(shape, dtype=dtype),
+        **{**nemotron.transformer_arguments(shape, dtype=dtype), **more},
         vocab_size=shape.vocab_size,
         seq_length=shape.seq_length,
         rotary_percent=shape.rotary_percent,
         rotary_base=shape.rotary_base,
         perform_initialization=False,
+        # NeMo's default frees what a stage has sent: on a GPU behind the send, on a CPU while gloo still reads it.
+        deallocate_pipeline_outputs=device.has_cuda(),
         reward=reward,
         head_bias=head_bias,
         spec=spec,
@@ -98,6 +110,11 @@ class NemotronModule(llm.NemotronModel):
     objective: SumAndCount | None = None
     """The loss; None is next-token prediction, or attribute regression of a reward model."""
 
+    @property
+    def step_lines(self) -> list[int]:
+        """Where the samples that this rank has read since it was cleared stand in their file."""
+        return self.__dict__.setdefault("_step_lines", [])
+
     def configure_model(self, vp_stage: int | None = None) -> None:
         if hasattr(self, "module"):
             return
@@ -112,6 +129,7 @@ class NemotronModule(llm.NemotronModel):
         batch = next(dataloader_iter)
         if isinstance(batch, tuple):  # Lightning adds the indices of the batch and of its loader
             batch = batch[0]
+        self.step_lines.extend(batch["lines"].tolist())
         return to_device(batch)
 
     def forward_step(self, batch: dict[str, Any]) -> Tensor:
@@ -158,15 +176,24 @@ class TargetLoss(MegatronLossReduction):
         self.sum_and_count = sum_and_count
         self.local_loss = 0.0
         """This rank's part of the last step's sum, before replicas are added up."""
+        self.bad_lines: list[int] = []
+        """Where the samples stand in their file whose micro batches made it not finite."""
+        self._lines: list[Tensor] = []
 
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        self._lines.append(batch["lines"])
         total, count = self.sum_and_count(batch, forward_out)
         count = count.to(torch.int)  # Megatron adds these up in an int tensor
         return total, count, {"sum_and_count": torch.stack((total.detach().double(), count.double()))}
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
         """Mean loss over the targets of the global batch, fp64, the same on all replicas."""
-        total = torch.stack([entry["sum_and_count"] for entry in losses_reduced_per_micro_batch]).sum(dim=0)
+        by_micro_batch = torch.stack([entry["sum_and_count"] for entry in losses_reduced_per_micro_batch])
+        total, lines, self._lines = by_micro_batch.sum(dim=0), self._lines, []
         self.local_loss = total[0].item()
+        if not math.isfinite(self.local_loss):
+            bad = (~by_micro_batch[:, 0].isfinite()).tolist()
+            # Finite ones whose sum is not have done it together.
+            self.bad_lines = [line for own, one in zip(lines, bad) if one or not any(bad) for line in own.tolist()]
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         return total[0] / total[1].clamp(min=1)

@@ -21,7 +21,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.store import commit_json, digest, read_json
+from nemo_sdg.store import commit_json, read_json, rows_digest
 from nemo_sdg.training.batches import collate, padded
 from nemo_sdg.training.forward import evaluate
 from nemo_sdg.training.preference import response_log_probs
@@ -41,7 +41,7 @@ def with_reference(
         UserError: a log-probability is not finite; it names the row.
     """
     name = fingerprint({
-        "start": start.digest, "rows": digest(samples.where), "dtype": str(resolve_dtype(models.dtype, start)),
+        "start": start.digest, "rows": rows_digest(samples.where), "dtype": str(resolve_dtype(models.dtype, start)),
         "lines": [sample.line for sample in samples.rows],
     })  # fmt: skip
     file = work / PATTERN.replace("*", name)

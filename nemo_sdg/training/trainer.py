@@ -23,6 +23,7 @@ from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.lora import MergeAtTheEnd
 from nemo_sdg.training.model import NemotronModule, config_of
 from nemo_sdg.training.strategy import BatchSampler, FitStrategy, RunningGroup, local_world_size
+from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import Task
 
 
@@ -47,11 +48,32 @@ class TrainingData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         # No workers: on a CPU they would inherit gloo's sockets and keep peers of a dead rank waiting.
-        return DataLoader(self.batches, collate_fn=_as_it_is, num_workers=0)
+        return DataLoader(self.batches, collate_fn=untouched, num_workers=0)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # GlobalBatches fetches whole micro batches
+def untouched(batch: Any) -> Any:
+    """What the loader makes of a micro batch: `GlobalBatches` fetches whole ones."""
+    return batch
+
+
+def optimizer_fields(settings: Training, dtype: torch.dtype, distributed: bool) -> dict[str, Any]:
+    """The fields of Megatron's OptimizerConfig for these settings.
+
+    Args:
+        dtype: of the weights.
+        distributed: replicas share the optimizer's state.
+    """
+    return dict(
+        optimizer="adam",
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        clip_grad=settings.clip_grad,
+        use_distributed_optimizer=distributed,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+    )
 
 
 def make_trainer(
@@ -64,12 +86,14 @@ def make_trainer(
     spec: str,
     mesh: Mesh,
     batches: GlobalBatches,
+    rows: Path,
     done: int,
-    work: Path,
-    losses: list[float],
+    checkpoint: CommittedCheckpoint,
+    stop: StopRequest,
     on_loss: Callable[[int, float], None],
     fill: Callable[[Any], object],
     sequence_parallel: bool,
+    virtual_stages: int,
 ) -> tuple[nl.Trainer, NemotronModule, TrainingData]:
     """Trainer, module and data of a fit that has `done` steps behind it.
 
@@ -86,6 +110,7 @@ def make_trainer(
         pipeline_model_parallel_size=mesh.pp,
         num_layers_in_first_pipeline_stage=mesh.first_stage_layers,
         num_layers_in_last_pipeline_stage=mesh.last_stage_layers,
+        virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
         sequence_parallel=sequence_parallel and mesh.tp > 1,
         pipeline_dtype=dtype,
         ddp=DistributedDataParallelConfig(
@@ -121,24 +146,15 @@ def make_trainer(
         use_distributed_sampler=False,
     )
     if settings.lora.rank is not None:
-        trainer.callbacks.append(MergeAtTheEnd(shape, mesh, work if settings.lora.apart else None))
-    strategy.task, strategy.mesh, strategy.on_loss = task.name, mesh, on_loss
-    trainer.callbacks.append(CommittedCheckpoint(work, settings.restart_every, mesh, lambda: list(losses)))
+        trainer.callbacks.append(MergeAtTheEnd(shape, mesh, checkpoint.work if settings.lora.apart else None))
+    strategy.task, strategy.mesh, strategy.rows, strategy.on_loss, strategy.stop = task.name, mesh, rows, on_loss, stop
+    trainer.callbacks.append(checkpoint)
     optimizer = nl.MegatronOptimizerModule(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1,
-            adam_beta2=settings.beta2,
-            clip_grad=settings.clip_grad,
-            use_distributed_optimizer=distributed,
-            bf16=half,
-            params_dtype=dtype,
-        ),
+        OptimizerConfig(**optimizer_fields(settings, dtype, distributed)),
         WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
     )
     config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
+    config.overlap_p2p_comm, config.batch_p2p_comm = virtual_stages > 1, virtual_stages == 1
     module = NemotronModule(config, optim=optimizer)
     module.fill, module.objective = fill, task.objective(settings)
     return trainer, module, TrainingData(batches, settings, done)
