@@ -45,6 +45,7 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
         context = context_of(number)
         known = select.Candidates()
         _stage("select", context.at(_candidates(context, known)), known)
+        del known  # its figures of every candidate, which training has no use for
         for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
             _stage(name, context)
 
@@ -76,9 +77,8 @@ def _progress(context: Context, known: select.Candidates) -> Progress:
         waves = range(context.part.wave + 1)
         parts = [part for wave in waves for part in wave_parts(wave, config.revise.passes)]
         made = [StageStore.finished(part.folder(folder) / "responses").totals for part in parts]
-        tokens = sum(totals["tokens"] for totals in made)
         context.spent.note(now=True)
-        return [sum(totals["rows_in"] for totals in made), tokens, context.spent.hours]
+        return [*(sum(totals[name] for totals in made) for name in ("rows_in", "tokens")), context.spent.hours]
 
     return Progress(config.select.target, select.accepted(context, known), *context.on_writer(count))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Scores = Mapping[str, float]
-"""As a row's file has them: float32 in the fewest decimals; NaN where there is none."""
+"""As a row's file has them: float32 in the fewest decimals. Only a row of `regression_row` may hold NaN."""
 
 
 def chat_row(name: str, messages: Sequence[Message], response: str) -> dict[str, Any]:
@@ -59,12 +59,12 @@ def preference_row(pair: Pair) -> dict[str, Any]:
 
 def chat_columns(name: str, messages: Sequence[Message], response: str, scores: Scores) -> dict[str, Any]:
     """TRL's conversational language modeling."""
-    return {"id": name, "messages": [*messages, _assistant(response)], "scores": _finite(scores)}
+    return {"id": name, "messages": [*messages, _assistant(response)], "scores": _or_null(scores)}
 
 
 def regression_columns(name: str, messages: Sequence[Message], response: str, scores: Scores) -> dict[str, Any]:
     """HelpSteer2's columns, with the prompt as messages; what nobody scored is null."""
-    return {"id": name, "messages": list(messages), "response": response, **_finite(scores)}
+    return {"id": name, "messages": list(messages), "response": response, **_or_null(scores)}
 
 
 def preference_columns(pair: Pair) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def preference_columns(pair: Pair) -> dict[str, Any]:
         "score_rejected": pair.score_rejected,
         "margin": pair.margin,
         "judge": pair.judge,
-        "scores_chosen": pair.scores_chosen and _finite(pair.scores_chosen),
-        "scores_rejected": pair.scores_rejected and _finite(pair.scores_rejected),
+        "scores_chosen": pair.scores_chosen and _or_null(pair.scores_chosen),
+        "scores_rejected": pair.scores_rejected and _or_null(pair.scores_rejected),
     }
 
 
@@ -111,7 +111,6 @@ def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def _finite(scores: Scores) -> dict[str, float | None]:
-    """The five attributes; None where there is no number."""
-    told = {name: scores[name] for name in ATTRIBUTES}
-    return {name: score if math.isfinite(score) and score != MISSING else None for name, score in told.items()}
+def _or_null(scores: Scores) -> dict[str, float | None]:
+    """The five attributes; None where nobody scored."""
+    return {name: None if scores[name] == MISSING else scores[name] for name in ATTRIBUTES}
