@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import RunConfig, from_yaml, identity, load
+from nemo_sdg.config import PAIRS, TUNING, RunConfig, from_yaml, identity, load
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
 from nemo_sdg.store import Run, commit_folder
+from nemo_sdg.store.fits import POLICY, REWARD, fits
 from nemo_sdg.store.verifying import STAGES
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
@@ -27,6 +28,9 @@ _HELD_OUT = ("evaluate.exact_match", "evaluate.helpsteer2")
 _LIMITS = tuple(
     f"select.{name}" for name in ("minimum", "maximum", "weights", "minimum_scalar", "finished", "checks")
 )
+_PAIRS = tuple(f"preference.{name}" for name in PAIRS)
+_TUNING = tuple(f"preference.{name}" for name in TUNING if name not in ("enabled", "iterations"))
+"""Without those that say how many fits there are."""
 _JUDGE = ("models.judge", "models.instruct", *_MODELS, "generate.backend", "judge.")
 DEPENDS = {
     "prompts": ("data.prompts", "data.prompts_per_round", "data.synthesis.", "generate.group_size"),
@@ -34,20 +38,23 @@ DEPENDS = {
     "scored": ("models.reward", *_MODELS, "score."),
     "judged": (*_JUDGE, "select.checks"),
     "decisions": ("select.", "revise."),
-    "compared": (*_JUDGE, "preference.", "data.synthesis."),
+    "compared": (*_JUDGE, *_PAIRS, "data.synthesis."),
     "datasets": (
         *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.",
-        "revise.", "data.", "preference.", *_HELD_OUT, "run.",
+        "revise.", "data.", *_PAIRS, *_HELD_OUT, "run.",
     ),
-    "policy": ("models.base", *_MODELS, "sft.", "run.seed", *_HELD_OUT, "data.validation_share"),
+    "sft": ("models.base", *_MODELS, "sft.", "run.seed", *_HELD_OUT, "data.validation_share"),
+    "preference": (
+        "models.base", *_MODELS, *_PAIRS, *_TUNING, "run.seed", *_HELD_OUT, "data.validation_share", "data.preference",
+    ),
     "reward": (
         "models.base", *_MODELS, "reward.", "run.seed", *_HELD_OUT, "data.validation_share", "data.labelled",
         "data.helpsteer2",
     ),
     "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
 }  # fmt: skip
-"""What a stage leaves in a round, and the settings that it depends on beside what it reads. A model reads the rows of
-the datasets and not their card, which tells more settings."""
+"""What a stage leaves in a round, or by what fit a model was made, and the settings that it depends on beside what it
+reads. A model reads the rows of the datasets and not their card, which tells more settings."""
 REVISION = (*_LIMITS, "revise.")
 """What the prompts of a revision depend on."""
 
@@ -59,10 +66,20 @@ class Step:
     round: int
     name: str
     """Below the round's folder."""
+    source: str
+    """Where the old run has it: a model is called otherwise where another step follows on it."""
     reused: bool
     rows: int | None
     """As the old run has them; None where it does not say."""
     tokens: int | None
+
+
+@dataclass(frozen=True)
+class _Model:
+    source: str
+    """Its folder in the old run."""
+    another: bool
+    """Whether it has to be trained again."""
 
 
 def fork(run: Path, new: Path, overrides: list[str]) -> int:
@@ -82,7 +99,7 @@ def fork(run: Path, new: Path, overrides: list[str]) -> int:
         with console.progress("taking over", sum(step.reused for step in steps)) as bar:
             for step in steps:
                 if step.reused:
-                    _take(run / f"round-{step.round}" / step.name, opened.round(step.round) / step.name)
+                    _take(run / f"round-{step.round}" / step.source, opened.round(step.round) / step.name)
                     bar.advance()
     console.say(f"next: nemo-sdg run {new}/run.yaml --out {new}")
     return 0
@@ -120,19 +137,42 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         changed_rows = waves_changed or earlier or touched(DEPENDS["decisions"])
         stale = {"decisions": changed_rows}
         stale |= {name: changed_rows or touched(DEPENDS[name]) for name in round_folders(after)[1:]}
-        stale |= {name: changed_rows or touched(DEPENDS[name]) for name in ("datasets", "policy", "reward")}
-        earlier = stale["policy"] or stale["reward"]
+        stale["datasets"] = changed_rows or touched(DEPENDS["datasets"])
+        models, earlier = _models(before, after, changed_rows, touched)
+        stale |= {name: model.another for name, model in models.items()}
         stale["evaluation.json"] = earlier or touched(DEPENDS["evaluation.json"])
         for name, redone in stale.items():
-            if (folder / name).exists():
-                yield _step(folder, number, name, not redone)
+            source = models[name].source if name in models else name
+            if (folder / source).exists():
+                yield _step(folder, number, name, not redone, source)
 
 
-def _step(folder: Path, number: int, name: str, reused: bool) -> Step:
+def _models(
+    before: RunConfig, after: RunConfig, changed_rows: bool, touched: Callable[[tuple[str, ...]], bool]
+) -> tuple[dict[str, _Model], bool]:
+    """(by folder the models that a round of the new run trains, whether a model that it hands on is another now)."""
+    old = {(fit.task, fit.iteration): fit.folder for fit in fits(before)}
+    made: dict[str, _Model] = {}
+    for fit in fits(after):
+        source = old.get((fit.task, fit.iteration))
+        another = source is None or changed_rows or touched(DEPENDS[fit.task])
+        if fit.folder != REWARD:  # it goes on from the step before
+            another = another or any(model.another for model in made.values())
+        made[fit.folder] = _Model(source or fit.folder, another)
+
+    def handed_on(kind: str) -> tuple[str | None, bool]:
+        model = made.get(kind)
+        return (None, False) if model is None else (model.source, model.another)
+
+    same = [(kind if kind in old.values() else None, False) == handed_on(kind) for kind in (POLICY, REWARD)]
+    return made, not all(same)
+
+
+def _step(folder: Path, number: int, name: str, reused: bool, source: str | None = None) -> Step:
     success = folder / name / "SUCCESS.json"
     finished = not name.endswith(STAGES) or success.is_file()
     totals = json.loads(success.read_bytes())["totals"] if success.is_file() else {}
-    return Step(number, name, reused and finished, totals.get("kept"), totals.get("tokens"))
+    return Step(number, name, source or name, reused and finished, totals.get("kept"), totals.get("tokens"))
 
 
 def _take(source: Path, target: Path) -> None:

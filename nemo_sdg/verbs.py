@@ -16,6 +16,7 @@ from nemo_sdg.evaluation import report
 from nemo_sdg.session import Session, rank
 from nemo_sdg.store import Run, StageStore, digest, read_json
 from nemo_sdg.store.datasets import read_summary
+from nemo_sdg.store.fits import fits
 from nemo_sdg.store.waves import round_folders
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def _finished(out: Path, config: RunConfig) -> bool:
     """Whether every stage of every round is there and what its names and digests say. Asked without torch."""
     for number in range(config.run.rounds):
         folder = out / f"round-{number}"
-        trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
-        needed = [*(f"{kind}/training.json" for kind in trained), "datasets/summary.json"]
+        needed = [*(f"{fit.folder}/training.json" for fit in fits(config)), "datasets/summary.json"]
         if not all((folder / name).is_file() for name in needed) or read_json(folder / "evaluation.json") is None:
             return False
         stages = [stage for _, stage in report.stage_folders(folder, config)]

@@ -17,6 +17,8 @@ _OTHERS = {
     "score.backend": "hf",
     "judge.backend": "endpoint",
     "preference.judge": "llm",
+    "preference.start_from": "latest",
+    "preference.objective": "dpo",
     "sft.start_from": "latest",
     "reward.start_from": "base",
     "reward.objective": "bradley_terry",

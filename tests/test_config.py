@@ -104,6 +104,12 @@ def test_an_unknown_recipe_names_those_that_exist_and_the_nearest():
         ("data.synthesis.brief=x.yaml", ("data.synthesis.kinds", "how many of which")),
         ("data.synthesis.per_ask=0", ("data.synthesis.per_ask", "at least 1")),
         ("preference.judge=people", ("preference.judge", "reward, llm")),
+        ("preference.start_from=scratch", ("preference.start_from", "sft, base, latest")),
+        ("preference.objective=ipo", ("preference.objective", "dpo, rpo")),
+        ("preference.beta=0", ("preference.beta", "above 0")),
+        ("preference.eta=0", ("preference.eta", "above 0")),
+        ("preference.sft_weight=-1", ("preference.sft_weight", "at least 0")),
+        ("preference.iterations=0", ("preference.iterations", "at least 1")),
         ("judge.backend=hf", ("judge.backend", "local, endpoint")),
         ("judge.backend=endpoint", ("judge.endpoint.url", "no server is given")),
         ("judge.endpoint.url=http://me:secret@x/v1", ("judge.endpoint.url", "a name or password")),
@@ -236,6 +242,32 @@ def test_there_is_one_judge():
     assert load("tiny", list(server)).models.judge is None and load("tiny", ["models.judge=x"]).judge.backend == "local"
     assert "models.judge: there are two judges, found x and a server" in refusal(*server, "models.judge=x")
     assert "secret" not in refusal("models.judge=http://me:secret@x/v1")
+
+
+TUNED = "preference.enabled=true"
+
+
+def test_preference_tuning_has_a_start_and_pairs():
+    assert load("tiny", [TUNED]).preference.start_from == "sft"
+    assert load("tiny", [TUNED, "sft.enabled=false", "preference.start_from=base"])
+    assert "there is no SFT to go on from, found sft with sft.enabled=false" in refusal(TUNED, "sft.enabled=false")
+    assert "the result of SFT would not be used, found latest" in refusal(TUNED, "preference.start_from=latest")
+    assert "preference.start_from: there is no local model to go on from" in refusal(
+        *SERVED, TUNED, "sft.enabled=false", "preference.start_from=latest"
+    )
+    assert "preference.enabled: there is nothing to make pairs of" in refusal(TUNED, "generate.samples=1")
+    for more in ("generate.others={x: 1}", "revise.passes=1", "data.preference={x: 1}"):
+        assert load("tiny", [TUNED, "generate.samples=1", more])
+
+
+def test_a_pair_fits_into_a_packed_row():
+    words = (TUNED, "preference.max_length=100", "preference.packed_sequence_size")
+    assert load("tiny", [*words[:2], f"{words[2]}=200"])
+    assert "expected at least twice preference.max_length = 100" in refusal(*words[:2], f"{words[2]}=199")
+    # What is not done asks nothing of the ranks.
+    batches = ("preference.global_batch_size=12", "topology.dp=2", "preference.micro_batch_size=8")
+    assert load("tiny", list(batches))
+    assert "preference.global_batch_size: the global batch cannot be cut" in refusal(TUNED, *batches)
 
 
 def test_files_with_weights():

@@ -347,18 +347,61 @@ def test_a_model_depends_on_the_rows_that_it_reads_and_not_on_their_card(finishe
         for name in stages:
             (tmp_path / f"round-{number}" / name / "SUCCESS.json").write_text('{"totals": {}}')
         (tmp_path / f"round-{number}/evaluation.json").write_text("{}")
-    config = dataclasses.replace(fork.from_yaml(finished[0] / "run.yaml"), run=RunSettings(rounds=2))
-    (tmp_path / "before.yaml").write_text(to_yaml(config))
-    before, after = (fork.load(str(tmp_path / "before.yaml"), words) for words in ([], [word]))
-    steps = [step for step in fork.plan(tmp_path, before, after) if not step.reused]
+    steps = [step for step in forked(finished, tmp_path, [], [word]) if not step.reused]
     again = [{step.name for step in steps if step.round == number} for number in range(2)]
     assert again[0] == first
     assert again[1] == ({*stages[1:], "datasets", *TRAINED} if second is None else second)
 
 
+def forked(finished, folder, words, more):
+    """The steps of a fork of two rounds that train, as the folder has them."""
+    trains = dict(sft=Training(), reward=RewardTraining())
+    config = dataclasses.replace(
+        fork.from_yaml(finished[0] / "run.yaml"), run=RunSettings(rounds=2), **trains
+    )
+    (folder / "before.yaml").write_text(to_yaml(config))
+    before, after = (fork.load(str(folder / "before.yaml"), some) for some in (words, [*words, *more]))
+    return list(fork.plan(folder, before, after))
+
+
+TUNED = ("preference.enabled=true", "preference.iterations=2")
+PLAIN, FIRST = ("policy", "reward"), ("sft", "preference-1", "policy", "reward")
+
+
+@pytest.mark.parametrize(
+    ("there", "words", "change", "taken", "second"),
+    [
+        (FIRST, TUNED, "preference.beta=0.5", {"sft": "sft", "reward": "reward"}, False),
+        (FIRST, TUNED, "sft.steps=9", {"reward": "reward"}, False),
+        (FIRST, TUNED, "reward.steps=9", {"sft": "sft", "preference-1": "preference-1", "policy": "policy"}, False),
+        (FIRST, TUNED, "preference.margin=1", {"sft": "sft", "reward": "reward"}, False),
+        (FIRST, TUNED, "preference.restart_every=5", {name: name for name in FIRST}, True),
+        (FIRST, TUNED, "preference.iterations=1", {"sft": "sft", "policy": "preference-1", "reward": "reward"}, False),
+        (FIRST, TUNED, "preference.enabled=false", {"policy": "sft", "reward": "reward"}, False),
+        (PLAIN, (), "preference.enabled=true", {"sft": "policy", "reward": "reward"}, False),
+        (PLAIN, (), "preference.beta=0.5", {"policy": "policy", "reward": "reward"}, True),
+        (PLAIN, (), "sft.enabled=false", {"reward": "reward"}, False),
+    ],
+)
+def test_a_step_towards_the_policy_is_taken_over_under_its_new_name(
+    finished, tmp_path, there, words, change, taken, second
+):
+    """What of the models of the first round, by new name, and whether the second one's prompts have the same answers."""
+    for number in range(2):
+        for name in ("prompts", "responses", *there):
+            (tmp_path / f"round-{number}" / name).mkdir(parents=True)
+        for name in ("prompts", "responses"):
+            (tmp_path / f"round-{number}" / name / "SUCCESS.json").write_text('{"totals": {}}')
+    steps = [step for step in forked(finished, tmp_path, list(words), [change]) if step.reused]
+    assert {step.name: step.source for step in steps if step.round == 0 and step.name in FIRST} == taken
+    assert any(step.round == 1 and step.name == "responses" for step in steps) == second
+
+
 def test_the_datasets_are_named_by_what_stands_in_them_and_in_their_card():
     config = fork.load("tiny")
     apart = {"models.base", "evaluate.max_tokens", *(key for key, _ in leaves() if key.startswith(("sft.", "reward.")))}
+    pairs = ("judge", "margin", "per_prompt", "selected")
+    apart |= {key for key, _ in leaves() if key.startswith("preference.") and not key.endswith(pairs)}
     for key, _ in leaves():
         if identity(changed(config, key)) != identity(config):
             differs = [dataset_settings(changed(config, key), n) != dataset_settings(config, n) for n in (0, 1)]

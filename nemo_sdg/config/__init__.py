@@ -21,13 +21,15 @@ from nemo_sdg.config.settings import (
     Topology,
 )
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
-from nemo_sdg.config.training import Preference, Training
+from nemo_sdg.config.training import PAIRS, TUNING, Preference, Training
 from nemo_sdg.config.values import dataset_settings, dataset_yaml, fingerprint, flatten, identity, nearest, to_yaml
 
 __all__ = [
     "ATTRIBUTES",
     "MISSING",
+    "PAIRS",
     "PROMPT_KINDS",
+    "TUNING",
     "Budget",
     "Data",
     "Endpoint",

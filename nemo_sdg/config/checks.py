@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
 from nemo_sdg.config.lora import TARGETS
+from nemo_sdg.config.preferring import check_preference
 from nemo_sdg.config.rewarding import OBJECTIVES, check_reward
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
@@ -114,7 +115,13 @@ RULES: dict[str, Rule] = {
     "run.seed": _AT_LEAST_0,
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
-    **{f"{kind}.{key}": rule for kind in ("sft", "reward") for key, rule in _TRAINING.items()},
+    **{f"{kind}.{key}": rule for kind in ("sft", "reward", "preference") for key, rule in _TRAINING.items()},
+    "preference.start_from": _one_of("sft", "base", "latest"),
+    "preference.objective": _one_of("dpo", "rpo"),
+    "preference.beta": ("a number above 0", lambda x: x > 0),
+    "preference.eta": ("a number above 0", lambda x: x > 0),
+    "preference.sft_weight": _AT_LEAST_0,
+    "preference.iterations": _AT_LEAST_1,
 }
 
 
@@ -146,6 +153,7 @@ def validate(config: RunConfig) -> RunConfig:
     _batches(config)
     _backends(config)
     _judge(config)
+    check_preference(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
             "there is nothing to shard over with one tensor-parallel rank",
@@ -230,7 +238,7 @@ def _synthesis(settings: Synthesis) -> None:
 
 def _backends(config: RunConfig) -> None:
     """What a server or transformers does is not cut over our ranks, and leaves no local model to go on training."""
-    for phase, training in (("generate", "sft"), ("score", "reward")):
+    for phase, training in (("generate", "sft"), ("generate", "preference"), ("score", "reward")):
         settings, trained = getattr(config, phase), getattr(config, training)
         if settings.backend != "local" and trained.enabled and trained.start_from == "latest":
             raise ConfigError(
@@ -260,7 +268,7 @@ def _judge(config: RunConfig) -> None:
 
 def _batches(config: RunConfig) -> None:
     replicas = config.topology.dp or 1
-    for kind in ("sft", "reward"):
+    for kind in ("sft", "reward", *(["preference"] if config.preference.enabled else [])):
         settings = getattr(config, kind)
         unit = settings.micro_batch_size * replicas
         if settings.global_batch_size % unit:
@@ -271,7 +279,7 @@ def _batches(config: RunConfig) -> None:
                 found=settings.global_batch_size,
                 expected=f"a multiple of {kind}.micro_batch_size{shared}",
             )
-        pairs = kind == "reward" and settings.pairs
+        pairs = kind == "preference" or (kind == "reward" and settings.pairs)
         longest = settings.max_length * (2 if pairs else 1)
         if settings.packed_sequence_size is not None and settings.packed_sequence_size < longest:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Optional
 
 from nemo_sdg.config.lora import Lora
@@ -40,7 +40,13 @@ class Training:
 
 
 @dataclass(kw_only=True)
-class Preference:
+class Preference(Training):
+    """Which responses become pairs, and how the policy is tuned on them.
+
+    The defaults are the published ones of Nemotron-4 340B (arXiv 2406.11704, section 3.3, and the configuration that is
+    shipped with its Instruct model) where there is one; of a published range, one that DPO and RPO share.
+    """
+
     judge: str = "reward"
     """Who says which of two is better where no verifier does: reward (the scalars, by the margin), or llm (the judge, asked
     in both orders about the pairs whose scalars differ most; only what it says both times counts)."""
@@ -50,3 +56,32 @@ class Preference:
     """Pairs of one prompt at most; a response is in one of them."""
     selected: bool = True
     """Only a response that selection has kept is chosen; false takes any that can be trained on."""
+    enabled: bool = False
+    """Tune the policy on the round's pairs; the tuned one is the round's policy."""
+    start_from: str = "sft"
+    """sft: what this round's SFT has made; or, without SFT, base, or latest: the policy that the round used. The start is
+    also the reference."""
+    objective: str = "rpo"
+    """dpo (the chosen response is to be more likely, without end), or rpo (by as much as its reward is higher)."""
+    beta: float = 1e-3
+    """How closely the policy is held to the reference: a nat of difference counts as so much reward. Published: 3e-4 to 3e-3
+    for DPO, 1e-3 to 1 for RPO, by log-probabilities that are summed over tokens."""
+    eta: float = 1.0
+    """rpo: scale of the rewards."""
+    sft_weight: float = 1e-5
+    """Weight of the chosen response's negative log-probability, summed over tokens. Published: 1e-5 to 1e-3 for DPO, 1e-5
+    for RPO."""
+    iterations: int = 1
+    """Times that the policy is tuned on the pairs, each starting from the result of the one before, which is also its
+    reference."""
+    global_batch_size: int = 256
+    """Pairs per optimizer step, over all data-parallel ranks."""
+    micro_batch_size: int = 4
+    """Pairs per forward pass and data-parallel rank: each is two sequences in one row."""
+    learning_rate: float = 3e-7
+    """Peak learning rate. Published: 3e-8 to 3e-7 for DPO, 3e-7 for RPO, constant."""
+
+
+PAIRS = ("judge", "margin", "per_prompt", "selected")
+"""Settings of `preference` that say which responses become pairs; the others say how the policy is tuned on them."""
+TUNING = tuple(field.name for field in fields(Preference) if field.name not in PAIRS)

@@ -12,6 +12,7 @@ import yaml
 
 from nemo_sdg.config.endpoints import without_addresses
 from nemo_sdg.config.settings import RunConfig
+from nemo_sdg.config.training import TUNING
 
 _NOT_IDENTITY = ("topology.", "run.timeout_s", "run.threads", "run.rounds", "run.strict")
 _NOT_IDENTITY += ("generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape")
@@ -20,9 +21,9 @@ _NOT_IDENTITY += tuple(
     f"{group}.endpoint.{key}" for group in ("generate", "score", "judge")
     for key in ("url", "key_env", "concurrency", "timeout_s", "retries")
 )  # fmt: skip
-_NOT_IDENTITY += ("sft.restart_every", "reward.restart_every", "budget.")
+_NOT_IDENTITY += ("sft.restart_every", "reward.restart_every", "preference.restart_every", "budget.")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
-_TRAINING = ("models.base", "sft.", "reward.")
+_TRAINING = ("models.base", "sft.", "reward.", *(f"preference.{key}" for key in TUNING))
 """Keys that say what is trained in a round, when its datasets are there."""
 
 

@@ -10,6 +10,7 @@ from nemo_sdg.evaluation import report
 from nemo_sdg.evaluation.curve import svg
 from nemo_sdg.evaluation.report import Result, StageRows
 from nemo_sdg.store import commit_text
+from nemo_sdg.store.fits import fits
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2024;--soft:#60646c;--line:#d9d9e0;--ground:#fcfcfd;--card:#fff;--mark:#76b900}
@@ -79,8 +80,10 @@ def _funnel(stages: Sequence[StageRows]) -> str:
 
 def _losses(result: Result) -> str:
     charts = []
-    for kind, label in (("policy", "SFT loss of the policy"), ("reward", "squared error of the reward model")):
-        lines = {f"round {number}": losses for (number, k), losses in result.losses.items() if k == kind}
+    for fit in fits(result.config):
+        label = {"sft": "SFT loss of the policy", "reward": "squared error of the reward model"}.get(fit.task)
+        label = label or f"{result.config.preference.objective.upper()} loss of the policy, iteration {fit.iteration + 1}"
+        lines = {f"round {number}": losses for (number, kind), losses in result.losses.items() if kind == fit.folder}
         if lines:
             charts.append(f"<p>{label}</p>{svg(lines, label)}")
     return "".join(charts)

@@ -15,6 +15,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError
 from nemo_sdg.records import read_objects
 from nemo_sdg.store.datasets import read_summary
+from nemo_sdg.store.fits import fits
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 STAGES = {
@@ -48,7 +49,7 @@ class Result:
     revised: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """By round what each pass of revision won; see `quality.revision.Gain`."""
     losses: dict[tuple[int, str], list[float]] = field(default_factory=dict)
-    """Training losses by (round, "policy" or "reward")."""
+    """Training losses by (round, the fit's folder)."""
 
     @property
     def fingerprint(self) -> str:
@@ -86,13 +87,13 @@ def read(folder: Path) -> Result:
         evaluation = _json(place / "evaluation.json")
         if evaluation is not None:
             result.evaluations[number] = evaluation
-        for kind in ("policy", "reward"):
-            training = _json(place / kind / "training.json")
+        for fit in fits(result.config):
+            training = _json(place / fit.folder / "training.json")
             if training is not None:
-                result.losses[number, kind] = training["losses"]
+                result.losses[number, fit.folder] = training["losses"]
                 aside = _reasons(training["rows_set_aside"])
                 rows_in = training["rows"] + sum(aside.values())
-                result.rows.append(StageRows(number, f"train {kind}", rows_in, training["rows"], {}, aside))
+                result.rows.append(StageRows(number, f"train {fit.folder}", rows_in, training["rows"], {}, aside))
     return result
 
 
@@ -118,6 +119,9 @@ def measures(result: Result) -> list[tuple[str, list[float | None]]]:
     if all(state["policy"] for state in states):
         n = states[-1]["policy"]["n"]
         rows.append((f"policy: exact match, {n} prompts", [state["policy"]["exact_match"] for state in states]))
+    if any(state.get("sft") for state in states):
+        after_sft = [(state.get("sft") or {}).get("exact_match") for state in states]
+        rows.append(("after SFT alone: exact match", after_sft))
     if all(state["reward"] for state in states):
         for name in ATTRIBUTES:
             rows.append((f"reward: {name}, Spearman", [state["reward"][name]["spearman"] for state in states]))

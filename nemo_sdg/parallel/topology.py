@@ -63,7 +63,7 @@ def remote(config: RunConfig, phase: str) -> bool:
 
 
 def trains(config: RunConfig) -> bool:
-    return config.sft.enabled or config.reward.enabled
+    return config.sft.enabled or config.reward.enabled or config.preference.enabled
 
 
 def ranks_wanted(config: RunConfig) -> int:

@@ -25,6 +25,7 @@ from nemo_sdg.plan.units import bytes_text
 from nemo_sdg.records import row_files
 from nemo_sdg.session import under_torchrun
 from nemo_sdg.stages.target import most_candidates
+from nemo_sdg.store.fits import POLICY, REWARD, fits
 from nemo_sdg.synthesis.plans import Plan as Synthesising
 from nemo_sdg.synthesis.revision import Request
 
@@ -132,9 +133,8 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     if world is None:
         world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else ranks_wanted(config)
     laid = grids(config, world)
-    for kind, settings in (("sft", config.sft), ("reward", config.reward)):
-        if settings.enabled:
-            check_global_batch(settings, laid.train.dp, kind)
+    for fit in fits(config):
+        check_global_batch(fit.settings(config), laid.train.dp, fit.task)
     gpu = os.path.exists("/dev/nvidia0")
     dtype = config.models.dtype or ("bf16" if gpu else "fp32")
     if config.revise.passes:
@@ -149,7 +149,6 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     prompts, exact, notes = _prompts(config, files)
     responses = (prompts or 0) * (config.generate.samples + sum(config.generate.others.values()))
     context = {model.role: model.shape.seq_length for model in models}
-    kinds = {"sft": ("train sft", config.sft), "reward": ("train rm", config.reward)}
     most = config.generate.max_tokens
     return Plan(
         name=config.run.name,
@@ -163,16 +162,24 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         exact=exact,
         responses=responses,
         response_tokens=responses * min(most, context.get("generate", most)),
-        training_tokens={
-            kind: s.steps * s.global_batch_size * min(s.max_length, context[role])
-            for kind, (role, s) in kinds.items()
-            if s.enabled
-        },
+        training_tokens=_training_tokens(config, context),
         target=_target(config),
         models=models,
         peak=peak(models, world, config.models.placement, gpu),
         notes=notes + _elsewhere(config),
     )
+
+
+def _training_tokens(config: RunConfig, context: dict[str, int]) -> dict[str, int]:
+    """Tokens that a round trains on at most, by kind; `context` is how many a model takes, by role."""
+    tokens: dict[str, int] = {}
+    for fit in fits(config):
+        settings = fit.settings(config)
+        role = {"reward": "train rm"}.get(fit.task, f"train {fit.task}")
+        longest = min(settings.max_length, context.get(role, context.get("train sft", settings.max_length)))
+        sequences = settings.global_batch_size * (2 if fit.task == "preference" else 1)
+        tokens[fit.task] = tokens.get(fit.task, 0) + settings.steps * sequences * longest
+    return tokens
 
 
 def _elsewhere(config: RunConfig) -> list[str]:
@@ -187,13 +194,19 @@ def _elsewhere(config: RunConfig) -> list[str]:
         asked = ["whether they keep to the brief"] if checks_responses(config) else []
         asked += ["which of two is better"] if compares(config) else []
         notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
-    for phase, trained in (("generate", config.sft), ("score", config.reward)):
+    if config.preference.enabled:
+        notes.append(
+            "before it is tuned on pairs a policy goes through them once, for the log-probabilities of the reference: its"
+            " weights alone are then in memory" + ("; it is what SFT has made" if config.sft.enabled else "")
+        )
+    trained = {fit.folder for fit in fits(config)}
+    for phase, kind in (("generate", POLICY), ("score", REWARD)):
         settings = getattr(config, phase)
         if remote(config, phase):
             notes.append(f"{phase} asks the server at {settings.endpoint.url}: no model of that role is loaded here")
         elif settings.backend == "hf":
             notes.append(f"{phase} loads {config.models.reward} with transformers, whole on each rank: not counted")
-        if settings.backend != "local" and trained.enabled and config.run.rounds > 1:
+        if settings.backend != "local" and kind in trained and config.run.rounds > 1:
             notes.append(f"{phase} stays with {settings.backend} in every round; what a round trains is evaluated")
     return notes
 

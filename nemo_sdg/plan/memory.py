@@ -145,7 +145,7 @@ def stage_plans(
         kv_cache = [budget.bytes(stage) for stage in range(grid.pp)]
     per_parameter, lora = 0.0, Lora()
     if role.startswith("train"):
-        lora = (config.sft if role == "train sft" else config.reward).lora
+        lora = {"train sft": config.sft, "train preference": config.preference}.get(role, config.reward).lora
         # On GPUs the replicas share Megatron's distributed optimizer; bf16 is not meant for anything else.
         shards = grid.dp if gpu or dtype == "bf16" else 1
         per_parameter = GRADIENT_BYTES[dtype] + OPTIMIZER_BYTES[dtype] / shards

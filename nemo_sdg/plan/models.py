@@ -40,6 +40,9 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
     if config.sft.enabled:
         start = paths.base if config.sft.start_from == "base" else paths.instruct
         wanted.append(("train sft", start, False, grids.train))
+    if config.preference.enabled and config.preference.start_from != "sft":
+        start = paths.base if config.preference.start_from == "base" else paths.instruct
+        wanted.append(("train preference", start, False, grids.train))
     if config.reward.enabled:
         start = paths.base if config.reward.start_from == "base" else paths.reward
         wanted.append(("train rm", start, True, grids.train))

@@ -29,10 +29,17 @@ from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
 from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, lines, rows_digest
 from nemo_sdg.store.datasets import read_summary
+from nemo_sdg.store.fits import fits
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
 VERSION = 3
 """Raised when the code changes what the same settings give."""
+_LESSONS = {
+    "sft": ("rows in", "selected", "loosen select.minimum"),
+    "preference": ("prompts in", "with a pair", "lower preference.margin"),
+    "reward": ("rows in", "selected", "loosen select.minimum"),
+}
+"""By kind of dataset: what came in, what became of it, and which setting gives more of it."""
 
 
 def run(context: Context) -> dict:
@@ -70,9 +77,11 @@ def _write(context: Context) -> dict:
                 folder.add_line(line_file(kind, example.split), example.line)
                 folder.add_row(table_file(kind, example.split), example.columns, schemas[kind])
         totals = tally.totals()
-        for kind in ("sft", "reward"):
-            if getattr(config, kind).enabled and not totals[kind]["rows"]["train"]:
-                raise _nothing_left(kind, context.round, decisions.totals if kind == "sft" else totals[kind])
+        for fit in fits(config):
+            kind = fit.dataset(config)
+            if not totals[kind]["rows"]["train"]:
+                told = decisions.totals if kind == "sft" else totals[kind]
+                raise _nothing_left(fit.task, kind, context.round, told)
         funnel = _funnel(context.folder, config, decisions.totals.get("waves", 1))
         text = card.card(config, context.round, totals, funnel, facts, settings, context.run.rules)
         folder.add_text("README.md", text)
@@ -164,12 +173,13 @@ def _finished(final: Path, name: str) -> dict:
     return totals
 
 
-def _nothing_left(kind: str, number: int, totals: dict) -> UserError:
+def _nothing_left(task: str, kind: str, number: int, totals: dict) -> UserError:
     reasons = ", ".join(f"{reason}: {count}" for reason, count in totals["dropped"].items())
+    came, made, limit = _LESSONS[kind]
     return UserError(
-        f"nothing is left to train the {'policy' if kind == 'sft' else 'reward model'} on",
+        f"nothing is left to train the {'reward model' if task == 'reward' else 'policy'} on",
         where=f"round {number}",
-        found=f"{totals['rows_in']} rows in, {totals['kept']} selected" + (f" ({reasons})" if reasons else ""),
+        found=f"{totals['rows_in']} {came}, {totals['kept']} {made}" + (f" ({reasons})" if reasons else ""),
         expected="at least one row",
-        way_out=f"loosen select.minimum, raise generate.samples, or set {kind}.enabled=false",
+        way_out=f"{limit}, raise generate.samples, or set {task}.enabled=false",
     )

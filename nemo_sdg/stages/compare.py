@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from nemo_sdg.config import RunConfig
+from nemo_sdg.config import PAIRS, RunConfig
 from nemo_sdg.quality.pairs import INCONSISTENT, LLM, SILENT, TIE as NEITHER, Compared, candidates, name_of
 from nemo_sdg.config.judging import compares
 from nemo_sdg.errors import ConfigError
@@ -45,7 +45,7 @@ def run(context: Context) -> dict[str, Any]:
     settings = context.config.data.synthesis
     comparison = Comparison(settings.templates, Brief.load(settings.brief) if settings.brief else None)
     couples = _Couples(context.config, StageStore.finished(context.folder / "decisions"))
-    preference = vars(context.config.preference)
+    preference = {key: getattr(context.config.preference, key) for key in PAIRS}
     inquiry = Inquiry(
         context, "compare", context.folder / "compared" / "answers", rows=couples.prompts,
         group_size=context.config.generate.group_size, version=VERSION, source=couples.source.digest,

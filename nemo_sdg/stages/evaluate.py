@@ -12,6 +12,7 @@ from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.evaluation import held_out
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import commit_json, read_json
+from nemo_sdg.store.fits import fits
 
 FILE = "evaluation.json"
 
@@ -21,7 +22,8 @@ def run(context: Context) -> dict[str, Any]:
 
     Returns:
         {"policy": {"exact_match", "n", "faulty"} or None, "reward": {attribute: {...}} or None, "before": the same
-        two of the models that the run started from}. None stands for "no held-out rows are set".
+        two of the models that the run started from}; where the policy was tuned on pairs after SFT, "sft" is what SFT
+        alone has made. None stands for "no held-out rows are set".
     """
     path = context.folder / FILE
     done = _read(context, path)
@@ -33,6 +35,8 @@ def run(context: Context) -> dict[str, Any]:
         kind: before[kind] if model is None else _measure(context, context.local(kind, model), f"evaluate {kind}")
         for kind, model in [(kind, context.trained(kind, context.round)) for kind in ("policy", "reward")]
     }
+    if any(fit.folder == "sft" for fit in fits(context.config)):
+        after["sft"] = _measure(context, context.local("policy", context.folder / "sft"), "evaluate sft")
     result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
     if context.mesh.writer:
         commit_json(path, result)

@@ -1,53 +1,62 @@
-"""The round's models: SFT of the policy and regression of the reward model, each from its start, by NeMo.
+"""The round's models: the policy by SFT and then on pairs, and the reward model, each from its start, by NeMo.
 
-Writes `policy/` and `reward/`, whole or not at all. A model that is not trained carries the previous one on.
+Writes `policy/` and `reward/`, and what lies between a start and the policy, each whole or not at all. A model that is
+not trained carries the previous one on.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Callable
 
-from nemo_sdg.config import Training
 from nemo_sdg.stages.context import Context
+from nemo_sdg.store.fits import POLICY, REWARD, Fit, fits
 from nemo_sdg.training.fit import fit
-
-KINDS = {"policy": "sft", "reward": "reward"}
-"""The folder of each model, and the settings and rows (`datasets/<name>.jsonl`) that it is trained with."""
 
 
 def run(context: Context) -> dict[str, Any]:
     """Trains what is enabled and not done yet.
 
     Returns:
-        By kind: {"steps", "rows", "rows_set_aside", "tokens", "first_loss", "last_loss"}, or None where the
-        previous model is carried on.
+        By folder: {"steps", "rows", "rows_set_aside", "tokens", "first_loss", "last_loss"}; None for a policy or reward
+        model where the previous one is carried on.
     """
-    totals: dict[str, Any] = {}
-    for kind, name in KINDS.items():
-        settings: Training = getattr(context.config, name)
-        totals[kind] = _train(context, kind, name, settings) if settings.enabled else None
+    totals: dict[str, Any] = dict.fromkeys((POLICY, REWARD))
+    before = None
+    for one in fits(context.config):
+        totals[one.folder] = _train(context, one, before)
+        before = one
     return totals
 
 
-def _train(context: Context, kind: str, name: str, settings: Training) -> dict[str, Any]:
-    with context.console.progress(f"train {kind}", settings.steps) as bar:
+def _train(context: Context, one: Fit, before: Fit | None) -> dict[str, Any]:
+    settings = one.settings(context.config)
+    with context.console.progress(f"train {one.folder}", settings.steps) as bar:
         result = fit(
-            name,
+            one.task,
             settings,
             models=context.config.models,
-            start=context.config.models.base if settings.start_from == "base" else context.model(kind),
-            rows=context.folder / "datasets" / f"{name}.jsonl",
-            out=context.folder / kind,
+            start=_start(context, one, before),
+            rows=context.folder / "datasets" / f"{one.dataset(context.config)}.jsonl",
+            out=context.folder / one.folder,
             mesh=context.mesh,
-            seed=context.config.run.seed + context.round,
+            seed=context.config.run.seed + context.round + (one.iteration << 16),  # each goes through its rows anew
             on_step=_follow(bar.advance),
             sequence_parallel=context.config.topology.sequence_parallel,
         )
     totals = {key: result[key] for key in ("steps", "rows", "rows_set_aside", "tokens")}
     totals.update(first_loss=result["losses"][0], last_loss=result["losses"][-1])
     if "seconds" in result:  # it was trained now, not found done
-        context.run.events("trained", round=context.round, kind=kind, seconds=round(result["seconds"], 3), **totals)
+        context.run.events("trained", round=context.round, kind=one.folder, seconds=round(result["seconds"], 3), **totals)
     return totals
+
+
+def _start(context: Context, one: Fit, before: Fit | None) -> Path | str:
+    """The model that a fit goes on from."""
+    start = one.settings(context.config).start_from
+    if one.iteration or start == "sft":
+        return context.folder / before.folder
+    return context.config.models.base if start == "base" else context.model(REWARD if one.task == "reward" else POLICY)
 
 
 def _follow(advance: Callable[[int, str], Any]) -> Callable[[int, float], None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from nemo_sdg.config import RunConfig, from_yaml
 from nemo_sdg.console import Console, size_text
 from nemo_sdg.errors import UserError
+from nemo_sdg.store.fits import fits, made_by_a_fit
 from nemo_sdg.store.run import RUN
 from nemo_sdg.store.seals import SUMS, check_sums, check_text, read_json
 from nemo_sdg.store.stage import StageStore
@@ -77,7 +78,8 @@ def check_entry(entry: Path) -> list[str] | None:
     if entry.name in STAGES or (entry / "SUCCESS.json").exists():
         return _stage(entry)
     if entry.is_dir():
-        return check_sums(entry) if entry.name in ("datasets", "policy", "reward") or (entry / SUMS).exists() else None
+        ours = entry.name == "datasets" or made_by_a_fit(entry.name) or (entry / SUMS).exists()
+        return check_sums(entry) if ours else None
     return _told(lambda: read_json(entry)) if entry.suffix == ".json" else None
 
 
@@ -89,7 +91,7 @@ def _expected(config: RunConfig, place: Path) -> list[str]:
             waves = StageStore.finished(place / "decisions").totals.get("waves", 1)
     parts = [part for wave in range(waves) for part in wave_parts(wave, config.revise.passes)]
     made = [str(part.folder(Path()) / name) for part in parts for name in part_folders(config)]
-    trained = [kind for kind, settings in (("policy", config.sft), ("reward", config.reward)) if settings.enabled]
+    trained = [fit.folder for fit in fits(config)]
     return [*made, *round_folders(config), "datasets", *trained, "evaluation.json"]
 
 

@@ -154,7 +154,12 @@ def _into(count: int, batch: list[int], size_of: list[int]) -> list[tuple[int, .
 
 def _padded(lengths: list[int], together: int) -> list[int]:
     groups = [lengths[i : i + together] for i in range(0, len(lengths), together)]
-    return [max(MULTIPLE, -(-max(group) // MULTIPLE) * MULTIPLE) for group in groups]
+    return [padded(max(group)) for group in groups]
+
+
+def padded(length: int) -> int:
+    """Tokens that a row of this length is padded to."""
+    return max(MULTIPLE, -(-length // MULTIPLE) * MULTIPLE)
 
 
 def _shuffle(count: int, seed: int, epoch: int) -> Tensor:

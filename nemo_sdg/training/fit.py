@@ -1,4 +1,4 @@
-"""One fit: SFT of a policy or attribute regression of a reward model, by NeMo's trainer, in this process group."""
+"""One fit: of a policy by SFT or on pairs, or of a reward model, by NeMo's trainer, in this process group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from nemo_sdg.checkpoints.description import write_description
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
-from nemo_sdg.config import Models, Training, fingerprint
+from nemo_sdg.config import PAIRS, Models, Training, fingerprint
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import StoreError
 from nemo_sdg.models.nemotron import DTYPES
@@ -25,10 +25,10 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.store import commit_folder, digest, write_sums
-from nemo_sdg.training import cpu, probe, samples
+from nemo_sdg.training import cpu, probe, reference, samples
 from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
-from nemo_sdg.training.tasks import Task, task_of
+from nemo_sdg.training.tasks import TASKS, Task, task_of
 
 RESULT = "training.json"
 
@@ -51,7 +51,8 @@ def fit(
     A fit that was killed goes on from its last restart point, or from the start; the result is the same.
 
     Args:
-        task: "sft" (rows in NeMo's chat format) or "reward" (rows of the regression format, or pairs).
+        task: "sft" (rows in NeMo's chat format), "preference" (pairs in NeMo-Aligner's; the start is also the reference)
+            or "reward" (rows of the regression format, or pairs).
         rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
@@ -64,7 +65,7 @@ def fit(
     out = Path(out)
     folder = ModelFolder.open(start)
     folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages)
-    if task == "sft":
+    if not TASKS[task].reward:
         folder.require(reward=False)
     check_global_batch(settings, mesh.dp, task)
     signature = on_writer(mesh, lambda: fingerprint(_identity(task, settings, models, folder, rows, seed)))
@@ -91,7 +92,9 @@ def _identity(
     task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path | Online, seed: int
 ) -> dict[str, Any]:
     """What the result depends on. The topology and the restart points change no more than last digits."""
-    decisive = {key: value for key, value in asdict(settings).items() if key not in ("enabled", "restart_every")}
+    # The start and the rows stand for what chose them.
+    aside = ("enabled", "restart_every", "iterations", *PAIRS)
+    decisive = {key: value for key, value in asdict(settings).items() if key not in aside}
     return {
         "task": task,
         "settings": decisive,
@@ -179,6 +182,8 @@ class _Fit:
         if done:
             self.losses = _losses(step_folder(self.work, done), LOSSES)
         if done < self.settings.steps:
+            if self.task.reference and self.online is None:
+                self._add_reference()
             self._train(done, step_folder(self.work, done) if done else None)
         seconds = time.monotonic() - began
         result = {
@@ -190,6 +195,12 @@ class _Fit:
         }
         on_writer(self.mesh, lambda: self._commit(step_folder(self.work, self.settings.steps), result))
         return {**result, "seconds": seconds}
+
+    def _add_reference(self) -> None:
+        self.samples = reference.with_reference(
+            self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
+        )
+        self.batches.samples = self.samples.rows
 
     def _data(self) -> dict[str, Any]:
         """What was learned from."""
@@ -208,10 +219,16 @@ class _Fit:
         """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
         marker = self.work / "fit"
         if not marker.is_file() or marker.read_text() != self.signature:
-            shutil.rmtree(self.work, ignore_errors=True)
-            self.work.mkdir(parents=True)
+            self._clear()
+            self.work.mkdir(parents=True, exist_ok=True)
             marker.write_text(self.signature)
         return latest_step(self.work)
+
+    def _clear(self) -> None:
+        """Takes away what belongs to another fit, but not what says itself what it is of."""
+        for entry in self.work.iterdir() if self.work.is_dir() else ():
+            if not entry.match(reference.PATTERN):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _dtype_name(self) -> str:
         running = resolve_dtype(self.models.dtype, self.folder)
@@ -225,9 +242,10 @@ class _Fit:
             tp=self.mesh.tp, pp=self.mesh.pp,
         )  # fmt: skip
         if self.settings.lora.rank is not None and self.settings.lora.apart:
-            from nemo_sdg.training.lora import FOLDER, write_adapter
+            from nemo_sdg.training.lora import FOLDER as ADAPTER
+            from nemo_sdg.training.lora import write_adapter
 
-            write_adapter(self.work, trained / FOLDER, self.start, self.settings.lora, self.task.reward)
+            write_adapter(self.work, trained / ADAPTER, self.start, self.settings.lora, self.task.reward)
         (trained / RESULT).write_text(json.dumps(result, indent=1))
         (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
         if self.online is not None:

@@ -63,8 +63,12 @@ def dpo(
 
     Source: Rafailov et al. (arXiv 2305.18290) equation 7.
     """
-    margin_B = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
-    return -F.logsigmoid(beta * margin_B).mean()
+    return dpo_rows((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected), beta).mean()
+
+
+def dpo_rows(gap_B: Tensor, beta: float) -> Tensor:
+    """The DPO loss [B] of each pair, by how much further apart the policy holds its responses than the reference does."""
+    return -F.logsigmoid(beta * gap_B)
 
 
 def rpo(
@@ -83,12 +87,18 @@ def rpo(
     a = beta x (policy gap) and b = eta x (reward gap) a row's loss is KL(Bernoulli(sigmoid b) || Bernoulli(sigmoid a)).
     Source: Nemotron-4 340B technical report section 3.3.2 (`rpo_bwd_kl` in NeMo-Aligner).
     """
-    a_B = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
-    b_B = eta * (reward_chosen - reward_rejected).to(a_B.dtype)
+    gap_B = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return rpo_rows(gap_B, reward_chosen - reward_rejected, beta, eta).mean()
+
+
+def rpo_rows(gap_B: Tensor, reward_gap_B: Tensor, beta: float, eta: float) -> Tensor:
+    """The RPO loss [B] of each pair; `gap_B` is that of `dpo_rows`."""
+    a_B = beta * gap_B
+    b_B = eta * reward_gap_B.to(a_B.dtype)
     # Through logsigmoid, so that a large gap gives 0 x (-finite) and never 0 x inf.
     won_B = b_B.sigmoid() * (F.logsigmoid(b_B) - F.logsigmoid(a_B))
     lost_B = (-b_B).sigmoid() * (F.logsigmoid(-b_B) - F.logsigmoid(-a_B))
-    return (won_B + lost_B).mean()
+    return won_B + lost_B
 
 
 def vocab_parallel_log_probs(logits_BSV_local: Tensor, target_BS: Tensor, group: dist.ProcessGroup | None) -> Tensor:

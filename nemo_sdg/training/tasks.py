@@ -10,6 +10,7 @@ from nemo_sdg.config import RewardTraining, Training
 from nemo_sdg.training import samples
 from nemo_sdg.training.objectives import SumAndCount, bradley_terry, regression, token_nll
 from nemo_sdg.training.pairs import pair_sample
+from nemo_sdg.training.preference import preference_loss, preference_sample
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Task:
     """Its loss under these settings."""
     reward: bool = False
     """It trains a reward model."""
+    reference: bool = False
+    """Its loss compares with the log-probabilities of the model that it starts from."""
     fresh_head: bool = False
     """A reward model does not go on with the head of the one that it starts from."""
 
@@ -31,6 +34,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("sft", samples.sft_sample, lambda settings: token_nll),
+        Task("preference", preference_sample, preference_loss, reference=True),
         Task("reward", samples.reward_sample, lambda settings: regression, reward=True),
     )
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_sdg.config import ATTRIBUTES, Data, Models, Run, RunConfig
+from nemo_sdg.config import ATTRIBUTES, Data, Models, Preference, Run, RunConfig, to_yaml
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError
 from nemo_sdg.evaluation import page, report
@@ -52,6 +52,30 @@ def finished(tmp_path) -> Path:
         (place / "datasets").mkdir()
         (place / "datasets" / "summary.json").write_text(json.dumps({"totals": counted}))
     return tmp_path
+
+
+def test_steps_towards_the_policy(finished):
+    """Each fit has its losses, and what SFT alone has made stands beside the tuned policy."""
+    config = settings("tuned", 1)
+    config.preference = Preference(enabled=True, iterations=2)
+    (finished / "run.yaml").write_text(to_yaml(config))
+    place = finished / "round-0"
+    for name, first in (("sft", 4.0), ("preference-1", 0.7)):
+        (place / name).mkdir()
+        told = {"losses": [first, first / 2], "rows": 9, "rows_set_aside": {}}
+        (place / name / "training.json").write_text(json.dumps(told))
+    evaluated = json.loads((place / "evaluation.json").read_text())
+    sft = {"exact_match": 0.52, "n": 200, "faulty": 0}
+    (place / "evaluation.json").write_text(json.dumps({**evaluated, "sft": sft}))
+    result = report.read(finished)
+    assert list(result.losses) == [(0, "sft"), (0, "preference-1"), (0, "policy")]
+    told = dict(report.measures(result))
+    assert told["policy: exact match, 200 prompts"] == [0.5, 0.55] and told["after SFT alone: exact match"] == [None, 0.52]
+    text = page.write(result).read_text()
+    for label in ("SFT loss of the policy", "RPO loss of the policy, iteration 1", "RPO loss of the policy, iteration 2"):
+        assert text.count(f"<p>{label}</p>") == 1
+    shown = [stage.stage for stage in result.rows if stage.stage.startswith("train")]
+    assert shown == ["train sft", "train preference-1", "train policy"]
 
 
 def test_summary(finished):

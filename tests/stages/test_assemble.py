@@ -122,6 +122,14 @@ def test_what_cannot_be_scored_or_said_reaches_no_file(tmp_path: Path):
     assert sum(totals["reward"]["dropped"].values()) == 3 and totals["reward"]["dropped"]["score not finite"] == 1
 
 
+def test_no_pair_to_tune_on_is_said_before_training(tmp_path: Path):
+    with pytest.raises(UserError) as caught:
+        assembled(tmp_path, [scored("a", 0, "x"), scored("a", 1, "y"), scored("b")], "preference.enabled=true")
+    message = str(caught.value)
+    assert "nothing is left to train the policy on, found 2 prompts in, 0 with a pair (" in message
+    assert "fewer than two usable responses: 1" in message and "lower preference.margin" in message
+
+
 def test_nothing_left_to_train_on_is_said_before_training(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         assembled(tmp_path, [scored("a", helpfulness=1.0)])

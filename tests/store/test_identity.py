@@ -24,7 +24,7 @@ BY_THE_WAY = {
     *(f"{group}.endpoint.{key}" for group in ("generate", "score", "judge")
       for key in ("url", "key_env", "concurrency", "timeout_s", "retries")),
     "generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape", "score.pack_tokens",
-    "sft.restart_every", "reward.restart_every",
+    "sft.restart_every", "reward.restart_every", "preference.restart_every",
     "budget.candidates", "budget.tokens", "budget.hours", "run.rounds", "run.timeout_s", "run.threads", "run.strict",
 }  # fmt: skip
 """Where, how fast and how far a run runs. Apart from the code, so that a new field is thought about."""

@@ -12,7 +12,7 @@ from training import worlds
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tokenizer.model, base/ and the rows of both tasks."""
+    """A folder with tokenizer.model, base/ and the rows of all tasks."""
     # NeMo, imported once, before any rank is forked.
     from nemo_sdg.training import nemo  # noqa: F401  # isort: skip
     import nemo_sdg.training.trainer  # noqa: F401

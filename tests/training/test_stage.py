@@ -8,12 +8,64 @@ from typing import Any
 
 from ranks import run_ranks
 
-from nemo_sdg.config import Models, RewardTraining, Run, RunConfig, Training
+from nemo_sdg.config import Models, Preference, RewardTraining, Run, RunConfig, Training
 from nemo_sdg.console import Console
 from nemo_sdg.store import Run as OpenRun
 from training import worlds
 
 SETTINGS = dict(steps=3, global_batch_size=4, micro_batch_size=2, max_length=256, warmup_steps=1, learning_rate=2e-3)
+
+
+def _tuned(mesh: Any, world: Path, out: Path) -> tuple[dict, dict[str, dict], list[str]]:
+    from nemo_sdg.checkpoints.folder import ModelFolder
+    from nemo_sdg.stages import train
+    from nemo_sdg.stages.context import Context
+    from nemo_sdg.training import fit, reference
+
+    starts = {}
+    whole, compared = fit.fit, reference.with_reference
+
+    def remembering(task, *args, **options):
+        starts[options["out"].name] = {"task": task, "start": ModelFolder.open(options["start"]).path.name}
+        return whole(task, *args, **options)
+
+    def comparing(samples, settings, **options):
+        last = list(starts)[-1]
+        starts[last]["reference"] = options["start"].path.name
+        return compared(samples, settings, **options)
+
+    train.fit, reference.with_reference = remembering, comparing
+    config = RunConfig(
+        models=Models(base=str(world / "base"), instruct=str(world / "base"), reward=str(world / "base"), dtype="fp64"),
+        sft=Training(**SETTINGS), reward=RewardTraining(**SETTINGS),
+        preference=Preference(**SETTINGS, enabled=True, iterations=2),
+        run=Run(seed=3),
+    )  # fmt: skip
+    opened = OpenRun.open(out, config, writer=mesh.writer)
+    context = Context(config, opened, 0, mesh, Console(io.StringIO(), speaks=False))
+    datasets = context.folder / "datasets"
+    datasets.mkdir(parents=True)
+    for task in ("sft", "preference", "reward"):
+        make = {"sft": worlds.sft_rows, "preference": worlds.pair_rows, "reward": worlds.reward_rows}[task]
+        worlds.write_rows(datasets / f"{task}.jsonl", make(9))
+    totals = train.run(context)
+    assert context.trained("policy", 0) == context.folder / "policy"
+    return totals, starts, sorted(path.name for path in context.folder.iterdir())
+
+
+def test_the_policy_is_tuned_step_by_step(world, tmp_path):
+    """Each step goes on from the one before, which is also its reference."""
+    totals, starts, left = run_ranks(_tuned, world, tmp_path / "run")[0]
+    assert starts == {
+        "sft": {"task": "sft", "start": "base"},
+        "preference-1": {"task": "preference", "start": "sft", "reference": "sft"},
+        "policy": {"task": "preference", "start": "preference-1", "reference": "preference-1"},
+        "reward": {"task": "reward", "start": "base"},
+    }
+    assert left == ["datasets", "policy", "preference-1", "reward", "sft"]
+    assert {name: told["steps"] for name, told in totals.items()} == dict.fromkeys(starts, 3)
+    weights = [(tmp_path / f"run/round-0/{name}/SHA256SUMS").read_bytes() for name in ("sft", "preference-1", "policy")]
+    assert len(set(weights)) == 3
 
 
 def _two_rounds(mesh: Any, world: Path, out: Path) -> tuple[list[dict], str]:

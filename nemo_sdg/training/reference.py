@@ -1,0 +1,91 @@
+"""Log-probabilities of the responses under the reference policy: computed once, before the fit, and kept beside it.
+
+Axes: M pairs, B rows, S tokens.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.config import Models, Training, fingerprint
+from nemo_sdg.engine.load import load_model, resolve_dtype
+from nemo_sdg.errors import UserError
+from nemo_sdg.parallel import device
+from nemo_sdg.parallel.agree import on_writer
+from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.store import commit_json, digest, read_json
+from nemo_sdg.training.batches import collate, padded
+from nemo_sdg.training.forward import evaluate
+from nemo_sdg.training.preference import response_log_probs
+from nemo_sdg.training.samples import Sample, Samples
+
+PATTERN = "reference-*.json"
+"""Files in a fit's working folder that any fit on the same rows from the same start may use."""
+
+
+def with_reference(
+    samples: Samples, settings: Training, *, models: Models, start: ModelFolder, work: Path, mesh: Mesh
+) -> Samples:
+    """The samples with the reference's log-probabilities behind their rewards: targets fp64 [4].
+
+    The reference is the start model. Read from `work` where an earlier start of the fit has put them.
+    Raises:
+        UserError: a log-probability is not finite; it names the row.
+    """
+    name = fingerprint({
+        "start": start.digest, "rows": digest(samples.where), "dtype": str(resolve_dtype(models.dtype, start)),
+        "lines": [sample.line for sample in samples.rows],
+    })  # fmt: skip
+    file = work / PATTERN.replace("*", name)
+    kept = on_writer(mesh, lambda: read_json(file))
+    if kept is None:
+        model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec)
+        found_M2 = log_probs([model], samples.rows, settings.micro_batch_size, mesh)
+        del model
+        gc.collect()  # its parts refer to each other, and the fit wants the memory
+        _refuse_not_finite(found_M2, samples)
+        kept = {"log_probs": found_M2.tolist()}
+        on_writer(mesh, lambda: commit_json(file, kept))
+    found_M2 = torch.tensor(kept["log_probs"], dtype=torch.float64)
+    rows = zip(samples.rows, found_M2)
+    return replace(samples, rows=[replace(one, targets=torch.cat((one.targets, logs_2))) for one, logs_2 in rows])
+
+
+def log_probs(chunks: Sequence[torch.nn.Module], rows: Sequence[Sample], micro_batch_size: int, mesh: Mesh) -> Tensor:
+    """Log-probabilities of the pairs' responses fp64 [M, 2], on every rank; each replica computes a share of the pairs.
+
+    Args:
+        chunks: this rank's part of the model, one for each virtual stage.
+        micro_batch_size: pairs of one forward pass, each in a row of its own.
+    """
+    by_length = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
+    mine = by_length[mesh.dp_rank :: mesh.dp]
+    groups = [mine[i : i + micro_batch_size] for i in range(0, len(mine), micro_batch_size)]
+    batches = (collate([[rows[i]] for i in group], padded(rows[group[-1]].num_tokens)) for group in groups)
+    found = evaluate(chunks, batches, response_log_probs, reward=False)
+    found_M2 = torch.zeros(len(rows), 2, dtype=torch.float64, device=device.device())
+    for group, logs_M2 in zip(groups, found if mesh.tp_rank == 0 else []):
+        found_M2[group] = logs_M2
+    if mesh.world_size > 1:
+        dist.all_reduce(found_M2)  # one rank has a number for each pair, the others zeros
+    return found_M2.cpu()
+
+
+def _refuse_not_finite(found_M2: Tensor, samples: Samples) -> None:
+    bad = (~found_M2.isfinite().all(dim=-1)).nonzero().flatten().tolist()
+    if bad:
+        more = f", and of {len(bad) - 1} others" if len(bad) > 1 else ""
+        raise UserError(
+            "the reference gives a log-probability that is not finite",
+            where=f"{samples.where}:{samples.rows[bad[0]].line}", found=f"{found_M2[bad[0]].tolist()}{more}",
+            expected="finite numbers",
+            way_out="take the row out if it alone is meant; of many rows the start model itself is broken",
+        )  # fmt: skip
