@@ -250,6 +250,7 @@ def test_a_rule_that_fails_on_a_version_with_a_better_one_stops_nothing():
         cause = cause.tb_next
     assert seen[-1] == ("fails", {}), "the place of the mistake, and no row in memory"
     assert not any(local == first for _, found in seen for local in found.values())
+    assert "first_reason" not in [entry.name for entry in caught.traceback], "its frame holds the row, too"
     with pytest.raises(UserError, match="the rule fails failed"):
         Selector(Select(), [fails]).add(first)
 
