@@ -61,5 +61,14 @@ class StoreError(UserError):
     """A run folder that belongs to another config, is in use, or was damaged."""
 
 
+class Stopped(UserError):
+    """No mistake: the run was told to stop, has saved where it is, and the same command goes on from there.
+
+    The status is EX_TEMPFAIL of sysexits.h, which tells a scheduler to start it again.
+    """
+
+    exit_status = 75
+
+
 class HubError(UserError):
     """A repository on the Hugging Face hub that is not there, not open to us, or not to be had now."""

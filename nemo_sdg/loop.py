@@ -16,6 +16,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select, train
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import OF_PARTS, Part, ready_parts, wave_parts
@@ -87,11 +88,8 @@ def run_stage(
     name: str, config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = (), *,
     round: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One stage of one round; what it counted last.
-
-    Candidates are of all waves and revisions that have what the stage reads. Revision is with the responses to each
-    pass and all that is asked about them. Selection is of as many waves as it needs.
-    """
+    """One stage of one round; what it counted last. Candidates are of all waves and revisions that have what the stage
+    reads, revision is with the responses to each pass and all that is asked of them, selection of the waves it needs."""
     context = _rounds(config, opened, mesh, console, rules)(round)
     if name == "select":
         known = select.Candidates()
@@ -106,7 +104,8 @@ def run_stage(
 def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
     if name == "train":
         context.residents.clear()
-    return _told(name, context, STAGES[name].run(context, *known))
+    with doing(f"{name} of round {context.round}"):
+        return _told(name, context, STAGES[name].run(context, *known))
 
 
 def _revise(context: Context, wave: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,19 +67,26 @@ class Session:
         console = redirect(self.log_dir, own_log)
         try:
             self._load(console)
-            from nemo_sdg.parallel import launch
+            from nemo_sdg.parallel import launch, watch
         except Exception as error:
             return _report(console, self.log_dir, own_log, error, may_speak=rank() == 0)
         if local == 1:
             return self._rank(work, console)
         console.close()
-        status, failed = launch.launch(
-            lambda: self._rank(work, redirect(self.log_dir, rank(), terminal=console)), local
+
+        def ended(failed: int, number: int, told: bool, store: Any) -> None:
+            """A rank that a signal has ended could not say anything itself."""
+            if launch.claim_report_in(store):
+                during = _during(watch.last_told(store, failed))
+                if told and number in launch.STOPS:
+                    console.fail(f"nemo-sdg: stopped{during}; the same command goes on from what is there")
+                else:
+                    console.fail(_last_words(self.log_dir, failed, f"was ended by signal {number}{during}"))
+
+        status, _ = launch.launch(
+            lambda: self._rank(work, redirect(self.log_dir, rank(), terminal=console)), local, ended
         )
-        if status > 128 and failed is not None:  # ended by a signal: it could not say anything itself
-            console.fail(_last_words(self.log_dir, failed, f"was ended by signal {status - 128}"))
-            return 1
-        return status
+        return 1 if status > 128 else status
 
     def _load(self, console: Console) -> None:
         console.say(f"{self.loading} ...")
@@ -87,13 +95,20 @@ class Session:
                 importlib.import_module(name)
 
     def _rank(self, work: Work, console: Console) -> int:
-        from nemo_sdg.parallel import device, launch, mesh
+        from nemo_sdg.parallel import device, launch, mesh, watch
 
         try:
             device.install()
             launch.set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), self.threads)
-            grid = mesh.join(self.topology, self.timeout_s)
-            status = work(grid, console)
+            with watch.watching(rank(), int(os.environ.get("WORLD_SIZE", "1"))):
+                try:
+                    grid = mesh.join(self.topology, self.timeout_s)
+                    status = work(grid, console)
+                except Exception as error:
+                    # Who is missing is asked first: a launcher that sees a rank die says it better.
+                    missing = watch.silent() if watch.is_lost_peer(error) else []
+                    speaks = launch.claim_report()
+                    return _report(console, self.log_dir, rank(), error, may_speak=speaks, missing=missing)
             console.close()
             mesh.leave()
             return int(status or 0)
@@ -105,16 +120,41 @@ class Session:
             console.close()
 
 
-def _report(console: Console, log_dir: Path, own_rank: int | None, error: Exception, *, may_speak: bool) -> int:
-    """Says once what went wrong and returns the exit status: 2 for a mistake of the user, 1 for one of ours."""
+def _report(
+    console: Console,
+    log_dir: Path,
+    own_rank: int | None,
+    error: Exception,
+    *,
+    may_speak: bool,
+    missing: Sequence[tuple[int, str]] = (),
+) -> int:
+    """Says once what went wrong and returns the exit status: 2 for a mistake of the user, 1 for one of ours.
+
+    Args:
+        missing: ranks that do not answer, each with what it did last.
+    """
     traceback.print_exception(error)  # into the log
     if isinstance(error, UserError):
         if may_speak:
             console.fail(f"nemo-sdg: {error}")
         return error.exit_status
-    if may_speak:
-        console.fail(_last_words(log_dir, own_rank, f"failed with {type(error).__name__}"))
+    if may_speak and missing:
+        who = ", ".join(f"rank {lost} was killed or stands still{_during(phase)}" for lost, phase in missing)
+        console.fail(f"nemo-sdg: {who}; rank {own_rank} waited for it in vain, see {log_file(log_dir, own_rank)}")
+    elif may_speak:
+        console.fail(_last_words(log_dir, own_rank, f"failed with {type(error).__name__}{_during(_phase())}"))
     return 1
+
+
+def _phase() -> str:
+    """What this rank was doing; torch may not have come up."""
+    watch = sys.modules.get("nemo_sdg.parallel.watch")
+    return watch.phase() if watch is not None else ""
+
+
+def _during(phase: str) -> str:
+    return f" during {phase}" if phase else ""
 
 
 def _last_words(log_dir: Path, failed: int | None, what: str) -> str:

@@ -18,7 +18,7 @@ from nemo_sdg.config import RunConfig, from_yaml
 from nemo_sdg.console import Console
 from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.quality.personal import redacted
-from nemo_sdg.records import Decision, Fault, Labelled, Pair, Scored, each_row
+from nemo_sdg.records import Decision, Fault, Labelled, Pair, Scored, each_row, labelled
 from nemo_sdg.records.broken import BROKEN, broken_checks
 from nemo_sdg.records.sources import parquet_rows
 from nemo_sdg.session import rank
@@ -99,7 +99,7 @@ def _origin(config: RunConfig, folder: Path, kind: str, name: str) -> Origin:
 
 def _from_file(config: RunConfig, source: str, number: int) -> Origin:
     """A row that people judged, from the file that the run's settings name."""
-    maker, kind = Maker(config), Pair if source.startswith("preference/") else Labelled
+    maker, kind = Maker(config), Pair if source.startswith("preference/") else labelled(config.reward.own)
     sources = [*examples.labelled_sources(config.data), *examples.preference_sources(config.data)]
     named = [(path, weight) for name, path, weight in sources if name == source]
     if not named:

@@ -204,7 +204,7 @@ def quality(mesh) -> dict[str, float]:
     from nemo_sdg.engine.load import load_model
     from nemo_sdg.engine.rows import rate, respond
     from nemo_sdg.engine.sampling import Sampling
-    from nemo_sdg.evaluation.agreement import spearman
+    from nemo_sdg.training.correlation import spearman
     from nemo_sdg.evaluation.exact_match import exact_match
     from nemo_sdg.records import Labelled, Prompt, Response, read_rows
 

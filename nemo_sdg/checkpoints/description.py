@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nemo_sdg.checkpoints.files import Files
+from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS, NemotronShape
 
@@ -121,11 +123,20 @@ def read_tokenizer(files: Files, name: str | None) -> bytes:
 
 
 def write_description(
-    path: Path, shape: NemotronShape, tokenizer: bytes, *, reward: bool, dtype: str = "bf16", tp: int = 1, pp: int = 1
+    path: Path,
+    shape: NemotronShape,
+    tokenizer: bytes,
+    *,
+    reward: bool,
+    outputs: Mapping[str, int] = OUTPUTS,
+    dtype: str = "bf16",
+    tp: int = 1,
+    pp: int = 1,
 ) -> None:
     """Write `model_config.yaml` and the tokenizer into a model folder that is being made.
 
     Args:
+        outputs: of a reward model, by name; written where they are not NVIDIA's.
         tp, pp: the topology whose shards are the pieces of the weights, as NeMo records it.
     """
     (path / TOKENIZER).write_bytes(tokenizer)
@@ -138,4 +149,6 @@ def write_description(
     if reward:
         config["reward_model_type"] = "regression"
         config["regression"] = {"num_attributes": NUM_REWARD_OUTPUTS}
+        if dict(outputs) != OUTPUTS:
+            config["regression"]["outputs"] = dict(outputs)
     (path / CONFIG).write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")

@@ -12,6 +12,7 @@ from nemo_sdg.checkpoints.description import CONFIG, read_tokenizer
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.tar import TarFiles
 from nemo_sdg.checkpoints.tensors import Contents
+from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.resources import resolve
@@ -95,7 +96,7 @@ class ModelFolder:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits for the weights, the sizes and the tokenizer: of each file its name, size and both ends.
+        """16 hex digits for the weights, sizes, outputs and the tokenizer: of each file its name, size and both ends.
 
         Whole files would be 682 GB at 340B; training changes every one of them at both ends.
         """
@@ -108,6 +109,8 @@ class ModelFolder:
 
     def _digest(self, tokenizer: bytes) -> str:
         whole = hashlib.sha256(repr(self.shape).encode() + tokenizer)
+        if self.is_reward and self.contents.outputs != OUTPUTS:
+            whole.update(repr(sorted(self.contents.outputs.items())).encode())
         members = {}
         for key, tensor in sorted(self.contents.tensors.items()):
             grid = []

@@ -53,7 +53,8 @@ def finish(contents: Contents, making: Path, *, tokenizer: bytes, tp: int, pp: i
         (making / WEIGHTS / key / ".zarray").write_text(json.dumps(header, indent=4, sort_keys=True))
     write_metadata(making)
     write_description(
-        making, contents.shape, tokenizer, reward=contents.is_reward, dtype=contents.dtype, tp=tp, pp=pp
+        making, contents.shape, tokenizer, reward=contents.is_reward, outputs=contents.outputs, dtype=contents.dtype,
+        tp=tp, pp=pp,
     )  # fmt: skip
 
 

@@ -76,6 +76,13 @@ class Contents:
         return HEAD_BIAS in self.tensors
 
     @property
+    def outputs(self) -> dict[str, int]:
+        """The outputs of a reward model by name."""
+        from nemo_sdg.checkpoints.outputs import read_outputs  # which knows the formats, and they this class
+
+        return read_outputs(self.files)
+
+    @property
     def dtype(self) -> str:
         """The widest dtype among the tensors (they are one in all released folders)."""
         return max((tensor.dtype for tensor in self.tensors.values()), key=lambda name: ITEM_BYTES[name])

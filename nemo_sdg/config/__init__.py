@@ -6,7 +6,7 @@ from nemo_sdg.config.loading import from_yaml, load, load_recipe, override, read
 from nemo_sdg.config.lora import Lora
 from nemo_sdg.config.recipes import Recipe, rule_digests
 from nemo_sdg.config.rewarding import RewardTraining
-from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Budget, Revise, Select
+from nemo_sdg.config.selection import ATTRIBUTES, MISSING, OUTPUTS, Budget, Revise, Select
 from nemo_sdg.config.settings import (
     Data,
     Endpoint,
@@ -27,6 +27,7 @@ from nemo_sdg.config.values import dataset_settings, dataset_yaml, fingerprint, 
 __all__ = [
     "ATTRIBUTES",
     "MISSING",
+    "OUTPUTS",
     "PAIRS",
     "PROMPT_KINDS",
     "TUNING",

@@ -6,9 +6,10 @@ import math
 from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
+from nemo_sdg.config.lessons import check_lessons
 from nemo_sdg.config.lora import TARGETS
 from nemo_sdg.config.preferring import check_preference
-from nemo_sdg.config.rewarding import OBJECTIVES, check_reward
+from nemo_sdg.config.rewarding import OBJECTIVES
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
@@ -40,6 +41,8 @@ _TRAINING: dict[str, Rule] = {
     "beta2": _BELOW_1,
     "clip_grad": _AT_LEAST_0,
     "restart_every": _AT_LEAST_1,
+    "validate_every": _AT_LEAST_1,
+    "keep_last": _AT_LEAST_1,
     "lora.rank": _AT_LEAST_1,
     "lora.alpha": ("a number above 0", lambda x: x > 0),
     "lora.targets": ("one or more of " + ", ".join(TARGETS), lambda x: bool(x) and set(x) <= set(TARGETS)),
@@ -61,6 +64,7 @@ RULES: dict[str, Rule] = {
     "topology.dp": _AT_LEAST_1,
     "topology.first_stage_layers": _AT_LEAST_1,
     "topology.last_stage_layers": _AT_LEAST_1,
+    "topology.virtual_stages": _AT_LEAST_1,
     "generate.backend": _one_of("local", "endpoint"),
     "generate.samples": _AT_LEAST_1,
     "generate.max_tokens": _AT_LEAST_1,
@@ -116,6 +120,7 @@ RULES: dict[str, Rule] = {
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
     **{f"{kind}.{key}": rule for kind in ("sft", "reward", "preference") for key, rule in _TRAINING.items()},
+    "reward.start_from": _one_of("base", "latest", "policy"),
     "preference.start_from": _one_of("sft", "base", "latest"),
     "preference.objective": _one_of("dpo", "rpo"),
     "preference.beta": ("a number above 0", lambda x: x > 0),
@@ -149,8 +154,7 @@ def validate(config: RunConfig) -> RunConfig:
     _select(config)
     _weights(config)
     _synthesis(config.data.synthesis)
-    check_reward(config.reward)
-    _batches(config)
+    check_lessons(config)
     _backends(config)
     _judge(config)
     check_preference(config)
@@ -169,6 +173,12 @@ def validate(config: RunConfig) -> RunConfig:
                 found="pp=1",
                 way_out=f"set topology.pp to 2 or more, or topology.{key}=null",
             )
+    if config.topology.virtual_stages > 1 and config.topology.pp == 1:
+        raise ConfigError(
+            "one pipeline stage has nobody to take turns with", where="topology.virtual_stages",
+            found=f"{config.topology.virtual_stages} with pp=1", expected="1",
+            way_out="set topology.pp to 2 or more, or topology.virtual_stages=1",
+        )  # fmt: skip
     return config
 
 
@@ -264,27 +274,3 @@ def _judge(config: RunConfig) -> None:
     if folder.startswith(("http://", "https://")):
         way_out = "set judge.backend=endpoint and judge.endpoint.url, and models.judge=null"
         raise ConfigError("a server is no checkpoint", where="models.judge", expected="a folder", way_out=way_out)
-
-
-def _batches(config: RunConfig) -> None:
-    replicas = config.topology.dp or 1
-    for kind in ("sft", "reward", *(["preference"] if config.preference.enabled else [])):
-        settings = getattr(config, kind)
-        unit = settings.micro_batch_size * replicas
-        if settings.global_batch_size % unit:
-            shared = f" x topology.dp = {unit}" if replicas > 1 else f" = {unit}"
-            raise ConfigError(
-                "the global batch cannot be cut into whole micro batches",
-                where=f"{kind}.global_batch_size",
-                found=settings.global_batch_size,
-                expected=f"a multiple of {kind}.micro_batch_size{shared}",
-            )
-        pairs = kind == "preference" or (kind == "reward" and settings.pairs)
-        longest = settings.max_length * (2 if pairs else 1)
-        if settings.packed_sequence_size is not None and settings.packed_sequence_size < longest:
-            raise ConfigError(
-                "the longest sample does not fit into a packed row", where=f"{kind}.packed_sequence_size",
-                found=settings.packed_sequence_size,
-                expected=f"at least {'twice ' if pairs else ''}{kind}.max_length = {settings.max_length}",
-                way_out=f"set {kind}.packed_sequence_size={longest}, or a smaller {kind}.max_length",
-            )  # fmt: skip

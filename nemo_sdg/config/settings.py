@@ -45,6 +45,9 @@ class Topology:
     """Layers of the first pipeline stage, which also holds the embedding; null is as many as the others hold."""
     last_stage_layers: Optional[int] = None
     """Layers of the last pipeline stage, which also holds the output layer; null is as many as the others hold."""
+    virtual_stages: int = 1
+    """Chunks of layers that each pipeline stage holds in training, in turn with the other stages; divides its layers. More
+    chunks leave the stages idle for less time."""
     dp: Optional[int] = None
     """Data-parallel replicas; null is what the launch leaves over: world size / (tp x pp), 1 without torchrun."""
     sequence_parallel: bool = False

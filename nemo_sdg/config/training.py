@@ -13,13 +13,14 @@ class Training:
     enabled: bool = True
     """Train this model in each round; false carries the previous one on."""
     start_from: str = "base"
-    """base, or latest: the model of this kind that the round used (policy or reward)."""
+    """base, or latest: the model of this kind that the round used (policy or reward). A reward model may also start from the
+    policy: the one that the round has trained, or else the one that it used."""
     steps: int = 100
     """Optimizer steps."""
     global_batch_size: int = 64
-    """Sequences per optimizer step, over all data-parallel ranks."""
+    """Samples per optimizer step, over all data-parallel ranks; a pair is one."""
     micro_batch_size: int = 8
-    """Sequences per forward pass and data-parallel rank."""
+    """Samples per forward pass and data-parallel rank."""
     max_length: int = 4096
     """Longest sequence in tokens; a longer one is set aside."""
     packed_sequence_size: Optional[int] = None
@@ -35,7 +36,18 @@ class Training:
     clip_grad: float = 1.0
     """Largest norm of the gradient over all ranks; 0 switches clipping off."""
     restart_every: Optional[int] = None
-    """Steps between restart points with the optimizer's state; null keeps none, a killed fit then begins again."""
+    """Steps between restart points with the optimizer's state; null makes one only when the run is told to stop (SIGTERM or
+    SIGUSR1), a killed fit then begins again."""
+    keep_last: int = 1
+    """Restart points that are kept."""
+    validate_every: Optional[int] = None
+    """Steps between validations, and once more at the end: the loss of held-out rows, and of a reward model how well it
+    agrees with their labels; null never validates."""
+    validation: Optional[str] = None
+    """Held-out rows in the shape of those that train; null takes the prompts that data.validation_share sets apart, or for
+    a reward model without any evaluate.helpsteer2."""
+    keep_best: bool = True
+    """Where a fit is validated, its result is the model of the lowest validation loss; false takes the last one."""
     lora: Lora = field(default_factory=Lora)
 
 

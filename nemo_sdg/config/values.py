@@ -11,6 +11,7 @@ from typing import Any, Iterable, Iterator
 import yaml
 
 from nemo_sdg.config.endpoints import without_addresses
+from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.training import TUNING
 
@@ -21,7 +22,10 @@ _NOT_IDENTITY += tuple(
     f"{group}.endpoint.{key}" for group in ("generate", "score", "judge")
     for key in ("url", "key_env", "concurrency", "timeout_s", "retries")
 )  # fmt: skip
-_NOT_IDENTITY += ("sft.restart_every", "reward.restart_every", "preference.restart_every", "budget.")
+_NOT_IDENTITY += tuple(
+    f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")
+)
+_NOT_IDENTITY += ("budget.",)
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 _TRAINING = ("models.base", "sft.", "reward.", *(f"preference.{key}" for key in TUNING))
 """Keys that say what is trained in a round, when its datasets are there."""
@@ -41,7 +45,10 @@ def dataset_settings(config: RunConfig, number: int) -> dict[str, Any]:
     """Those of `identity` that the datasets of a round follow from, and that their card tells: of training only what
     made the models that an earlier round has trained."""
     apart = ("evaluate.max_tokens",) if number else ("evaluate.max_tokens", *_TRAINING)
-    return {key: value for key, value in identity(config).items() if not key.startswith(apart)}
+    # Which scores stand in which column; where they are the usual ones the card need not say so.
+    kept = () if config.reward.outputs == OUTPUTS else ("reward.outputs.",)
+    told = identity(config).items()
+    return {key: value for key, value in told if key.startswith(kept) or not key.startswith(apart)}
 
 
 def fingerprint(obj: Any) -> str:

@@ -12,6 +12,7 @@ from nemo_sdg.models.nemotron import DTYPES, NemotronModel, build, transformer_c
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.watch import doing
 
 
 def resolve_dtype(name: str | None, folder: ModelFolder) -> torch.dtype:
@@ -43,5 +44,8 @@ def load_model(
         head_bias=folder.contents.head_bias, spec=spec, groups=mesh.groups,
     )  # fmt: skip
     model.to(device.device())
-    fill(model, folder, mesh)
+    if reward:
+        model.outputs = folder.contents.outputs
+    with doing(f"loading {folder.path}"):
+        fill(model, folder, mesh)
     return model.eval(), Tokenizer(folder.tokenizer, folder.path)

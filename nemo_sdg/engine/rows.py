@@ -19,6 +19,7 @@ from nemo_sdg.models.templates import instruct_prompt
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Prompt, Response, Scored
+from nemo_sdg.records.fields import all_attributes
 
 Faulty = dict[str, RowError]
 """Why, by the id of a row that was set aside."""
@@ -121,7 +122,7 @@ def rate(
     pack_tokens: int = 4096,
     on_finished: OnFinished | None = None,
 ) -> tuple[list[Scored], Faulty]:
-    """The responses with their five attributes, in order, on every rank of the replica.
+    """The responses with the scores that the model gives, in order, on every rank of the replica.
 
     Set aside, by id: conversations that the template or the context cannot hold, and scores that are not finite.
     """
@@ -143,7 +144,7 @@ def rate(
             faulty[row.id] = RowError("the scores are not finite")
             continue
         known = {**vars(row), "provenance": {**row.provenance, **provenance}}
-        scored.append(Scored(**known, scores=named(rewards_A)))
+        scored.append(Scored(**known, scores=all_attributes(named(rewards_A, model.outputs))))
     return scored, faulty
 
 

@@ -21,7 +21,7 @@ from nemo_sdg.engine.sampling import log_probs
 from nemo_sdg.errors import RowError
 from nemo_sdg.models.attention import attend
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
-from nemo_sdg.models.templates import ATTRIBUTE_SLOTS, reward_prompt
+from nemo_sdg.models.templates import reward_prompt
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel.mesh import Mesh
 
@@ -202,9 +202,9 @@ def _run(
     pipeline.drain()
 
 
-def named(rewards_A: np.ndarray) -> dict[str, float]:
-    """The five attributes of one row by name, neither clamped nor rounded, in shortest decimal of float32.
+def named(rewards_A: np.ndarray, outputs: Mapping[str, int]) -> dict[str, float]:
+    """The rewards of one row by name, neither clamped nor rounded, in shortest decimal of float32.
 
     The shortest decimal hides last digits that differ between topologies in fp64.
     """
-    return {name: float(str(rewards_A[slot])) for name, slot in ATTRIBUTE_SLOTS.items()}
+    return {name: float(str(rewards_A[slot])) for name, slot in outputs.items()}

@@ -18,7 +18,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.evaluation.agreement import agreement
 from nemo_sdg.evaluation.exact_match import exact_match
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.records import Labelled, Prompt, Response, read_rows
+from nemo_sdg.records import Prompt, Response, labelled, read_rows
 
 
 def policy(role: Role, rows: str, mesh: Mesh, console: Console, title: str) -> dict[str, Any]:
@@ -46,10 +46,10 @@ def policy(role: Role, rows: str, mesh: Mesh, console: Console, title: str) -> d
 
 
 def reward(role: Role, rows: str, mesh: Mesh, console: Console, title: str) -> dict[str, Any]:
-    """Agreement with the labels of HelpSteer2 rows: {attribute: {"pearson", "spearman", "mae", "n"}}."""
-    labelled, _ = read_rows(rows, Labelled)
+    """Agreement with the labels of HelpSteer2 rows, the user's own too: {attribute: {"pearson", "spearman", "mae", "n"}}."""
+    judged, _ = read_rows(rows, labelled(role.config.reward.own))
     # The schema has no id and rows may repeat, so the place in the file names a row here.
-    rows_by_id = {str(i): row for i, row in enumerate(labelled) if i % mesh.dp == mesh.dp_rank}
+    rows_by_id = {str(i): row for i, row in enumerate(judged) if i % mesh.dp == mesh.dp_rank}
     mine = [Response(name, name, 0, row.messages, row.response) for name, row in rows_by_id.items()]
     with console.progress(title, len(mine)) as progress, closing(role.open(mesh)) as scorer:
         scored = _rows(scorer.score(mine), mesh, progress.advance)

@@ -123,8 +123,10 @@ def measures(result: Result) -> list[tuple[str, list[float | None]]]:
         after_sft = [(state.get("sft") or {}).get("exact_match") for state in states]
         rows.append(("after SFT alone: exact match", after_sft))
     if all(state["reward"] for state in states):
-        for name in ATTRIBUTES:
-            rows.append((f"reward: {name}, Spearman", [state["reward"][name]["spearman"] for state in states]))
+        own = [name for name in states[-1]["reward"] if name not in ATTRIBUTES]
+        for name in (*ATTRIBUTES, *own):
+            found = [state["reward"].get(name, {}).get("spearman") for state in states]
+            rows.append((f"reward: {name}, Spearman", found))
     return rows
 
 

@@ -8,12 +8,14 @@ Nemotron-4-340B-Reward. Axes: S sequence, B batch, N sequences, E hidden size, A
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from megatron.core.tensor_parallel import RowParallelLinear, gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.models.nemotron import NemotronModel
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
 
@@ -22,6 +24,8 @@ class RewardModel(NemotronModel):
     """Nemotron whose last stage gives rewards instead of logits."""
 
     is_reward = True
+    outputs: Mapping[str, int] = OUTPUTS
+    """Its outputs by name, as the folder that it is loaded from tells them."""
 
     def __init__(self, *args: Any, head_bias: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -74,6 +74,7 @@ class NemotronShape:
         *,
         first_stage_layers: int | None = None,
         last_stage_layers: int | None = None,
+        virtual_stages: int = 1,
     ) -> None:
         """Raises TopologyError unless TP divides the KV groups and what they are made of, and PP can cut the layers.
 
@@ -94,7 +95,8 @@ class NemotronShape:
                     expected=f"one of {', '.join(valid)}",
                     way_out=setting("tp", where),
                 )
-        stage_layers(self.num_layers, pp, first=first_stage_layers, last=last_stage_layers, where=where)
+        ends = {"first": first_stage_layers, "last": last_stage_layers}
+        stage_layers(self.num_layers, pp, vp=virtual_stages, where=where, **ends)
 
     def model_config(self) -> dict[str, Any]:
         """The part of NeMo's `model_config.yaml` that describes the architecture."""

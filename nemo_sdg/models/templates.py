@@ -87,6 +87,18 @@ def instruct_prompt(messages: Sequence[Message]) -> str:
     return f"{_conversation(system, turns)}{TURN}{ROLES['assistant']}\n"
 
 
+def preference_texts(messages: Sequence[Message], chosen: str, rejected: str) -> dict[str, str]:
+    """A prompt and two answers to it as NeMo-Aligner's preference tuning reads them: each answer ends its turn.
+
+    Source: NVIDIA/NeMo-Aligner: docs/user-guide/dpo.rst. Raises RowError for a prompt that the format cannot express.
+    """
+    return {
+        "prompt": instruct_prompt(messages),
+        "chosen_response": f"{chosen}\n{TURN}",
+        "rejected_response": f"{rejected}\n{TURN}",
+    }
+
+
 def reward_prompt(messages: Sequence[Message]) -> str:
     """What Reward scores: the conversation under the fixed system text, ending in `<extra_id_2>`.
 

@@ -24,22 +24,46 @@ def on_lead(mesh: Mesh, work: Callable[[], Any]) -> Any:
     return _told(mesh.replica_lead, mesh.broadcast_in_replica, work)
 
 
+def on_all(mesh: Mesh, work: Callable[[], Any]) -> list[Any]:
+    """Does `work` on every rank and gives every rank all the answers, which are JSON.
+
+    A user's mistake that any rank finds is raised on all of them; of several that of the lowest rank.
+    """
+    raised, answer = None, None
+    try:
+        answer = {"done": work()}
+    except errors.UserError as error:
+        raised, answer = error, _mistake(error)
+    answers = mesh.gather_objects(answer)
+    first = next((found for found in answers if "mistake" in found), None)
+    if first is not None:
+        raise _error(first) from raised
+    return [found["done"] for found in answers]
+
+
 def _told(mine: bool, tell: Callable[[Any], Any], work: Callable[[], Any]) -> Any:
     answer, raised = None, None
     if mine:
         try:
             answer = {"done": work()}
         except errors.UserError as error:
-            raised = error
-            told = [error.what, *map(_text, (error.where, error.found, error.expected)), error.way_out]
-            answer = {"mistake": [type(error).__name__, told]}
+            raised, answer = error, _mistake(error)
     answer = tell(answer)
     if raised is not None:
         raise raised
     if "mistake" in answer:
-        name, (what, where, found, expected, way_out) = answer["mistake"]
-        raise getattr(errors, name)(what, where=where, found=found, expected=expected, way_out=way_out)
+        raise _error(answer)
     return answer["done"]
+
+
+def _mistake(error: errors.UserError) -> dict[str, Any]:
+    told = [error.what, *map(_text, (error.where, error.found, error.expected)), error.way_out]
+    return {"mistake": [type(error).__name__, told]}
+
+
+def _error(answer: dict[str, Any]) -> errors.UserError:
+    name, (what, where, found, expected, way_out) = answer["mistake"]
+    return getattr(errors, name)(what, where=where, found=found, expected=expected, way_out=way_out)
 
 
 def _text(value: object) -> str | None:

@@ -135,8 +135,9 @@ def _replacements() -> list[tuple[object, str, Any]]:
     ]
     cuda = torch.cuda
     own += [
-        (cuda, name, _nothing) for name in ("set_device", "synchronize", "empty_cache", "_lazy_init", "manual_seed")
+        (cuda, name, _nothing) for name in ("set_device", "synchronize", "empty_cache", "_lazy_init")
     ]
+    own += [(cuda, "manual_seed", torch.manual_seed)]  # what Megatron's tracker of random streams begins with
     own += [(cuda, name, _nothing) for name in ("manual_seed_all", "reset_peak_memory_stats", "ipc_collect")]
     own += [(cuda, name, _zero) for name in ("memory_allocated", "max_memory_allocated", "memory_reserved")]
     own += [(cuda, "max_memory_reserved", _zero), (cuda, "memory_stats", lambda *a, **k: {})]

@@ -7,15 +7,21 @@ rank fails the others are ended at once instead of waiting for its messages.
 from __future__ import annotations
 
 import ctypes
-import datetime
 import os
 import signal
 import sys
 import time
 import traceback
-from typing import Callable
+from typing import Any, Callable
+
+from nemo_sdg.errors import Stopped
+from nemo_sdg.parallel import watch
 
 _PR_SET_PDEATHSIG = 1
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before they take a machine away; Slurm's --signal sends the second."""
+_PASSED_ON = (*STOPS, signal.SIGINT)
+"""Signals that the launcher hands to its ranks."""
 GRACE_S = 2.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
 
@@ -35,27 +41,34 @@ def set_threads(ranks: int, threads: int | None = None) -> None:
 
 def claim_report() -> bool:
     """Whether this rank may print the error that ends the job: the first one to ask may, the others stay silent."""
-    import torch.distributed as dist
-
     if "MASTER_PORT" not in os.environ:
         return True
     try:
         # Its own connection: the rank may fail before it has joined the process group, or because of it.
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=datetime.timedelta(seconds=5))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store over restarts
-        return store.add(f"nemo_sdg/error/{attempt}", 1) == 1
+        return claim_report_in(watch.connect())
     except Exception:  # the rank that keeps the store is gone: saying it twice is better than not at all
         return True
 
 
-def launch(fn: Callable[[], int], nprocs: int) -> tuple[int, int | None]:
+def claim_report_in(store: Any) -> bool:
+    """The same, by the store of the job: for the launcher, which keeps it."""
+    return store.add(f"nemo_sdg/error/{watch.attempt()}", 1) == 1
+
+
+Ended = Callable[[int, int, bool, Any], None]
+"""Told of the first rank that a signal has ended: (rank, signal, whether the launcher was sent it too, the store)."""
+
+
+def launch(fn: Callable[[], int], nprocs: int, on_signal: Ended | None = None) -> tuple[int, int | None]:
     """Run `fn` on `nprocs` ranks of this machine and wait for them.
 
     Each rank sees the variables that torchrun would set. `fn` returns its exit status.
 
+    Args:
+        on_signal: called when the first failure is a rank that a signal has ended.
     Returns:
-        The exit status of the job, and the rank that failed first (None if none did).
+        The exit status of the job, and the rank that failed first (None if none did). The status is that of `Stopped`
+        where the ranks were ended by the signal that told the launcher to stop.
     """
     if nprocs == 1:
         return fn(), None
@@ -70,7 +83,7 @@ def launch(fn: Callable[[], int], nprocs: int) -> tuple[int, int | None]:
     os.write(store_write, store.port.to_bytes(4, "little") * nprocs)
     os.close(store_write)
     try:
-        return _wait(pids)
+        return _wait(pids, None if on_signal is None else lambda *what: on_signal(*what, store))
     finally:
         del store
 
@@ -106,14 +119,18 @@ def _fork(fn: Callable[[], int], rank: int, nprocs: int, parent: int, store_read
     raise AssertionError("unreachable")
 
 
-def _wait(pids: list[int]) -> tuple[int, int | None]:
+def _wait(pids: list[int], on_signal: Callable[[int, int, bool], None] | None) -> tuple[int, int | None]:
     """Wait for all ranks; after the first failure the others get GRACE_S, then SIGKILL."""
     running = {pid: rank for rank, pid in enumerate(pids)}
     failed: tuple[int, int] | None = None
     deadline = None
-    previous = {
-        s: signal.signal(s, lambda number, frame: _end(running, number)) for s in (signal.SIGTERM, signal.SIGINT)
-    }
+    told: set[int] = set()
+
+    def pass_on(number: int, frame: object) -> None:
+        told.add(number)
+        _end(running, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
         while running:
             pid, code = os.waitpid(-1, os.WNOHANG if deadline else 0)
@@ -127,6 +144,8 @@ def _wait(pids: list[int]) -> tuple[int, int | None]:
             status = os.waitstatus_to_exitcode(code)
             if rank is not None and status and failed is None:
                 failed = (rank, status)
+                if status < 0 and on_signal is not None:
+                    on_signal(rank, -status, -status in told)
                 deadline = time.monotonic() + GRACE_S
     finally:
         for number, handler in previous.items():
@@ -134,6 +153,8 @@ def _wait(pids: list[int]) -> tuple[int, int | None]:
     if failed is None:
         return 0, None
     rank, status = failed
+    if -status in told and -status in STOPS:
+        return Stopped.exit_status, rank
     return (status if status > 0 else 128 - status), rank
 
 

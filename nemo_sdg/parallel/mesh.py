@@ -113,6 +113,10 @@ class Mesh:
             return obj
         return _broadcast_json(obj, self.first + src, self.whole_group)
 
+    def gather_objects(self, obj: Any) -> list[Any]:
+        """The JSON values of all ranks, in the order of the ranks, on every rank."""
+        return [obj] if self.world_size == 1 else _gather_json(obj, self.world_size, self.whole_group)
+
     def broadcast_in_replica(self, obj: Any) -> Any:
         """The JSON value that the lead rank of this replica holds, on every rank of the replica."""
         if self.tp * self.pp == 1:
@@ -148,6 +152,17 @@ def _broadcast_json(obj: Any, src: int, group: Any) -> Any:
         data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
     dist.broadcast(data, src, group=group)
     return json.loads(data.cpu().numpy().tobytes())
+
+
+def _gather_json(obj: Any, world: int, group: Any) -> list[Any]:
+    payload = torch.frombuffer(bytearray(json.dumps(obj).encode()), dtype=torch.uint8).to(device.device())
+    sizes = [torch.zeros(1, dtype=torch.int64, device=payload.device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(payload)], device=payload.device), group=group)
+    most = max(int(size) for size in sizes)
+    padded = torch.nn.functional.pad(payload, (0, most - len(payload)))
+    found = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(found, padded, group=group)
+    return [json.loads(data[: int(size)].cpu().numpy().tobytes()) for data, size in zip(found, sizes)]
 
 
 def _store() -> Any:

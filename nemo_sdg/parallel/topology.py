@@ -134,15 +134,20 @@ def data_parallel_size(topology: Topology, world: int, where: str = "topology") 
     return dp
 
 
-def check_global_batch(settings: Training, dp: int, where: str) -> None:
-    """Raises TopologyError unless micro batches and replicas divide the global batch; names the nearest that works."""
-    unit = settings.micro_batch_size * dp
+def check_global_batch(settings: Training, dp: int, where: str, turns: int = 1) -> None:
+    """Raises TopologyError unless micro batches and replicas divide the global batch; names the nearest that works.
+
+    Args:
+        turns: micro batches of a replica that come together: pp where stages have virtual ones.
+    """
+    unit = settings.micro_batch_size * dp * turns
     if settings.global_batch_size % unit:
         nearest = max(unit, round(settings.global_batch_size / unit) * unit)
         raise TopologyError(
             "the global batch cannot be cut into whole micro batches",
             where=f"{where}.global_batch_size",
-            found=f"{settings.global_batch_size} with micro_batch_size {settings.micro_batch_size} and {dp} replicas",
+            found=f"{settings.global_batch_size} with micro_batch_size {settings.micro_batch_size} and {dp} replicas"
+            + (f", {turns} micro batches of each together under virtual stages" if turns > 1 else ""),
             expected=f"a multiple of {unit}",
             way_out=f"set {where}.global_batch_size={nearest}",
         )

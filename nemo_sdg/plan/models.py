@@ -53,7 +53,8 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
         phase = role.split()[0]
         own = phase in ("generate", "score") and getattr(config, phase).topology != PhaseTopology()
         where_set = f"{phase}.topology" if own else "topology"
-        contents.shape.check_topology(grid.tp, grid.pp, **grid.uneven_stages, where=where_set)
+        chunks = {"virtual_stages": config.topology.virtual_stages if phase == "train" else 1}
+        contents.shape.check_topology(grid.tp, grid.pp, **grid.uneven_stages, **chunks, where=where_set)
         key = (where, reward, grid.tp, grid.pp, *grid.uneven_stages.values())
         if key not in seen:
             places = contents.places(reward=reward)

@@ -42,7 +42,7 @@ def shortfalls(row: Scored, settings: Select) -> list[Shortfall] | None:
     if {OFF_TOPIC, NO_REASONS} & set(checks(row.extra, settings)):
         return None
     limited = (*settings.minimum, *settings.maximum)
-    if any(row.scores[name] == MISSING for name in limited):
+    if any(row.scores.get(name, MISSING) == MISSING for name in limited):
         return None
     found = [
         Shortfall(name, row.scores[name], low, "minimum")

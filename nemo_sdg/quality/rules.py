@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Mapping
 
-from nemo_sdg.config.selection import ATTRIBUTES, MISSING, Select
+from nemo_sdg.config.selection import MISSING, Select
 from nemo_sdg.records import CONTROL_PIECE
 from nemo_sdg.records.broken import broken_checks
 
@@ -22,11 +22,11 @@ def may_teach(reason: str | None) -> bool:
 def scalarise(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """The weighted sum of the attributes that were scored.
 
-    NaN when any of the five is not finite, or nothing that has a weight was scored (a reward model may give one score
+    NaN when any score is not finite, or nothing that has a weight was scored (a reward model may give one score
     only; the others are MISSING).
     """
-    scored = {name: weight for name, weight in weights.items() if scores[name] != MISSING}
-    if not scored or not all(math.isfinite(scores[name]) for name in ATTRIBUTES):
+    scored = {name: weight for name, weight in weights.items() if scores.get(name, MISSING) != MISSING}
+    if not scored or not all(map(math.isfinite, scores.values())):
         return math.nan
     return math.fsum(weight * scores[name] for name, weight in scored.items())
 
@@ -54,12 +54,12 @@ def thresholds(scores: Mapping[str, float], settings: Select) -> str | None:
     """The limits per attribute and on the scalar. A limit itself still passes; what is not finite, or was not scored
     although there is a limit on it, never does."""
     scalar = scalarise(scores, settings.weights)
-    if all(scores[name] == MISSING for name in settings.weights):
+    if all(scores.get(name, MISSING) == MISSING for name in settings.weights):
         return "nothing that has a weight was scored"
     if not math.isfinite(scalar):
         return "score not finite"
     for name in (*settings.minimum, *settings.maximum):
-        if scores[name] == MISSING:
+        if scores.get(name, MISSING) == MISSING:
             return f"{name} was not scored"
     for name, low in settings.minimum.items():
         if scores[name] < low:

@@ -1,6 +1,7 @@
 """The rows that cross a stage (rows, pairs), their columns (fields) and how files hold them (reading, sources)."""
 
 from nemo_sdg.records.fields import CONTROL_PIECE, FINISH_REASONS, Message, hash_of, parse_turns, shortest_float32
+from nemo_sdg.records.labels import labelled
 from nemo_sdg.records.pairs import Pair
 from nemo_sdg.records.reading import Fault, each_row, read_objects, read_rows
 from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
@@ -19,6 +20,7 @@ __all__ = [
     "Scored",
     "each_row",
     "hash_of",
+    "labelled",
     "parse_turns",
     "read_objects",
     "read_rows",

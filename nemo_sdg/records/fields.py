@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from nemo_sdg.config.selection import ATTRIBUTES
+from nemo_sdg.config.selection import ATTRIBUTES, MISSING
 from nemo_sdg.errors import RowError
 
 Message = dict[str, str]
@@ -157,7 +157,26 @@ def scores(row: dict, where: str) -> dict[str, float]:
     absent = [name for name in ATTRIBUTES if name not in given]
     if absent:
         raise RowError(f"the score {absent[0]} is missing", where=where)
-    return {name: math.nan if given[name] is None else number(given[name], name, where) for name in ATTRIBUTES}
+    found = {name: math.nan if given[name] is None else number(given[name], name, where) for name in ATTRIBUTES}
+    return found | {name: value for name, value in given.items() if name not in found and _is_number(value)}
+
+
+def all_attributes(scores: dict[str, float]) -> dict[str, float]:
+    """The scores of a row: the five attributes in their order, MISSING where a model does not give them, then the others."""
+    return {**dict.fromkeys(ATTRIBUTES, MISSING), **scores}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def own_label(row: dict, name: str, where: str) -> float:
+    """What people said in a column of the user's own, on a scale of their own; MISSING where they said nothing."""
+    given = row.get(name)
+    if given is None or given == [] or given == MISSING:
+        return MISSING
+    values = [number(value, name, where) for value in (given if isinstance(given, list) else [given])]
+    return math.fsum(values) / len(values)
 
 
 def label(row: dict, name: str, where: str) -> float:

@@ -89,10 +89,11 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(Response):
-    """An answer with its five attributes. `Scored(**vars(response), scores=...)` makes one."""
+    """An answer with its scores. `Scored(**vars(response), scores=...)` makes one."""
 
     scores: dict[str, float]
-    """One number per attribute, as the model gave it (neither clamped nor rounded); NaN when it was not finite."""
+    """One number per attribute, as the model gave it (neither clamped nor rounded), and for each other label that it has
+    learned; NaN when it was not finite."""
 
     @classmethod
     def from_row(cls, row: dict, where: str = "row") -> Scored:
@@ -108,7 +109,7 @@ class Scored(Response):
         return cls(**_believed(row), extra=row)
 
     def to_row(self) -> dict:
-        scores = {name: fields.shortest_float32(self.scores[name]) for name in ATTRIBUTES}
+        scores = {name: fields.shortest_float32(score) for name, score in fields.all_attributes(self.scores).items()}
         return {**super().to_row(), "scores": scores}
 
 
@@ -154,7 +155,7 @@ def _believed(row: dict) -> dict[str, Any]:
     taken = {name: row.pop(name) for name in _ANSWER}
     taken["messages"], taken["response_token_ids"] = tuple(taken["messages"]), tuple(taken["response_token_ids"])
     scores = row.pop("scores")
-    taken["scores"] = {name: math.nan if scores[name] is None else scores[name] for name in ATTRIBUTES}
+    taken["scores"] = {name: math.nan if score is None else score for name, score in scores.items()}
     return taken
 
 

@@ -174,7 +174,7 @@ class Loop:
         answers: list[tuple[Order, dict[str, float] | ApiError]] = []
         for rewards_A in rewards_RA:
             good = bool(np.isfinite(rewards_A).all())
-            answers.append((self.to_score.popleft(), named(rewards_A) if good else not_finite()))
+            answers.append((self.to_score.popleft(), named(rewards_A, judge.model.outputs) if good else not_finite()))
         self.desk.hand_out(answers)
 
 

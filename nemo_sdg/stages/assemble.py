@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import Data, RunConfig, dataset_settings, fingerprint
+from nemo_sdg.config import RunConfig, dataset_settings, fingerprint
 from nemo_sdg.errors import StoreError, UserError
-from nemo_sdg.records import Decision, Fault, Labelled, Pair, each_row
+from nemo_sdg.records import Decision, Fault, Pair, each_row, labelled
 from nemo_sdg.stages import card, examples, shapes
 from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.context import Context
@@ -63,12 +63,12 @@ def _write(context: Context) -> dict:
     name = context.fingerprint("assemble", version=VERSION, inputs=inputs, settings=settings, rules=own)
     if final.exists():
         return _finished(final, name)
-    tally, facts = Tally(), card.Facts()
+    tally, facts = Tally(), card.Facts(config.reward.own)
     with DatasetFolder(final) as folder:
         folder.make("faulty.jsonl", *(line_file(kind, "train") for kind in CONFIGS))
-        schemas = {kind: shapes.schema(kind) for kind in CONFIGS}
+        schemas = {kind: shapes.schema(kind, config.reward.own) for kind in CONFIGS}
         maker = Maker(config, compared)
-        for kind, made in _everything(maker, config.data, decisions, facts):
+        for kind, made in _everything(maker, config, decisions, facts):
             tally.add(kind, made)
             if isinstance(made, Fault):
                 folder.add_line("faulty.jsonl", made.to_row())
@@ -121,7 +121,7 @@ class Tally:
 
 
 def _everything(
-    maker: Maker, data: Data, decisions: StageStore, facts: card.Facts
+    maker: Maker, config: RunConfig, decisions: StageStore, facts: card.Facts
 ) -> Iterator[tuple[str, list[Example] | str | Fault]]:
     """(kind, its examples, the reason why it has none, or the fault) of all that comes in, a few rows at a time."""
     together: Joined[Decision] = Joined(map(lines.prompt_id, decisions.lines()))
@@ -133,8 +133,9 @@ def _everything(
         of_prompt = together.add(decision.prompt_id, decision)
         if of_prompt is not None:
             yield "preference", maker.pairs(of_prompt)
-    sources = [("reward", Labelled, maker.labelled, examples.labelled_sources(data))]
-    sources += [("preference", Pair, maker.preferred, examples.preference_sources(data))]
+    rated, compared = examples.labelled_sources(config.data), examples.preference_sources(config.data)
+    sources = [("reward", labelled(config.reward.own), maker.labelled, rated)]
+    sources += [("preference", Pair, maker.preferred, compared)]
     for kind, shape, make, files in sources:
         for name, path, weight in files:
             for number, row in each_row(path, shape):

@@ -32,10 +32,15 @@ _LONGEST = 400
 class Facts:
     """What the card tells of the rows, gathered while they pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Sequence[str] = ()) -> None:
+        """
+        Args:
+            own: scores beside the five attributes.
+        """
+        self.names = (*ATTRIBUTES, *own)
         self.made_by: dict[str, Counter[str]] = {"policy": Counter(), "reward": Counter(), "judge": Counter(), "template": Counter()}
-        self.scored: dict[str, Counter[int]] = {name: Counter() for name in ATTRIBUTES}
-        self.kept: dict[str, Counter[int]] = {name: Counter() for name in ATTRIBUTES}
+        self.scored: dict[str, Counter[int]] = {name: Counter() for name in self.names}
+        self.kept: dict[str, Counter[int]] = {name: Counter() for name in self.names}
         self.examples: dict[str, list[dict[str, Any]]] = {kind: [] for kind in CONFIGS}
         self.overruled = 0
         """Pairs in which a verifier chose the response that the reward model scores lower."""
@@ -44,8 +49,8 @@ class Facts:
         for name, counts in self.made_by.items():
             if name in row.provenance:
                 counts[str(row.provenance[name])] += 1
-        for name in ATTRIBUTES:
-            score = row.scores[name]
+        for name in self.names:
+            score = row.scores.get(name, MISSING)
             if math.isfinite(score) and score != MISSING:
                 band = bisect_right(_EDGES, score)
                 self.scored[name][band] += 1
@@ -198,8 +203,8 @@ def _scores(facts: Facts) -> str:
     for band in bands:
         low = "below" if band == 0 else f"from {_EDGES[band - 1]:g}"
         high = f" to {_EDGES[band]:g}" if 0 < band < len(_EDGES) else (" 0" if band == 0 else "")
-        rows.append((low + high, *(f"{facts.kept[name][band]} / {facts.scored[name][band]}" for name in ATTRIBUTES)))
-    return f"## Scores\n\nSelected of all scored responses, by score.\n\n{_table(('score', *ATTRIBUTES), rows)}"
+        rows.append((low + high, *(f"{facts.kept[name][band]} / {facts.scored[name][band]}" for name in facts.names)))
+    return f"## Scores\n\nSelected of all scored responses, by score.\n\n{_table(('score', *facts.names), rows)}"
 
 
 def _examples(facts: Facts) -> str:

@@ -19,7 +19,7 @@ from nemo_sdg.errors import RowError
 from nemo_sdg.config.judging import compares
 from nemo_sdg.quality.pairs import Compared, pairs_of
 from nemo_sdg.quality.rules import may_teach
-from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, read_rows, shortest_float32
+from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, labelled, read_rows, shortest_float32
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages import shapes
 from nemo_sdg.store import StageStore
@@ -63,9 +63,9 @@ def preference_sources(data: Data) -> list[tuple[str, str, float]]:
 class HeldOut:
     """The conversations that evaluation asks about; none of them may be trained on, also not as an earlier turn."""
 
-    def __init__(self, settings: Evaluate) -> None:
+    def __init__(self, settings: Evaluate, own: Sequence[str] = ()) -> None:
         self.keys = set()
-        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, Labelled)):
+        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, labelled(own))):
             if file is not None:
                 self.keys |= {_key(row.messages) for row in read_rows(file, kind)[0]}
 
@@ -84,7 +84,8 @@ class Maker:
         Args:
             compared: what the judge has said of responses, where `preference.judge` is llm; see `verdicts`.
         """
-        self._config, self._held_out, self._compared = config, HeldOut(config.evaluate), compared
+        self._config, self._held_out, self._compared = config, HeldOut(config.evaluate, config.reward.own), compared
+        self._own = config.reward.own
 
     def sft(self, row: Decision) -> list[Example] | str:
         """A kept response, as a dialogue to learn."""
@@ -93,7 +94,7 @@ class Maker:
         if row.messages in self._held_out:
             return "held out"
         said = (row.id, row.messages, row.response)
-        return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, row.scores))]
+        return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, row.scores, self._own))]
 
     def reward(self, row: Decision) -> list[Example] | str:
         """Any scored response, kept or not, as a lesson for the reward model."""
@@ -144,12 +145,13 @@ class Maker:
             return "held out"
         said = (name, messages, response, scores)
         try:
-            return [self._example(messages, shapes.regression_row(*said), shapes.regression_columns(*said))]
+            line = shapes.regression_row(*said, self._config.reward.outputs)
+            return [self._example(messages, line, shapes.regression_columns(*said, self._own))]
         except RowError as error:
             return error.what
 
     def _preference(self, pair: Pair) -> Example:
-        return self._example(pair.messages, shapes.preference_row(pair), shapes.preference_columns(pair))
+        return self._example(pair.messages, shapes.preference_row(pair), shapes.preference_columns(pair, self._own))
 
     def _example(self, messages: Sequence[Message], line: dict, columns: dict) -> Example:
         return Example(self._split(messages), line, columns)

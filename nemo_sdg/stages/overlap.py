@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from nemo_sdg.parallel.agree import on_lead
 from nemo_sdg.parallel.phases import Phase
+from nemo_sdg.parallel.watch import doing
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.groups import Work
 from nemo_sdg.store import Group
@@ -53,7 +54,7 @@ def run(context: Context, generating: Any, scoring: Any) -> list[dict[str, Any]]
     A server is asked from a thread of the first rank. Of two local models on disjoint ranks each goes its own pace;
     on the same ranks they take turns.
     """
-    with scoring:
+    with scoring, doing(f"generate and score of round {context.round}"):
         asked = [stage for stage in (generating, scoring) if stage.role.backend == "endpoint"]
         helpers = [_Helper(lambda stage=stage: _alone(generating, scoring, stage, [])) for stage in asked
                    if stage.phase.mesh is not None]  # fmt: skip

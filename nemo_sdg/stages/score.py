@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -47,6 +48,8 @@ class Stage:
             inputs=[source.fingerprint, self.identity],
             dtype=context.dtype(self.role),
             spec=context.config.models.spec if self.role.local else None,
+            # A folder of ours tells itself what it scores; others are asked for what the settings name.
+            **({"own": own} if (own := context.config.reward.own) and not self.role.local else {}),
         )
         self.store = source.beside(context.folder / "scored", fingerprint)
         self.work = groups.Work(context, self.store, "score", mesh=self.phase.mesh, count=self._count)
@@ -93,7 +96,7 @@ class Stage:
         return (group.stop - group.start) * self.context.samples[group.turn]
 
     def _totals(self, rows: Iterator[dict], faulty: dict[str, int]) -> dict[str, Any]:
-        sums, scored, kept, asked = dict.fromkeys(ATTRIBUTES, 0.0), dict.fromkeys(ATTRIBUTES, 0), 0, 0
+        sums, scored, kept, asked = dict.fromkeys(ATTRIBUTES, 0.0), Counter(), 0, 0
         answers: dict[str, int] = {}
         for response in self.source.committed():
             answers[response["id"]] = hash(response["response"])
@@ -105,9 +108,9 @@ class Stage:
                     expected=f"the text in {self.source.dir}", way_out="delete this folder to score them again",
                 )  # fmt: skip
             kept += 1
-            for name in ATTRIBUTES:
-                if row["scores"][name] != MISSING:  # some reward models give one score only
-                    sums[name] += row["scores"][name]
+            for name, score in row["scores"].items():
+                if score != MISSING:  # some reward models give one score only
+                    sums[name] = sums.get(name, 0.0) + score
                     scored[name] += 1
-        means = {name: sums[name] / scored[name] for name in ATTRIBUTES if scored[name]}
+        means = {name: total / scored[name] for name, total in sums.items() if scored[name]}
         return {"rows_in": asked, "kept": kept, "dropped": {}, "faulty": faulty, "mean": means}

@@ -12,9 +12,10 @@ import hashlib
 import math
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
-from nemo_sdg.config import ATTRIBUTES, MISSING
+from nemo_sdg.config import ATTRIBUTES, MISSING, OUTPUTS
 from nemo_sdg.errors import RowError
-from nemo_sdg.models.templates import OUTPUT_NAMES, TURN, instruct_prompt, reward_prompt
+from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
+from nemo_sdg.models.templates import instruct_prompt, preference_texts, reward_prompt
 from nemo_sdg.records import Pair
 from nemo_sdg.records.fields import Message
 
@@ -33,13 +34,18 @@ def chat_row(name: str, messages: Sequence[Message], response: str) -> dict[str,
     return {"id": name, "system": system, "mask": "User", "type": None, "conversations": said}
 
 
-def regression_row(name: str, messages: Sequence[Message], response: str, scores: Scores) -> dict[str, Any]:
+def regression_row(
+    name: str, messages: Sequence[Message], response: str, scores: Scores, outputs: Mapping[str, int] = OUTPUTS
+) -> dict[str, Any]:
     """A scored answer in NeMo-Aligner's regression format: the reward prompt and nine labels.
 
+    Args:
+        outputs: the output that learns each score.
     Raises RowError when the prompt format cannot express it, or a score is not finite.
     """
     text = reward_prompt([*messages, _assistant(response)])
-    label = [scores.get(output, MISSING) for output in OUTPUT_NAMES]
+    names = {slot: name for name, slot in outputs.items()}
+    label = [scores.get(names.get(output), MISSING) for output in range(NUM_REWARD_OUTPUTS)]
     if not all(map(math.isfinite, label)):
         raise RowError("score not finite")
     return {"id": name, "text": text, "label": label}
@@ -49,25 +55,27 @@ def preference_row(pair: Pair) -> dict[str, Any]:
     """A pair in NeMo-Aligner's format for DPO and RPO. Raises RowError when the prompt format cannot express it."""
     return {
         "id": pair.id,
-        "prompt": instruct_prompt(pair.messages),
-        "chosen_response": f"{pair.chosen}\n{TURN}",
-        "rejected_response": f"{pair.rejected}\n{TURN}",
+        **preference_texts(pair.messages, pair.chosen, pair.rejected),
         "chosen_reward": pair.score_chosen,
         "rejected_reward": pair.score_rejected,
     }
 
 
-def chat_columns(name: str, messages: Sequence[Message], response: str, scores: Scores) -> dict[str, Any]:
+def chat_columns(
+    name: str, messages: Sequence[Message], response: str, scores: Scores, own: Sequence[str] = ()
+) -> dict[str, Any]:
     """TRL's conversational language modeling."""
-    return {"id": name, "messages": [*messages, _assistant(response)], "scores": _or_null(scores)}
+    return {"id": name, "messages": [*messages, _assistant(response)], "scores": _or_null(scores, own)}
 
 
-def regression_columns(name: str, messages: Sequence[Message], response: str, scores: Scores) -> dict[str, Any]:
+def regression_columns(
+    name: str, messages: Sequence[Message], response: str, scores: Scores, own: Sequence[str] = ()
+) -> dict[str, Any]:
     """HelpSteer2's columns, with the prompt as messages; what nobody scored is null."""
-    return {"id": name, "messages": list(messages), "response": response, **_or_null(scores)}
+    return {"id": name, "messages": list(messages), "response": response, **_or_null(scores, own)}
 
 
-def preference_columns(pair: Pair) -> dict[str, Any]:
+def preference_columns(pair: Pair, own: Sequence[str] = ()) -> dict[str, Any]:
     """TRL's conversational preference with an explicit prompt."""
     return {
         "id": pair.id,
@@ -78,18 +86,18 @@ def preference_columns(pair: Pair) -> dict[str, Any]:
         "score_rejected": pair.score_rejected,
         "margin": pair.margin,
         "judge": pair.judge,
-        "scores_chosen": pair.scores_chosen and _or_null(pair.scores_chosen),
-        "scores_rejected": pair.scores_rejected and _or_null(pair.scores_rejected),
+        "scores_chosen": pair.scores_chosen and _or_null(pair.scores_chosen, own),
+        "scores_rejected": pair.scores_rejected and _or_null(pair.scores_rejected, own),
     }
 
 
-def schema(kind: str) -> pyarrow.Schema:
-    """The columns of `sft`, `reward` or `preference`."""
+def schema(kind: str, own: Sequence[str] = ()) -> pyarrow.Schema:
+    """The columns of `sft`, `reward` or `preference`; `own` are scores beside the five attributes."""
     import pyarrow as pa
 
     messages = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
     # Doubles, so that a number here is the shortest decimal that stands in the JSONL.
-    scores = {name: pa.float64() for name in ATTRIBUTES}
+    scores = {name: pa.float64() for name in (*ATTRIBUTES, *own)}
     pair = dict.fromkeys(("score_chosen", "score_rejected", "margin"), pa.float64()) | {"judge": pa.string()}
     pair |= dict.fromkeys(("scores_chosen", "scores_rejected"), pa.struct(scores))
     columns = {
@@ -111,6 +119,7 @@ def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def _or_null(scores: Scores) -> dict[str, float | None]:
-    """The five attributes; None where nobody scored."""
-    return {name: None if scores[name] == MISSING else scores[name] for name in ATTRIBUTES}
+def _or_null(scores: Scores, own: Sequence[str]) -> dict[str, float | None]:
+    """The five attributes and the user's own; None where nobody scored."""
+    told = {name: scores.get(name, MISSING) for name in (*ATTRIBUTES, *own)}
+    return {name: None if score == MISSING else score for name, score in told.items()}

@@ -67,10 +67,15 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
 
 def sums(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """SHA-256 in hex of each file below a folder, but for the list itself, by name."""
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    names, known = [name for name in names if name != SUMS], known or {}
+    names, known = files_of(folder), known or {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
         return dict(zip(names, pool.map(lambda name: known.get(name) or sha256_of(folder / name), names)))
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of all files below a folder, but for the list of their sums."""
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    return [name for name in names if name != SUMS]
 
 
 def check_sums(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,22 @@ class OnlineSampling(pl.Callback):
     What was made is committed before it is learned from, so a fit that goes on learns from the same rows.
     """
 
-    def __init__(self, online: Online, batches: LiveBatches, tokenizer: Tokenizer, mesh: Mesh, folder: Path) -> None:
+    def __init__(
+        self,
+        online: Online,
+        batches: LiveBatches,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        folder: Path,
+        reference: Callable[[list[Sample]], list[Sample]] | None = None,
+    ) -> None:
+        """
+        Args:
+            folder: where the rows that are learned from are kept.
+            reference: adds what the reference policy says to pairs.
+        """
         self.online, self.batches, self.tokenizer, self.mesh = online, batches, tokenizer, mesh
-        self.folder = folder
+        self.folder, self.reference = folder, reference
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
@@ -53,12 +66,13 @@ class OnlineSampling(pl.Callback):
         if not samples:
             raise UserError(
                 "there is nothing to learn from", where=f"online training, step {first}",
-                found=f"none of {len(rows)} scored answers was kept",
-                way_out="loosen select.minimum, or ask for more samples or prompts",
+                found=f"nothing in {len(rows)} scored answers",
+                way_out="loosen what selection or pairs ask for, or ask for more samples or prompts",
             )  # fmt: skip
         tokens = self.batches.feed(step, samples)
         if not known:
-            on_writer(self.mesh, lambda: self._commit(path, rows, tokens))
+            learned = {"samples": len(samples), "tokens": tokens}
+            on_writer(self.mesh, lambda: self._commit(path, rows, learned))
 
     def _make(self, chunks: list[torch.nn.Module], step: int) -> list[dict[str, Any]]:
         """The judged answers to this interval's prompts, in their order, on every rank."""
@@ -86,14 +100,14 @@ class OnlineSampling(pl.Callback):
         for _, of_prompt in groupby(rows, key=lambda row: row.prompt_id):
             with contextlib.suppress(RowError):
                 samples += self.online.teach(list(of_prompt), self.tokenizer)
-        return samples
+        return samples if self.reference is None else self.reference(samples)
 
-    def _commit(self, path: Path, rows: list[dict[str, Any]], tokens: int) -> None:
+    def _commit(self, path: Path, rows: list[dict[str, Any]], learned: dict[str, int]) -> None:
         path.parent.mkdir(exist_ok=True)
         asked = self.online.prompts_at_once * self.online.generate.samples
         counts = {"asked": asked, "scored": len(rows), "kept": sum(row["kept"] for row in rows)}
         means = {name: sum(row["scores"][name] for row in rows) / max(1, len(rows)) for name in ATTRIBUTES}
-        commit_json(path, {**counts, "mean": means, "tokens": tokens, "rows": rows})
+        commit_json(path, {**counts, **learned, "mean": means, "rows": rows})
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import gc
 import json
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
@@ -15,22 +14,25 @@ import torch
 from nemo_sdg.checkpoints.description import write_description
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
-from nemo_sdg.config import PAIRS, Models, Training, fingerprint
+from nemo_sdg.config import Models, Training, fingerprint
 from nemo_sdg.engine.load import resolve_dtype
-from nemo_sdg.errors import StoreError
 from nemo_sdg.models.nemotron import DTYPES
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.sums import sums_over_ranks
 from nemo_sdg.parallel.topology import check_global_batch
-from nemo_sdg.store import commit_folder, digest, write_sums
+from nemo_sdg.parallel.watch import doing
+from nemo_sdg.store import commit_file, commit_folder, write_sums
 from nemo_sdg.training import cpu, probe, reference, samples
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.forward import interleaved
+from nemo_sdg.training.held_out import HeldOut
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
+from nemo_sdg.training.result import RESULT, committed, identity, losses_at, prepare, work_folder
+from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import TASKS, Task, task_of
-
-RESULT = "training.json"
 
 
 def fit(
@@ -45,6 +47,9 @@ def fit(
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
     sequence_parallel: bool = False,
+    virtual_stages: int = 1,
+    validation: Path | str | None = None,
+    on_validation: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train from `start` on `rows` and commit the result as the model folder `out`.
 
@@ -56,28 +61,33 @@ def fit(
         rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
+        validation: held-out rows, where settings.validate_every is set.
+        on_validation: called on rank 0 with what each validation tells.
     Returns:
-        What `training.json` holds: losses, rows, tokens, rows set aside by reason.
+        What `training.json` holds: losses, rows, tokens, rows set aside by reason, what validation told.
     Raises:
         UserError: nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
-            a loss that is not finite, or an `out` that holds another model.
+            a loss that is not finite, a disk that is full, or an `out` that holds another model.
+        Stopped: the process was told to stop; a restart point is saved.
     """
     out = Path(out)
     folder = ModelFolder.open(start)
-    folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages)
+    folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages, virtual_stages=virtual_stages)
     if not TASKS[task].reward:
         folder.require(reward=False)
-    check_global_batch(settings, mesh.dp, task)
-    signature = on_writer(mesh, lambda: fingerprint(_identity(task, settings, models, folder, rows, seed)))
-    if (done := on_writer(mesh, lambda: _committed(out, signature))) is not None:
+    together = mesh.pp if virtual_stages > 1 else 1
+    check_global_batch(settings, mesh.dp, task, together)
+    signature = on_writer(mesh, lambda: fingerprint(identity(task, settings, models, folder, rows, seed, validation)))
+    if (done := on_writer(mesh, lambda: committed(out, signature))) is not None:
         return done
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
-    with cpu.scope():
-        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature)
-        job.start = str(start)
-        job.on_step, job.sequence_parallel = on_step, sequence_parallel
+    with cpu.scope(), StopRequest() as stop, interleaved(virtual_stages):
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, together)
+        job.validate_on(validation, on_validation)
+        job.start, job.on_step = str(start), on_step
+        job.sequence_parallel, job.virtual_stages = sequence_parallel, virtual_stages
         try:
             return job.run()
         finally:
@@ -88,54 +98,13 @@ def fit(
                 torch.cuda.empty_cache()
 
 
-def _identity(
-    task: str, settings: Training, models: Models, folder: ModelFolder, rows: Path | Online, seed: int
-) -> dict[str, Any]:
-    """What the result depends on. The topology and the restart points change no more than last digits."""
-    # The start and the rows stand for what chose them.
-    aside = ("enabled", "restart_every", "iterations", *PAIRS)
-    decisive = {key: value for key, value in asdict(settings).items() if key not in aside}
-    return {
-        "task": task,
-        "settings": decisive,
-        "dtype": str(resolve_dtype(models.dtype, folder)),
-        "start": folder.digest,
-        "rows": rows.identity if isinstance(rows, Online) else digest(rows),
-        "seed": seed,
-    }
-
-
-def _committed(out: Path, signature: str) -> dict[str, Any] | None:
-    if not out.exists():
-        return None
-    result = out / RESULT
-    found = json.loads(result.read_text()) if result.is_file() else {}
-    if found.get("signature") != signature:
-        raise StoreError(
-            "the folder holds the result of another fit", where=out, found=found.get("signature", f"no {RESULT}"),
-            expected=signature, way_out="remove it or write to another folder",
-        )  # fmt: skip
-    shutil.rmtree(_work(out), ignore_errors=True)  # of a fit that was killed just after its commit
-    return found
-
-
-def _work(out: Path) -> Path:
-    """Where the restart points of a fit lie until it is done."""
-    return out.with_name(f".{out.name}.fit")
-
-
-def _losses(folder: Path, name: str) -> list[float]:
-    """The losses up to a restart point; a fit that was killed in its commit keeps them in its result already."""
-    if (folder / name).is_file():
-        return json.loads((folder / name).read_text())
-    return json.loads((folder / RESULT).read_text())["losses"]
-
-
 class _Fit:
     """The parts of one fit, kept together from set-up to commit."""
 
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
+    virtual_stages = 1
+    held_out: HeldOut | None = None
     start = ""
     """The model that it starts from, as it was named."""
 
@@ -150,13 +119,15 @@ class _Fit:
         mesh: Mesh,
         seed: int,
         signature: str,
+        stop: StopRequest,
+        together: int,
     ) -> None:
-        self.task, self.settings, self.models, self.folder = task, settings, models, folder
+        self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, stop
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         max_length = min(settings.max_length, folder.shape.seq_length)
-        self.tokenizer, self.work = Tokenizer(folder.tokenizer, folder.path), _work(out)
+        self.tokenizer, self.work = Tokenizer(folder.tokenizer, folder.path), work_folder(out)
         self.online = rows if isinstance(rows, Online) else None
-        unit = settings.micro_batch_size * mesh.dp
+        unit = settings.micro_batch_size * mesh.dp * together
         options: dict[str, Any] = {
             "steps": settings.steps,
             "global_batch_size": settings.global_batch_size,
@@ -174,13 +145,22 @@ class _Fit:
             )
         self.losses: list[float] = []
 
-    def run(self) -> dict[str, Any]:
-        from nemo_sdg.training.checkpoint import LOSSES, latest_step, step_folder
+    def validate_on(self, rows: Path | str | None, on_told: Callable[[dict[str, Any]], None] | None) -> None:
+        """Reads the held-out rows, if the settings want them."""
+        if self.settings.validate_every:
+            max_length = min(self.settings.max_length, self.folder.shape.seq_length)
+            self.held_out = HeldOut(self.task, self.settings, rows, self.tokenizer, max_length, self.mesh)
+            self.held_out.on_told = on_told
 
-        done = on_writer(self.mesh, lambda: self._prepare(latest_step))
+    def run(self) -> dict[str, Any]:
+        from nemo_sdg.training.checkpoint import LOSSES, step_folder
+
+        done = on_writer(self.mesh, lambda: prepare(self.work, self.signature))
         began = time.monotonic()
         if done:
-            self.losses = _losses(step_folder(self.work, done), LOSSES)
+            self.losses = losses_at(step_folder(self.work, done), LOSSES)
+        if self.held_out is not None:
+            self.held_out.resume(self.work, done)
         if done < self.settings.steps:
             if self.task.reference and self.online is None:
                 self._add_reference()
@@ -192,14 +172,18 @@ class _Fit:
             "steps": self.settings.steps,
             **self._data(),
             "losses": self.losses,
+            **(self.held_out.told() if self.held_out is not None else {}),
         }
-        on_writer(self.mesh, lambda: self._commit(step_folder(self.work, self.settings.steps), result))
+        self._commit(step_folder(self.work, self.settings.steps), result)
         return {**result, "seconds": seconds}
 
     def _add_reference(self) -> None:
-        self.samples = reference.with_reference(
-            self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
-        )
+        with interleaved(1):
+            self.samples = reference.with_reference(
+                self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
+            )
+            if self.held_out is not None:
+                self.held_out.add_reference(models=self.models, start=self.folder, work=self.work)
         self.batches.samples = self.samples.rows
 
     def _data(self) -> dict[str, Any]:
@@ -215,46 +199,40 @@ class _Fit:
         rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
         return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
 
-    def _prepare(self, latest_step: Callable[[Path], int]) -> int:
-        """Steps that an earlier attempt at this very fit has done; the working folder of any other one goes."""
-        marker = self.work / "fit"
-        if not marker.is_file() or marker.read_text() != self.signature:
-            self._clear()
-            self.work.mkdir(parents=True, exist_ok=True)
-            marker.write_text(self.signature)
-        return latest_step(self.work)
-
-    def _clear(self) -> None:
-        """Takes away what belongs to another fit, but not what says itself what it is of."""
-        for entry in self.work.iterdir() if self.work.is_dir() else ():
-            if not entry.match(reference.PATTERN):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
     def _dtype_name(self) -> str:
         running = resolve_dtype(self.models.dtype, self.folder)
         return next(name for name, dtype in DTYPES.items() if dtype is running)
 
     def _commit(self, trained: Path, result: dict[str, Any]) -> None:
-        from nemo_sdg.training.checkpoint import LOSSES
+        from nemo_sdg.training.checkpoint import CURVE, LOSSES
 
-        write_description(
-            trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, dtype=self._dtype_name(),
-            tp=self.mesh.tp, pp=self.mesh.pp,
-        )  # fmt: skip
-        if self.settings.lora.rank is not None and self.settings.lora.apart:
-            from nemo_sdg.training.lora import FOLDER as ADAPTER
-            from nemo_sdg.training.lora import write_adapter
+        def describe() -> None:
+            write_description(
+                trained, self.folder.shape, self.folder.tokenizer, reward=self.task.reward, outputs=self.task.outputs,
+                dtype=self._dtype_name(), tp=self.mesh.tp, pp=self.mesh.pp,
+            )  # fmt: skip
+            if self.settings.lora.rank is not None and self.settings.lora.apart:
+                from nemo_sdg.training.lora import FOLDER as ADAPTER
+                from nemo_sdg.training.lora import write_adapter
 
-            write_adapter(self.work, trained / ADAPTER, self.start, self.settings.lora, self.task.reward)
-        (trained / RESULT).write_text(json.dumps(result, indent=1))
-        (trained / LOSSES).unlink(missing_ok=True)  # they stand in the result now; a kill may fall in between
-        if self.online is not None:
-            shutil.copytree(self.work / FOLDER, trained / FOLDER, dirs_exist_ok=True)
-        write_sums(trained)
-        commit_folder(trained, self.out)
-        shutil.rmtree(self.work)
+                write_adapter(self.work, trained / ADAPTER, self.start, self.settings.lora, self.task.reward)
+            commit_file(trained / RESULT, json.dumps(result, indent=1).encode())
+            for name in (LOSSES, CURVE):  # they stand in the result now; a kill may fall in between
+                (trained / name).unlink(missing_ok=True)
+            if self.online is not None:
+                shutil.copytree(self.work / FOLDER, trained / FOLDER, dirs_exist_ok=True)
+
+        def commit() -> None:
+            write_sums(trained, sums)
+            commit_folder(trained, self.out)
+            shutil.rmtree(self.work)
+
+        on_writer(self.mesh, describe)
+        sums = sums_over_ranks(trained, self.mesh)
+        on_writer(self.mesh, commit)
 
     def _train(self, done: int, resume_from: Path | None) -> None:
+        from nemo_sdg.training.checkpoint import CommittedCheckpoint
         from nemo_sdg.training.trainer import make_trainer
 
         def on_loss(step: int, loss: float) -> None:
@@ -262,6 +240,17 @@ class _Fit:
             if self.on_step is not None and self.mesh.writer:
                 self.on_step(step, loss)
 
+        checkpoint = CommittedCheckpoint(
+            self.work,
+            every=self.settings.restart_every,
+            keep_last=self.settings.keep_last,
+            seed=self.seed,
+            mesh=self.mesh,
+            losses=lambda: list(self.losses),
+            stop=self.stop,
+            curve=[] if self.held_out is None else self.held_out.curve,
+            resume_from=resume_from,
+        )
         trainer, module, datamodule = make_trainer(
             self.task,
             self.settings,
@@ -271,23 +260,32 @@ class _Fit:
             spec=self.models.spec,
             mesh=self.mesh,
             batches=self.batches,
+            rows=self.samples.where if self.online is None else self.work / FOLDER,
             done=done,
-            work=self.work,
-            losses=self.losses,
+            checkpoint=checkpoint,
+            stop=self.stop,
             on_loss=on_loss,
             fill=self._fill,
             sequence_parallel=self.sequence_parallel,
+            virtual_stages=self.virtual_stages,
         )
         if self.online is not None:
             from nemo_sdg.training.asking import OnlineSampling
 
-            asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER)
+            held = None
+            if self.task.reference:
+                held = reference.HeldReference(self.folder, self.models, self.settings.micro_batch_size, self.mesh)
+            asking = OnlineSampling(self.online, self.batches, self.tokenizer, self.mesh, self.work / FOLDER, held)
             trainer.callbacks.insert(0, asking)
-        trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
+        if self.held_out is not None:
+            self.held_out.follow(trainer, checkpoint)
+        with doing(self.task.name):
+            trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 
     def _fill(self, model: torch.nn.Module) -> None:
         fresh = self.task.fresh_head or not self.folder.is_reward
-        fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)
+        with doing(f"loading {self.folder.path}"):
+            fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)
         if self.settings.lora.rank is not None:
             from nemo_sdg.models.lora import attach
 

@@ -5,6 +5,7 @@ Axes: B rows, S tokens, V vocabulary (`_local`: this tensor-parallel rank's), A 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -43,6 +44,8 @@ class NemotronConfig(llm.NemotronConfig):
         post_process: bool | None = None,
         vp_stage: int | None = None,
     ) -> GPTModel:
+        if self.virtual_pipeline_model_parallel_size:
+            vp_stage = vp_stage or 0  # NeMo names all but the first
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         return nemotron.build(
@@ -98,6 +101,11 @@ class NemotronModule(llm.NemotronModel):
     objective: SumAndCount | None = None
     """The loss; None is next-token prediction, or attribute regression of a reward model."""
 
+    @property
+    def step_lines(self) -> list[int]:
+        """Where the samples that this rank has read since it was cleared stand in their file."""
+        return self.__dict__.setdefault("_step_lines", [])
+
     def configure_model(self, vp_stage: int | None = None) -> None:
         if hasattr(self, "module"):
             return
@@ -112,6 +120,7 @@ class NemotronModule(llm.NemotronModel):
         batch = next(dataloader_iter)
         if isinstance(batch, tuple):  # Lightning adds the indices of the batch and of its loader
             batch = batch[0]
+        self.step_lines.extend(batch["lines"].tolist())
         return to_device(batch)
 
     def forward_step(self, batch: dict[str, Any]) -> Tensor:
@@ -158,15 +167,24 @@ class TargetLoss(MegatronLossReduction):
         self.sum_and_count = sum_and_count
         self.local_loss = 0.0
         """This rank's part of the last step's sum, before replicas are added up."""
+        self.bad_lines: list[int] = []
+        """Where the samples stand in their file whose micro batches made it not finite."""
+        self._lines: list[Tensor] = []
 
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        self._lines.append(batch["lines"])
         total, count = self.sum_and_count(batch, forward_out)
         count = count.to(torch.int)  # Megatron adds these up in an int tensor
         return total, count, {"sum_and_count": torch.stack((total.detach().double(), count.double()))}
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
         """Mean loss over the targets of the global batch, fp64, the same on all replicas."""
-        total = torch.stack([entry["sum_and_count"] for entry in losses_reduced_per_micro_batch]).sum(dim=0)
+        by_micro_batch = torch.stack([entry["sum_and_count"] for entry in losses_reduced_per_micro_batch])
+        total, lines, self._lines = by_micro_batch.sum(dim=0), self._lines, []
         self.local_loss = total[0].item()
+        if not math.isfinite(self.local_loss):
+            bad = (~by_micro_batch[:, 0].isfinite()).tolist()
+            # Finite ones whose sum is not have done it together.
+            self.bad_lines = [line for own, one in zip(lines, bad) if one or not any(bad) for line in own.tolist()]
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         return total[0] / total[1].clamp(min=1)

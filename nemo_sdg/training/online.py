@@ -14,12 +14,15 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from nemo_sdg.config import Generate, Select, fingerprint
+from nemo_sdg.config import Generate, Preference, Select, fingerprint
 from nemo_sdg.engine.backends import Scorer
+from nemo_sdg.models.templates import preference_texts
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.records import Decision, Prompt
+from nemo_sdg.quality.pairs import pairs_of
+from nemo_sdg.records import Decision, Pair, Prompt
 from nemo_sdg.store import read_json
 from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.preference import preference_sample
 from nemo_sdg.training.samples import Sample, dialogue_sample
 
 FOLDER = "online"
@@ -34,6 +37,24 @@ def best_answers(rows: Sequence[Decision], tokenizer: Tokenizer) -> list[Sample]
     return [
         dialogue_sample([*row.messages, {"role": "assistant", "content": row.response}], tokenizer) for row in kept
     ]
+
+
+@dataclass(frozen=True)
+class OwnPairs:
+    """Pairs of the policy's own answers, chosen as in a run, as samples of preference tuning."""
+
+    preference: Preference
+    select: Select
+
+    def __call__(self, rows: Sequence[Decision], tokenizer: Tokenizer) -> list[Sample]:
+        pairs, _ = pairs_of(rows, self.preference, self.select)
+        return [self._sample(pair, tokenizer) for pair in pairs]
+
+    @staticmethod
+    def _sample(pair: Pair, tokenizer: Tokenizer) -> Sample:
+        rewards = {"chosen_reward": pair.score_chosen, "rejected_reward": pair.score_rejected}
+        texts = preference_texts(pair.messages, pair.chosen, pair.rejected)
+        return preference_sample({**texts, **rewards}, tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +74,7 @@ class Online:
     select: Select
     """Which answers are kept. Its `per_prompt` is 1 for the best of each prompt."""
     teach: Teach = best_answers
+    """`best_answers` for SFT, `OwnPairs` for DPO and RPO; or a function or dataclass of one's own."""
     seed: int = 1234
 
     @property
@@ -60,8 +82,9 @@ class Online:
         """What the rows depend on besides the policy."""
         told = {key: asdict(getattr(self, key)) for key in ("generate", "select")}
         prompts = fingerprint([[prompt.id, prompt.messages] for prompt in self.prompts])
+        teach = getattr(self.teach, "__name__", repr(self.teach))
         numbers = {key: getattr(self, key) for key in ("every", "prompts_at_once", "seed")}
-        return {**told, **numbers, "prompts": prompts, "scorer": self.scorer.identity, "teach": self.teach.__name__}
+        return {**told, **numbers, "prompts": prompts, "scorer": self.scorer.identity, "teach": teach}
 
     def asked(self, step: int) -> list[Prompt]:
         """The prompts of the interval that begins with this step."""
@@ -118,10 +141,10 @@ class LiveBatches(Dataset):
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
-    """What each interval made: {"step", "asked", "scored", "kept", "mean", "tokens"}; answers that no model could score are
+    """What each interval made: {"step", "asked", "scored", "kept", "samples", "tokens", "mean"}; answers that no model could score are
     asked for and not scored."""
     found = []
     for path in sorted(folder.glob("step-*.json")):
         made = read_json(path) or {}
-        found.append({"step": int(path.stem[5:]), **{key: made[key] for key in ("asked", "scored", "kept", "mean", "tokens")}})
+        found.append({"step": int(path.stem[5:]), **{key: made[key] for key in ("asked", "scored", "kept", "samples", "tokens", "mean")}})
     return found

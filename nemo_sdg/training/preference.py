@@ -79,14 +79,19 @@ def preference_loss(settings: Preference) -> SumAndCount:
     """
 
     def loss(batch: dict[str, Any], logits_BSV_local: Tensor) -> tuple[Tensor, Tensor]:
-        policy_M2 = response_log_probs(batch, logits_BSV_local)
-        rewards_M2, reference_M2 = batch["targets"].split(2, dim=-1)
-        chosen_M, rejected_M = (policy_M2 - reference_M2).unbind(-1)
-        if settings.objective == "dpo":
-            each_M = dpo_rows(chosen_M - rejected_M, settings.beta)
-        else:
-            each_M = rpo_rows(chosen_M - rejected_M, rewards_M2[:, 0] - rewards_M2[:, 1], settings.beta, settings.eta)
-        total = (each_M - settings.sft_weight * policy_M2[:, 0]).sum()
-        return total, torch.tensor(len(policy_M2), device=total.device)
+        losses_M, _ = pair_losses(settings, response_log_probs(batch, logits_BSV_local), batch["targets"])
+        return losses_M.sum(), torch.tensor(len(losses_M), device=losses_M.device)
 
     return loss
+
+
+def pair_losses(settings: Preference, policy_M2: Tensor, targets_M4: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each pair [M], and by how much further the policy holds its responses apart than the reference, in nats."""
+    rewards_M2, reference_M2 = targets_M4.split(2, dim=-1)
+    chosen_M, rejected_M = (policy_M2 - reference_M2).unbind(-1)
+    gap_M = chosen_M - rejected_M
+    if settings.objective == "dpo":
+        each_M = dpo_rows(gap_M, settings.beta)
+    else:
+        each_M = rpo_rows(gap_M, rewards_M2[:, 0] - rewards_M2[:, 1], settings.beta, settings.eta)
+    return each_M - settings.sft_weight * policy_M2[:, 0], gap_M

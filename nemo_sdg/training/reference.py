@@ -21,7 +21,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.store import commit_json, digest, read_json
+from nemo_sdg.store import commit_json, read_json, rows_digest
 from nemo_sdg.training.batches import collate, padded
 from nemo_sdg.training.forward import evaluate
 from nemo_sdg.training.preference import response_log_probs
@@ -41,7 +41,7 @@ def with_reference(
         UserError: a log-probability is not finite; it names the row.
     """
     name = fingerprint({
-        "start": start.digest, "rows": digest(samples.where), "dtype": str(resolve_dtype(models.dtype, start)),
+        "start": start.digest, "rows": rows_digest(samples.where), "dtype": str(resolve_dtype(models.dtype, start)),
         "lines": [sample.line for sample in samples.rows],
     })  # fmt: skip
     file = work / PATTERN.replace("*", name)
@@ -51,12 +51,33 @@ def with_reference(
         found_M2 = log_probs([model], samples.rows, settings.micro_batch_size, mesh)
         del model
         gc.collect()  # its parts refer to each other, and the fit wants the memory
-        _refuse_not_finite(found_M2, samples)
+        _refuse_not_finite(found_M2, [f"{samples.where}:{one.line}" for one in samples.rows])
         kept = {"log_probs": found_M2.tolist()}
         on_writer(mesh, lambda: commit_json(file, kept))
     found_M2 = torch.tensor(kept["log_probs"], dtype=torch.float64)
-    rows = zip(samples.rows, found_M2)
-    return replace(samples, rows=[replace(one, targets=torch.cat((one.targets, logs_2))) for one, logs_2 in rows])
+    return replace(samples, rows=_joined(samples.rows, found_M2))
+
+
+class HeldReference:
+    """The reference policy in host memory, on the device only while it is asked: for pairs that come while a fit runs."""
+
+    def __init__(self, start: ModelFolder, models: Models, micro_batch_size: int, mesh: Mesh) -> None:
+        self._mesh, self._micro_batch_size = mesh, micro_batch_size
+        self._model = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec)[0].to("cpu")
+
+    def __call__(self, pairs: list[Sample]) -> list[Sample]:
+        """The pairs with the reference's log-probabilities behind their rewards: targets fp64 [4]. Errors: as above."""
+        if not pairs:
+            return []
+        self._model.to(device.device())
+        found_M2 = log_probs([self._model], pairs, self._micro_batch_size, self._mesh)
+        self._model.to("cpu")
+        _refuse_not_finite(found_M2, [f"pair {i} of the policy's own answers" for i in range(len(pairs))])
+        return _joined(pairs, found_M2)
+
+
+def _joined(pairs: Sequence[Sample], logs_M2: Tensor) -> list[Sample]:
+    return [replace(pair, targets=torch.cat((pair.targets, logs_2))) for pair, logs_2 in zip(pairs, logs_M2)]
 
 
 def log_probs(chunks: Sequence[torch.nn.Module], rows: Sequence[Sample], micro_batch_size: int, mesh: Mesh) -> Tensor:
@@ -79,13 +100,13 @@ def log_probs(chunks: Sequence[torch.nn.Module], rows: Sequence[Sample], micro_b
     return found_M2.cpu()
 
 
-def _refuse_not_finite(found_M2: Tensor, samples: Samples) -> None:
+def _refuse_not_finite(found_M2: Tensor, names: Sequence[str]) -> None:
     bad = (~found_M2.isfinite().all(dim=-1)).nonzero().flatten().tolist()
     if bad:
         more = f", and of {len(bad) - 1} others" if len(bad) > 1 else ""
         raise UserError(
             "the reference gives a log-probability that is not finite",
-            where=f"{samples.where}:{samples.rows[bad[0]].line}", found=f"{found_M2[bad[0]].tolist()}{more}",
+            where=names[bad[0]], found=f"{found_M2[bad[0]].tolist()}{more}",
             expected="finite numbers",
             way_out="take the row out if it alone is meant; of many rows the start model itself is broken",
         )  # fmt: skip

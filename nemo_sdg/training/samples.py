@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from nemo_sdg.config import ATTRIBUTES, OUTPUTS
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.models import templates
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.records import Fault, read_objects
+from nemo_sdg.records import Fault, hash_of, labelled, read_objects
 from nemo_sdg.training.losses import MISSING
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Sample:
     """For losses on whole sequences: numbers to compare with, float64."""
     line: int = 0
     """Where the row stands in its file, from 1."""
+    prompt: str = ""
+    """Names the conversation that a scored response answers; responses with the same one can be compared."""
 
     @property
     def num_tokens(self) -> int:
@@ -89,13 +92,19 @@ def dialogue_sample(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) ->
     return Sample((torch.tensor(ids[:-1]),), labels=(torch.tensor(labels[1:]),))
 
 
-def reward_sample(row: dict[str, Any], tokenizer: Tokenizer) -> Sample:
-    """A row of the regression format: a prompt that ends in `<extra_id_2>` and nine labels, -100 where missing.
+def reward_sample(row: dict[str, Any], tokenizer: Tokenizer, outputs: Mapping[str, int] = OUTPUTS) -> Sample:
+    """A row of the regression format (a prompt that ends in `<extra_id_2>` and nine labels, -100 where missing), or of
+    HelpSteer2's, whose labels people gave: whole or not, they lie between 0 and 4.
 
+    Args:
+        outputs: the output that learns each label of a row that names them.
     Raises:
-        RowError: the text does not end in the read-out token, or the labels are not nine finite numbers.
+        RowError: the text does not end in the read-out token, the labels are not nine finite numbers, or a person's label
+            is missing or out of range.
     """
     text, label = row.get("text"), row.get("label")
+    if "response" in row and text is None:
+        text, label = _labelled(row, outputs)
     if not isinstance(text, str) or not text.endswith(templates.LABEL):
         raise RowError(
             "the text does not end where the reward is read", found=repr(text)[-40:], expected=templates.LABEL
@@ -107,7 +116,17 @@ def reward_sample(row: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         )
     if all(x == MISSING for x in label):
         raise RowError("the label has no score", found="nine times -100", expected="at least one score")
-    return Sample((torch.tensor(tokenizer.encode(text)),), targets=torch.tensor(label, dtype=torch.float64))
+    tokens, targets = torch.tensor(tokenizer.encode(text)), torch.tensor(label, dtype=torch.float64)
+    return Sample((tokens,), targets=targets, prompt=hash_of(text.rpartition(templates.TURN)[0]))
+
+
+def _labelled(row: dict[str, Any], outputs: Mapping[str, int]) -> tuple[str, list[float]]:
+    """The regression format of a row that people labelled."""
+    own = tuple(name for name in outputs if name not in ATTRIBUTES)
+    read = labelled(own).from_row(row)
+    text = templates.reward_prompt([*read.messages, {"role": "assistant", "content": read.response}])
+    names = {slot: name for name, slot in outputs.items()}
+    return text, [read.labels.get(names.get(slot), MISSING) for slot in range(NUM_REWARD_OUTPUTS)]
 
 
 Make = Callable[[dict[str, Any], Tokenizer], Sample]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, NoReturn
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+from megatron.core.utils import get_model_config
 from nemo.lightning import MegatronStrategy
 from nemo.lightning.pytorch.plugins.data_sampler import MegatronDataSampler
 from nemo.lightning.pytorch.strategies.utils import setup_parallel_ranks
@@ -20,6 +23,11 @@ from torch import distributed as dist
 from nemo_sdg.errors import UserError
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.watch import doing
+from nemo_sdg.training.stopping import StopRequest
+
+_MOST_LINES = 40
+"""Lines of a file that a message names."""
 
 
 class RunningGroup(ClusterEnvironment):
@@ -67,7 +75,12 @@ class FitStrategy(MegatronStrategy):
 
     task = "sft"
     mesh: Mesh
+    rows: Path
+    """The file that the samples come from."""
     on_loss: Callable[[int, float], None]
+    stop: StopRequest
+    own_gradient_is_bad = False
+    """What this rank has added up of its gradients, before replicas are added up, is not finite."""
 
     def setup_distributed(self) -> None:
         setup_parallel_ranks(self)
@@ -82,46 +95,87 @@ class FitStrategy(MegatronStrategy):
         # The previous fit's batch sizes; NeMo asserts that they never change.
         destroy_num_microbatches_calculator()
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        config = get_model_config(self.lightning_module)
+        reduce = config.finalize_model_grads_func
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            # Afterwards all replicas hold the same sum, and nobody can tell whose rows spoilt it.
+            self.own_gradient_is_bad = not self._gradients_are_finite()
+            return reduce(*args, **kwargs)
+
+        config.finalize_model_grads_func = watched
+
+    def init_model_parallel(self) -> None:
+        # NeMo builds the other virtual stages from what the first one was constructed with: neither start nor loss.
+        first, *others = self.megatron_parallel
+        for chunk in others:
+            first.fill(chunk.module)
+            chunk._training_loss_reduction = first.training_loss_reduction
+        super().init_model_parallel()
+
     def training_step(self, dataloader_iter: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Forward, backward and gradient reduction of one global batch; returns its mean loss on every rank.
 
         Raises:
             UserError: the loss or a gradient is not finite; on all ranks at once, before the update.
         """
-        with self.precision_plugin.train_step_context():
+        with doing(f"step {self.trainer.global_step}"), self.precision_plugin.train_step_context():
             for chunk in self.model:
                 chunk.zero_grad_buffer()
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
+            self.lightning_module.step_lines.clear()
             loss = self.model.training_step(dataloader_iter, *args, **kwargs)
         loss = self.mesh.broadcast_from_last_stage(loss.detach().double().clone())
-        self._refuse_not_finite(loss.item())
+        self._agree(loss.item())
         self.on_loss(self.trainer.global_step, loss.item())
         return loss
 
-    def _refuse_not_finite(self, loss: float) -> None:
-        own = getattr(self.lightning_module.training_loss_reduction, "local_loss", 0.0)
-        bad_loss = self.mesh.last_stage and not torch.isfinite(torch.tensor(own, dtype=torch.float64)).item()
-        bad_grad = not all(_is_finite(buffer.grad_data) for chunk in self.model for buffer in chunk.buffers)
+    def _agree(self, loss: float) -> None:
+        """All ranks learn in one message whether one of them saw a number that is not finite, or was told to stop."""
+        reduction = self.lightning_module.training_loss_reduction
+        bad_loss = self.mesh.last_stage and not math.isfinite(reduction.local_loss)
+        bad_sum = not self.own_gradient_is_bad and not self._gradients_are_finite()
+        seen = (bad_loss, self.own_gradient_is_bad, bad_sum, self.stop.asked is not None)
         # One number per kind: the lowest rank that saw it, so that all ranks name the same one.
         world = self.mesh.world_size
-        first = torch.tensor([self.mesh.rank if bad else world for bad in (bad_loss, bad_grad)], device=device.device())
+        first = torch.tensor([self.mesh.rank if one else world for one in seen], device=device.device())
         if world > 1:
             dist.all_reduce(first, op=dist.ReduceOp.MIN)
-        for rank, what, found in zip(first.tolist(), ("the loss", "a gradient"), (loss, "nan or inf")):
-            if rank < world:
-                raise UserError(
-                    f"{what} is not finite",
-                    where=f"{self.task} training, step {self.trainer.global_step}, rank {rank}",
-                    found=found,
-                    expected="a finite number",
-                    way_out=f"lower {self.task}.learning_rate or raise {self.task}.warmup_steps",
-                )
+        ranks = first.tolist()
+        self.stop.agreed = ranks[3] < world
+        if min(ranks[:3]) < world:
+            lines = self.mesh.gather_objects([reduction.bad_lines, sorted(set(self.lightning_module.step_lines))])
+            if ranks[0] < world:
+                self._refuse("the loss", loss, ranks[0], lines[ranks[0]][0])
+            if ranks[1] < world:
+                self._refuse("a gradient", "nan or inf", ranks[1], lines[ranks[1]][1])
+            together = sorted({line for _, own in lines for line in own})
+            self._refuse("the sum of the replicas' gradients", "nan or inf", ranks[2], together)
+
+    def _refuse(self, what: str, found: object, rank: int, lines: list[int]) -> NoReturn:
+        raise UserError(
+            f"{what} is not finite",
+            where=f"{self.task} training, step {self.trainer.global_step}, rank {rank}, {self.rows} {_listed(lines)}",
+            found=found,
+            expected="a finite number",
+            way_out=f"look at these rows, lower {self.task}.learning_rate or raise {self.task}.warmup_steps",
+        )
+
+    def _gradients_are_finite(self) -> bool:
+        return all(_is_finite(buffer.grad_data) for chunk in self.model for buffer in chunk.buffers)
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         # Past MegatronStrategy's, which only adds logging of CUDA tensors.
         output = DDPStrategy.optimizer_step(self, optimizer, closure, model, **kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+
+def _listed(lines: list[int]) -> str:
+    shown = ", ".join(map(str, lines[:_MOST_LINES]))
+    return f"lines {shown}" + (f" and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else "")
 
 
 def _is_finite(values: Tensor) -> bool:

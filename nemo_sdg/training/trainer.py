@@ -23,6 +23,7 @@ from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.lora import MergeAtTheEnd
 from nemo_sdg.training.model import NemotronModule, config_of
 from nemo_sdg.training.strategy import BatchSampler, FitStrategy, RunningGroup, local_world_size
+from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import Task
 
 
@@ -64,12 +65,14 @@ def make_trainer(
     spec: str,
     mesh: Mesh,
     batches: GlobalBatches,
+    rows: Path,
     done: int,
-    work: Path,
-    losses: list[float],
+    checkpoint: CommittedCheckpoint,
+    stop: StopRequest,
     on_loss: Callable[[int, float], None],
     fill: Callable[[Any], object],
     sequence_parallel: bool,
+    virtual_stages: int,
 ) -> tuple[nl.Trainer, NemotronModule, TrainingData]:
     """Trainer, module and data of a fit that has `done` steps behind it.
 
@@ -86,6 +89,7 @@ def make_trainer(
         pipeline_model_parallel_size=mesh.pp,
         num_layers_in_first_pipeline_stage=mesh.first_stage_layers,
         num_layers_in_last_pipeline_stage=mesh.last_stage_layers,
+        virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
         sequence_parallel=sequence_parallel and mesh.tp > 1,
         pipeline_dtype=dtype,
         ddp=DistributedDataParallelConfig(
@@ -121,9 +125,9 @@ def make_trainer(
         use_distributed_sampler=False,
     )
     if settings.lora.rank is not None:
-        trainer.callbacks.append(MergeAtTheEnd(shape, mesh, work if settings.lora.apart else None))
-    strategy.task, strategy.mesh, strategy.on_loss = task.name, mesh, on_loss
-    trainer.callbacks.append(CommittedCheckpoint(work, settings.restart_every, mesh, lambda: list(losses)))
+        trainer.callbacks.append(MergeAtTheEnd(shape, mesh, checkpoint.work if settings.lora.apart else None))
+    strategy.task, strategy.mesh, strategy.rows, strategy.on_loss, strategy.stop = task.name, mesh, rows, on_loss, stop
+    trainer.callbacks.append(checkpoint)
     optimizer = nl.MegatronOptimizerModule(
         OptimizerConfig(
             optimizer="adam",
@@ -139,6 +143,9 @@ def make_trainer(
         WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
     )
     config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
+    config.overlap_p2p_comm, config.batch_p2p_comm = virtual_stages > 1, virtual_stages == 1
+    # Megatron frees what it has sent: on a GPU behind the send, on a CPU while gloo still reads it, without an error.
+    config.deallocate_pipeline_outputs = gpu
     module = NemotronModule(config, optim=optimizer)
     module.fill, module.objective = fill, task.objective(settings)
     return trainer, module, TrainingData(batches, settings, done)

@@ -8,6 +8,7 @@ import torch
 from folders import small_shape
 from ranks import TOPOLOGIES, run_ranks
 
+from nemo_sdg.config import OUTPUTS
 from nemo_sdg.engine.generate import Request, generate
 from nemo_sdg.engine.load import load_model
 from nemo_sdg.engine.sampling import Sampling
@@ -168,5 +169,5 @@ def test_logits_that_are_not_finite_end_only_their_row(folders):
 
 
 def test_attribute_names_and_shortest_decimals():
-    values = named(np.array([9, 9, 9, 9, 0.1, 2.25, -1, 4.5, 3], dtype=np.float32))
+    values = named(np.array([9, 9, 9, 9, 0.1, 2.25, -1, 4.5, 3], dtype=np.float32), OUTPUTS)
     assert values == {"helpfulness": 0.1, "correctness": 2.25, "coherence": -1.0, "complexity": 4.5, "verbosity": 3.0}

@@ -18,13 +18,13 @@ from nemo_sdg.store import Run
 
 BY_THE_WAY = {
     "models.placement",
-    "topology.tp", "topology.pp", "topology.dp", "topology.first_stage_layers", "topology.last_stage_layers",
+    "topology.tp", "topology.pp", "topology.dp", "topology.first_stage_layers", "topology.last_stage_layers", "topology.virtual_stages",
     "topology.sequence_parallel",
     *(f"{phase}.topology.{key}" for phase in ("generate", "score") for key in ("tp", "pp", "dp")),
     *(f"{group}.endpoint.{key}" for group in ("generate", "score", "judge")
       for key in ("url", "key_env", "concurrency", "timeout_s", "retries")),
     "generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape", "score.pack_tokens",
-    "sft.restart_every", "reward.restart_every", "preference.restart_every",
+    *(f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")),
     "budget.candidates", "budget.tokens", "budget.hours", "run.rounds", "run.timeout_s", "run.threads", "run.strict",
 }  # fmt: skip
 """Where, how fast and how far a run runs. Apart from the code, so that a new field is thought about."""

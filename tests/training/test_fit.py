@@ -292,40 +292,6 @@ def test_a_finished_fit_is_not_done_again_and_another_one_is_refused(world, alon
     run_ranks(other)
 
 
-def _diverges(mesh: Any, world: Path, out: Path) -> str:
-    settings = replace(SETTINGS, learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(UserError) as caught:
-        train(mesh, world, out, settings=settings, models=Models(dtype="fp32"))
-    assert not out.exists()
-    return str(caught.value)
-
-
-def test_a_loss_that_is_not_finite_stops_all_ranks(world, tmp_path):
-    messages = run_ranks(_diverges, world, tmp_path / "out", pp=2)
-    assert messages[0] == messages[1]
-    assert messages[0].startswith("sft training, step 1, rank 1: the loss is not finite, found nan")
-
-
-def _one_replica_diverges(mesh: Any, world: Path, out: Path) -> str:
-    from nemo_sdg.training.tasks import TASKS
-
-    honest = TASKS["sft"]
-
-    def spoilt(batch, output):
-        total, count = honest.objective(SETTINGS)(batch, output)
-        return (total * float("nan") if mesh.rank == 1 else total), count
-
-    TASKS["sft"] = replace(honest, objective=lambda settings: spoilt)
-    with pytest.raises(UserError) as caught:
-        train(mesh, world, out)
-    return str(caught.value)
-
-
-def test_the_replica_that_went_wrong_is_named(world, tmp_path):
-    messages = run_ranks(_one_replica_diverges, world, tmp_path / "out", dp=2)
-    assert messages[0] == messages[1] and messages[0].startswith("sft training, step 0, rank 1: the loss is not finite")
-
-
 def test_untrained_outputs_of_the_head_stay_as_they_are(world, tmp_path):
     """Outputs 0 to 3 have no labels: without weight decay their rows of the head must not move."""
     settings = replace(SETTINGS, weight_decay=0.0)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ranks import run_ranks
 
-from nemo_sdg.config import Generate, Models, Select, Training
+from nemo_sdg.checkpoints.folder import ModelFolder
+from nemo_sdg.config import Generate, Models, Preference, Select, Training
 from nemo_sdg.records import Prompt
 from training import worlds
 from training.test_topologies import weights
@@ -47,6 +50,26 @@ def online(mesh, head, **changes):
     select = Select(minimum={}, finished=False, unique=False, per_prompt=1)
     options = {"every": EVERY, "prompts_at_once": 4, "generate": GENERATE, "select": select, "seed": 3, **changes}
     return Online(prompts=PROMPTS, scorer=scorer, **options)
+
+
+PAIRS = Preference(
+    objective="rpo", beta=0.1, eta=1.0, sft_weight=1e-3, margin=0.0, selected=False, **{
+        key: getattr(SETTINGS, key)
+        for key in ("steps", "global_batch_size", "micro_batch_size", "max_length", "learning_rate", "warmup_steps", "clip_grad")
+    },
+)  # fmt: skip
+
+
+def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None):
+    """Online RPO."""
+    from nemo_sdg.training.fit import fit
+    from nemo_sdg.training.online import OwnPairs
+
+    asked = online(mesh, head, teach=OwnPairs(PAIRS, Select(minimum={}, finished=False, unique=False)))
+    return fit(
+        "preference", settings, models=Models(dtype="fp64"), start=world / "base", rows=asked, out=out, mesh=mesh, seed=5,
+        on_step=on_step,
+    )  # fmt: skip
 
 
 def train(mesh, world, head, out, settings=SETTINGS, on_step=None, sequence_parallel=False, **changes):
@@ -151,6 +174,57 @@ def test_a_killed_fit_learns_from_the_same_rows(world, head, alone, tmp_path):
         np.testing.assert_array_equal(value, trained[key], err_msg=key)
 
 
+def _pairs_killed(mesh, world, head, out):
+    def stop(step, loss):
+        if step == 3:
+            os._exit(0)
+
+    train_pairs(mesh, world, head, out, replace(PAIRS, restart_every=3), on_step=stop)
+
+
+def test_online_rpo_under_another_topology_and_after_a_kill(world, head, tmp_path):
+    """Pairs of the policy's own answers against the start as reference, which a fit that goes on finds again."""
+    alone = run_ranks(train_pairs, world, head, tmp_path / "alone")[0]
+    assert len(alone["losses"]) == 6 and all(one["samples"] >= 1 for one in alone["online"])
+    for found in run_ranks(train_pairs, world, head, tmp_path / "split", tp=2, pp=2):
+        assert found["losses"] == pytest.approx(alone["losses"], abs=1e-9)
+    with pytest.raises(AssertionError, match="rank 0 ended without a result"):
+        run_ranks(_pairs_killed, world, head, tmp_path / "killed", timeout_s=5)
+    again = run_ranks(train_pairs, world, head, tmp_path / "killed", replace(PAIRS, restart_every=3))[0]
+    assert {**again, "seconds": 0, "signature": ""} == {**alone, "seconds": 0, "signature": ""}
+
+
+def _first_loss(mesh, world, head, out):
+    """What the first step's loss must be: policy and reference are one, so the log-ratios are 0."""
+    import math
+
+    import torch
+
+    from nemo_sdg.training.losses import rpo
+
+    result = train_pairs(mesh, world, head, out, replace(PAIRS, steps=1, sft_weight=0.0))
+    from nemo_sdg.training.online import OwnPairs
+    from nemo_sdg.models.tokenizer import Tokenizer
+    from nemo_sdg.records import Decision
+
+    made = [Decision.from_row(row) for row in rows(out, 0)]
+    of_prompt = {row.prompt_id: [other for other in made if other.prompt_id == row.prompt_id] for row in made}
+    teach = OwnPairs(PAIRS, Select(minimum={}, finished=False, unique=False))
+    samples = [one for group in of_prompt.values() for one in teach(group, Tokenizer(world / "tokenizer.model"))]
+    zero = torch.zeros(1, dtype=torch.float64)
+    each = [rpo(zero, zero, zero, zero, *one.targets[:, None], beta=0.1, eta=1.0).item() for one in samples]
+    assert not math.isclose(min(each), max(each))
+    return result["losses"][0], each
+
+
+def test_the_first_loss_of_online_rpo_is_known(world, head, tmp_path):
+    loss, each = run_ranks(_first_loss, world, head, tmp_path / "out")[0]
+    # Eight samples of the pairs that there are, in epochs of their own.
+    assert min(each) <= loss <= max(each)
+    if 8 % len(each) == 0:
+        assert loss == pytest.approx(np.mean(each), abs=1e-12)
+
+
 def _nothing_kept(mesh, world, head, out):
     from nemo_sdg.errors import UserError
 
@@ -161,4 +235,23 @@ def _nothing_kept(mesh, world, head, out):
 
 def test_nothing_to_learn_from(world, head, tmp_path):
     (message,) = run_ranks(_nothing_kept, world, head, tmp_path / "out")
-    assert message.startswith("online training, step 0: there is nothing to learn from, found none of 10 scored answers")
+    assert message.startswith("online training, step 0: there is nothing to learn from, found nothing in 10 scored answers")
+
+
+def _example(mesh, out):
+    import contextlib
+    import io
+    import runpy
+    import sys
+
+    sys.argv = ["example", str(out), "2"]
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        runpy.run_path(str(Path(__file__).parents[2] / "examples" / "03_learn_from_own_answers.py"), run_name="__main__")
+    return told.getvalue()
+
+
+def test_the_example(world, tmp_path):
+    told = run_ranks(_example, tmp_path / "out")[0].splitlines()[-1]
+    assert re.fullmatch(r"step 0: kept \d+ of 256, helpfulness \d\.\d\d", told)
+    assert ModelFolder.open(tmp_path / "out").shape.num_layers == 4

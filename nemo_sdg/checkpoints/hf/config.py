@@ -5,10 +5,12 @@ Source: huggingface/transformers: src/transformers/models/nemotron/configuration
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.hf.plain_json import is_size, read_object
+from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.models.templates import OUTPUT_NAMES
@@ -150,11 +152,18 @@ def _rotary(config: dict[str, Any], where: object) -> tuple[float, int]:
 
 
 def make_config(
-    shape: NemotronShape, *, reward: bool, dtype: str, bos_id: int | None, stop_ids: tuple[int, ...]
+    shape: NemotronShape,
+    *,
+    reward: bool,
+    outputs: Mapping[str, int] = OUTPUTS,
+    dtype: str,
+    bos_id: int | None,
+    stop_ids: tuple[int, ...],
 ) -> dict[str, Any]:
     """`config.json` that versions 4 and 5 of transformers both read right.
 
     Args:
+        outputs: of a reward model, by name.
         stop_ids: the token that ends a turn, then `</s>`.
     """
     config: dict[str, Any] = {
@@ -190,9 +199,14 @@ def make_config(
     }
     if reward:
         config["problem_type"] = "regression"
-        config["num_labels"] = len(OUTPUT_NAMES)
-        config["id2label"] = {str(slot): name for slot, name in enumerate(OUTPUT_NAMES)}
-        config["label2id"] = {name: slot for slot, name in enumerate(OUTPUT_NAMES)}
+        names = OUTPUT_NAMES
+        if dict(outputs) != OUTPUTS:
+            config["reward_outputs"] = dict(outputs)
+            taken = {slot: name for name, slot in outputs.items()}
+            names = tuple(taken.get(slot, f"unused_{slot}") for slot in range(len(OUTPUT_NAMES)))
+        config["num_labels"] = len(names)
+        config["id2label"] = {str(slot): name for slot, name in enumerate(names)}
+        config["label2id"] = {name: slot for slot, name in enumerate(names)}
         # The score is read at the last token that is not this one, and padding comes after `<extra_id_2>`.
         # Not set for a language model: transformers would freeze the embedding of the end of turn.
         config["pad_token_id"] = stop_ids[0]

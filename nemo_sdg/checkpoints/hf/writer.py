@@ -61,7 +61,10 @@ def finish(
         weight_map = {tensor.name: name for name, tensors in shards for tensor in tensors}
         _write_json(making / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     bos_id = _bos_id(tokenizer)
-    config = make_config(shape, reward=contents.is_reward, dtype=contents.dtype, bos_id=bos_id, stop_ids=ours.stop_ids)
+    config = make_config(
+        shape, reward=contents.is_reward, outputs=contents.outputs, dtype=contents.dtype, bos_id=bos_id,
+        stop_ids=ours.stop_ids,
+    )
     _write_json(making / "config.json", config)
     if not contents.is_reward:
         _write_json(making / "generation_config.json", make_generation_config(bos_id=bos_id, stop_ids=ours.stop_ids))

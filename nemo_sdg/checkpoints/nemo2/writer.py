@@ -68,7 +68,7 @@ def finish(contents: Contents, making: Path, *, tokenizer: bytes, tp: int, pp: i
     torch.save([None], weights / _NO_STATE)
     _write_index(contents, weights, tp, pp)
     shape, dtype, reward = contents.shape, contents.dtype, contents.is_reward
-    write_description(making, shape, tokenizer, reward=reward, dtype=dtype, tp=tp, pp=pp)
+    write_description(making, shape, tokenizer, reward=reward, outputs=contents.outputs, dtype=dtype, tp=tp, pp=pp)
     write_context(making, shape, dtype=dtype, reward=reward, head_bias=contents.head_bias, tokenizer=tokenizer)
 
 

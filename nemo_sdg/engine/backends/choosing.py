@@ -99,12 +99,13 @@ class Role:
                 from nemo_sdg.engine.backends.hf import HfScorer
 
                 self._remote = HfScorer(
-                    self.model, dtype=self.config.models.dtype, batch_tokens=self.settings.pack_tokens
+                    self.model, dtype=self.config.models.dtype, batch_tokens=self.settings.pack_tokens,
+                    own=self.config.reward.own,
                 )
             elif self.kind == "reward":
                 from nemo_sdg.engine.backends.endpoint import EndpointScorer
 
-                self._remote = EndpointScorer(*self.endpoint)
+                self._remote = EndpointScorer(*self.endpoint, own=self.config.reward.own)
             else:
                 from nemo_sdg.engine.backends.endpoint import EndpointGenerator
 

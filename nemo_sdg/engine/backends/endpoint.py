@@ -77,8 +77,13 @@ class EndpointGenerator(_Endpoint):
 class EndpointScorer(_Endpoint):
     """Scores responses through NIM's reward convention."""
 
-    def __init__(self, endpoint: Endpoint, where: str = "score.endpoint") -> None:
+    def __init__(self, endpoint: Endpoint, where: str = "score.endpoint", own: Sequence[str] = ()) -> None:
+        """
+        Args:
+            own: scores that the server may give beside the five attributes.
+        """
         super().__init__(endpoint, where, "reward")
+        self._own = own
 
     def score(self, responses: Iterable[Response]) -> Iterator[Scored | Refusal]:
         """As `Scorer.score`. Raises UserError when the server is gone or refuses everybody."""
@@ -93,7 +98,7 @@ class EndpointScorer(_Endpoint):
                 except RowError as error:
                     yield Refusal(row.id, error)
                 else:
-                    yield Job(row.id, row.prompt_id, {"messages": turns}, partial(_scored, row=row))
+                    yield Job(row.id, row.prompt_id, {"messages": turns}, partial(_scored, row=row, own=self._own))
 
         yield from self.server.stream(jobs())
 
@@ -155,5 +160,5 @@ def _logprobs(answer: Any) -> list[float]:
     return values
 
 
-def _scored(answer: Any, *, row: Response) -> Scored:
-    return Scored(**vars(row), scores=read_scores(answer))
+def _scored(answer: Any, *, row: Response, own: Sequence[str]) -> Scored:
+    return Scored(**vars(row), scores=read_scores(answer, own))

@@ -53,9 +53,11 @@ class HfScorer:
         HubError: the hub does not give it.
     """
 
-    def __init__(self, path: Path | str, *, dtype: str | None = None, batch_tokens: int = 4096) -> None:
+    def __init__(
+        self, path: Path | str, *, dtype: str | None = None, batch_tokens: int = 4096, own: Sequence[str] = ()
+    ) -> None:
         self.path = resolve(path)
-        self._dtype, self._batch_tokens = dtype, batch_tokens
+        self._dtype, self._batch_tokens, self._own = dtype, batch_tokens, own
         for pattern in ("config.json", "*.safetensors"):
             if not any(self.path.glob(pattern)):
                 found = ", ".join(sorted(file.name for file in self.path.glob("*")))[:120] or "nothing"
@@ -125,7 +127,8 @@ class HfScorer:
                     "the tokenizer has no chat template, so nobody knows how a conversation is written for this model",
                     where=self.path, expected="chat_template in tokenizer_config.json, or chat_template.jinja",
                 )  # fmt: skip
-            outputs = outputs_of([model.config.id2label[slot] for slot in range(model.config.num_labels)], self.path)
+            names = [model.config.id2label[slot] for slot in range(model.config.num_labels)]
+            outputs = outputs_of(names, self.path, self._own)
             self._loaded = model.eval().to(device.device()), tokenizer, outputs
         return self._loaded
 
@@ -180,15 +183,15 @@ class HfScorer:
         return Scored(**vars(row), scores={**dict.fromkeys(ATTRIBUTES, MISSING), **values})
 
 
-def outputs_of(labels: Sequence[str], where: object = None) -> dict[str, int]:
+def outputs_of(labels: Sequence[str], where: object = None, own: Sequence[str] = ()) -> dict[str, int]:
     """The output of each attribute that a model gives, by the names of all its outputs.
 
     Raises:
         CheckpointError: nothing says which attributes they are: a classifier of another kind, most likely.
     """
     names = [str(label).strip().lower() for label in labels]
-    if set(ATTRIBUTES) <= set(names):
-        return {name: names.index(name) for name in ATTRIBUTES}
+    if set(ATTRIBUTES) <= set(names) or set(own) & set(names):
+        return {name: names.index(name) for name in (*ATTRIBUTES, *own) if name in names}
     if len(names) == 1:
         return {ATTRIBUTES[0]: 0}
     unnamed = all(re.fullmatch(r"label_\d+", name) for name in names)

@@ -9,6 +9,7 @@ NVIDIA/NeMo-Curator: tutorials/nemotron_340B_synthetic_datagen.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from nemo_sdg.config import ATTRIBUTES
@@ -18,11 +19,11 @@ from nemo_sdg.errors import RowError
 _EXPECTED = "one finite number for each of " + ", ".join(ATTRIBUTES)
 
 
-def read_scores(answer: Any) -> dict[str, float]:
-    """The five attributes by name, as the server gave them, whatever the order of the entries.
+def read_scores(answer: Any, own: Sequence[str] = ()) -> dict[str, float]:
+    """The five attributes by name, as the server gave them, whatever the order of the entries; then the user's own.
 
     Raises:
-        RowError: an attribute is missing, is not one of the five, stands twice or is not finite.
+        RowError: an attribute is missing, is neither one of the five nor the user's own, stands twice or is not finite.
     """
     entries = take(answer, "choices", 0, "logprobs", "content", kind=list)
     scores: dict[str, float] = {}
@@ -40,7 +41,7 @@ def read_scores(answer: Any) -> dict[str, float]:
         if name not in scores:
             found = ", ".join(names)[:200] or "no entries"
             raise RowError(f"the server's answer has no score for {name}", found=found, expected=_EXPECTED)
-    extra = [name for name in names if name not in ATTRIBUTES]
+    extra = [name for name in names if name not in (*ATTRIBUTES, *own)]
     if extra:
         raise RowError("the server scored an unknown attribute", found=", ".join(extra)[:200], expected=_EXPECTED)
-    return {name: scores[name] for name in ATTRIBUTES}
+    return {name: scores[name] for name in (*ATTRIBUTES, *own) if name in scores}

@@ -1,0 +1,140 @@
+"""What each rank is doing, told to the others twice a second, so that one which dies or stands still can be named.
+
+A rank that has lost a peer knows only that somebody's message did not come: gloo and NCCL name a socket at best. Each
+rank therefore has a thread that counts, with the phase of its work beside the number, in the store that all ranks of
+the job share; who has stopped counting and has not said that it ended is the one that was killed or stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+INTERVAL_S = 0.5
+_AT_MOST_S = 0.02
+"""Least time between two messages, however often the phase changes."""
+SILENT_S = 2.0
+"""A rank that has not counted for so long is gone: the thread needs no more than a moment of a core each time."""
+
+_phases: list[str] = []
+_watch: "_Watch | None" = None
+
+
+@contextlib.contextmanager
+def doing(phase: str) -> Iterator[None]:
+    """Say what this rank does within the block; blocks within it add to that.
+
+    After an error it still stands, for the report of the error.
+    """
+    depth = len(_phases)
+    _phases.append(phase)
+    if _watch is not None:
+        _watch.news.set()
+    yield
+    del _phases[depth:]
+
+
+def phase() -> str:
+    """What this rank does, for example "train of round 0, saving"; empty before anything was said."""
+    return ", ".join(_phases)
+
+
+@contextlib.contextmanager
+def watching(rank: int, world: int) -> Iterator[None]:
+    """Count, within the block, so that the others see that this rank lives; nothing where it is alone."""
+    global _watch
+    if world == 1 or "MASTER_PORT" not in os.environ:
+        yield
+        return
+    _watch = _Watch(rank, world)
+    try:
+        yield
+    finally:
+        _watch.end()
+        _watch = None
+
+
+def silent() -> list[tuple[int, str]]:
+    """The ranks that have stopped counting, each with what it did last; takes SILENT_S and a little more."""
+    return [] if _watch is None else _watch.silent()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says no more than that a message of another rank did not come."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def connect() -> Any:
+    """A connection of its own to the store of the job, which the process group may wait on for long."""
+    import torch.distributed as dist
+
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=datetime.timedelta(seconds=5))
+
+
+def last_told(store: Any, rank: int) -> str:
+    """What a rank said last that it does; empty if it has said nothing."""
+    key = _key(rank)
+    if not store.check([key]):
+        return ""
+    return json.loads(store.get(key))[1]
+
+
+def attempt() -> str:
+    """torchrun keeps its store over restarts."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def _key(rank: int) -> str:
+    return f"nemo_sdg/doing/{attempt()}/{rank}"
+
+
+class _Watch:
+    """The counting of one rank."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world, self.count = rank, world, 0
+        self.store = connect()
+        self.lock, self.news, self.over = threading.Lock(), threading.Event(), False
+        self.tell()
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def tell(self) -> None:
+        with self.lock, contextlib.suppress(Exception):  # the store may be gone; others notice
+            if self.over:
+                return
+            self.count += 1
+            self.store.set(_key(self.rank), json.dumps([self.count, phase()]))
+
+    def end(self) -> None:
+        with self.lock, contextlib.suppress(Exception):
+            self.over = True  # behind the lock, so that nothing is told after it
+            self.store.set(_key(self.rank), json.dumps([-1, phase()]))
+
+    def silent(self) -> list[tuple[int, str]]:
+        before = self._all()
+        time.sleep(SILENT_S)
+        now = self._all()
+        # A rank that ended by itself says -1: its own error is told, or will be.
+        return [(rank, now[rank][1]) for rank in now if now[rank] == before.get(rank) and now[rank][0] >= 0]
+
+    def _all(self) -> dict[int, list]:
+        with self.lock, contextlib.suppress(Exception):
+            others = [rank for rank in range(self.world) if rank != self.rank and self.store.check([_key(rank)])]
+            return {rank: json.loads(self.store.get(_key(rank))) for rank in others}
+        return {}
+
+    def _run(self) -> None:
+        while not self.over:
+            if self.news.wait(INTERVAL_S):
+                self.news.clear()
+            self.tell()
+            time.sleep(_AT_MOST_S)

@@ -1,0 +1,83 @@
+"""A rank that is killed or stopped is named, with what it did, by whoever finds it out first; once, and in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from processes import forked
+
+from nemo_sdg.config import Topology
+from nemo_sdg.parallel.watch import doing
+from nemo_sdg.session import Session
+
+TIMEOUT_S = 6
+
+
+def job(tmp_path: Path, then, ranks: int = 3):
+    """A session whose ranks do `then(mesh)` and meet; how it ended, its ranks, and how long it took from `then` on."""
+    import megatron.core  # noqa: F401  (once, before the forks)
+
+    def work(mesh, console):
+        (tmp_path / f"pid-{mesh.rank}").write_text(str(os.getpid()))
+        with doing("counting sheep"), doing("in the dark"):
+            mesh.barrier()
+            (tmp_path / f"began-{mesh.rank}").write_text(str(time.time()))
+            then(mesh)
+            mesh.barrier()
+        return 0
+
+    settings = dict(topology=Topology(tp=ranks), timeout_s=TIMEOUT_S, threads=1)
+    done = forked(lambda: Session(log_dir=tmp_path / "logs", **settings).start(work))
+    took = time.time() - min(float(path.read_text()) for path in tmp_path.glob("began-*"))
+    pids = [int(path.read_text()) for path in tmp_path.glob("pid-*")]
+    assert len(pids) == ranks and not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    return done, took
+
+
+def hit(number: int):
+    return lambda mesh: mesh.rank == 1 and os.kill(os.getpid(), number)
+
+
+def test_a_killed_rank_is_named_with_its_phase(tmp_path):
+    done, took = job(tmp_path, hit(signal.SIGKILL))
+    assert done.returncode == 1 and took < 15
+    said = [line for line in done.stderr.splitlines() if line.startswith("nemo-sdg: ")]
+    assert len(said) == 1
+    assert "rank 1 was ended by signal 9 during counting sheep, in the dark" in said[0]
+
+
+def test_a_stopped_rank_is_named_with_its_phase(tmp_path):
+    done, took = job(tmp_path, hit(signal.SIGSTOP))
+    assert done.returncode == 1 and took < TIMEOUT_S + 15
+    said = [line for line in done.stderr.splitlines() if line.startswith("nemo-sdg: ")]
+    assert len(said) == 1 and done.stderr.count("nemo-sdg") == 1
+    assert said[0].startswith("nemo-sdg: rank 1 was killed or stands still during counting sheep, in the dark; rank ")
+
+
+def test_an_error_of_one_rank_is_told_with_its_phase_and_nobody_else_is_blamed(tmp_path):
+    def then(mesh):
+        if mesh.rank == 2:
+            raise ZeroDivisionError
+
+    done, _ = job(tmp_path, then)
+    said = [line for line in done.stderr.splitlines() if line.startswith("nemo-sdg: ")]
+    assert len(said) == 1 and "rank 2 failed with ZeroDivisionError during counting sheep, in the dark" in said[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_that_are_told_to_stop_through_their_launcher(tmp_path, number):
+    """What does not heed the signal is ended by it; the status says that the run can be continued all the same."""
+
+    def then(mesh):
+        if mesh.rank == 0:
+            os.kill(os.getppid(), number)
+        time.sleep(30)
+
+    done, took = job(tmp_path, then)
+    assert done.returncode == 75 and took < 15
+    said = done.stderr.splitlines()
+    assert said == ["nemo-sdg: stopped during counting sheep, in the dark; the same command goes on from what is there"]

@@ -1,0 +1,99 @@
+"""A fit that goes on from a restart point: to the bit, at other topologies, after kills while it was saved."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from ranks import TOPOLOGIES, run_ranks
+
+from training.restarts import SETTINGS, fit, kill_while_saving, killed, recorded, same, straight_settings
+
+
+@pytest.mark.parametrize("task, name", [("rpo", "tp2pp2"), ("bradley_terry", "dp2"), ("sft", "one")])
+def test_it_goes_on_to_the_bit(world, tmp_path, task, name):
+    tp, pp, dp = TOPOLOGIES[name]
+    grid = dict(tp=tp, pp=pp, dp=dp)
+    straight = run_ranks(recorded, world, tmp_path / "straight", task, straight_settings(), **grid)
+    killed(recorded, world, tmp_path / "out", task, SETTINGS, 5, timeout_s=20, **grid)
+    resumed = run_ranks(recorded, world, tmp_path / "out", task, SETTINGS, **grid)
+    for one, other in zip(straight, resumed):
+        same(one, other, since=3)
+    drawn = [tuple(one["drawn"][7]) for one in straight]
+    assert len(set(drawn)) == len(drawn), "each rank draws numbers of its own"
+
+
+@pytest.mark.parametrize("task", ["sft", "reward", "rpo"])
+def test_it_goes_on_through_every_topology(world, tmp_path, task):
+    """Two steps at each of the five; what was saved under one is loaded under the next."""
+    straight = run_ranks(fit, world, tmp_path / "straight", task, straight_settings(replace(SETTINGS, steps=10)))[0]
+    settings = replace(SETTINGS, steps=10, restart_every=2, keep_last=2)
+    drawn = []
+    for number, name in enumerate(("dp2", "tp2pp2", "tp2", "pp2", "one")):
+        tp, pp, dp = TOPOLOGIES[name]
+        grid, kill_at = dict(tp=tp, pp=pp, dp=dp), 2 * number + 2
+        if kill_at < 10:
+            killed(recorded, world, tmp_path / "out", task, settings, kill_at, timeout_s=20, **grid)
+            kept = sorted(path.name for path in (tmp_path / ".out.fit").glob("*step*"))
+            assert kept == [f"step-{step:08d}" for step in (kill_at - 2, kill_at) if step]
+        else:
+            result = run_ranks(recorded, world, tmp_path / "out", task, settings, **grid)[0]
+            drawn.append(result["drawn"])
+    assert result["losses"] == pytest.approx(straight["losses"], abs=1e-9) and len(result["losses"]) == 10
+    # Another topology begins with other random numbers, which are the same each time.
+    assert sorted(drawn[0]) == [8, 9] and all(0 < x < 1 for x in drawn[0][8])
+
+
+def leftovers(mesh, world, out):
+    from nemo_sdg.training.checkpoint import tidy, whole_steps
+
+    for name in ("step-00000004", ".step-00000008.writing", ".step-00000002.going"):
+        (out / name / "weights").mkdir(parents=True)
+    (out / ".step-00000008.writing-unfinished").write_text("")
+    steps = whole_steps(out)
+    tidy(out)
+    return steps, sorted(path.name for path in out.iterdir())
+
+
+def test_what_a_killed_save_has_left_is_no_restart_point_and_goes(world, tmp_path):
+    assert run_ranks(leftovers, world, tmp_path / "work")[0] == ([4], ["step-00000004"])
+
+
+def synced(mesh, world, out):
+    """What the disk is asked for, in order, from the third step on."""
+    from nemo_sdg.store import disk
+
+    log, names = [], {}
+
+    class Writing(disk.FileSystem):
+        def open(self, path, flags):
+            file = super().open(path, flags)
+            names[file] = path
+            return file
+
+        def fsync(self, file):
+            log.append(("fsync", str(names[file])))
+
+        def replace(self, source, target):
+            log.append(("replace", str(target)))
+            super().replace(source, target)
+
+    disk.fs = Writing()
+    fit(mesh, world, out, "sft", replace(SETTINGS, steps=3, restart_every=2))
+    return log
+
+
+def test_a_restart_point_is_on_the_disk_before_it_has_its_name(world, tmp_path):
+    log = run_ranks(synced, world, tmp_path / "out", tp=2)[0]
+    work = tmp_path / ".out.fit"
+    at = log.index(("replace", str(work / "step-00000002")))
+    before = {path for what, path in log[:at] if what == "fsync"}
+    writing = str(work / ".step-00000002.writing")
+    names = ("losses.json", "random/rank-00001.json", "weights/common.pt", "context/io.json")
+    assert {writing, *(f"{writing}/{name}" for name in names)} <= before
+    assert log[at + 1] == ("fsync", str(work))
+
+
+def test_ten_kills_while_saving(world, tmp_path):
+    assert sum(count for what, count in kill_while_saving(world, tmp_path / "out", 10, random.Random(3)).items()) == 20
