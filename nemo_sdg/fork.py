@@ -34,11 +34,11 @@ _TUNING = tuple(f"preference.{name}" for name in TUNING if name not in ("enabled
 """Without those that say how many fits there are."""
 _JUDGE = ("models.judge", "models.instruct", *_MODELS, "generate.backend", "judge.")
 DEPENDS = {
-    "prompts": ("data.prompts", "data.prompts_per_round", "data.synthesis.", "generate.group_size"),
+    "prompts": ("data.prompts", "data.prompts_per_round", "generate.group_size"),
     "responses": ("models.instruct", *_MODELS, "generate.", "run.seed"),
     "scored": ("models.reward", *_MODELS, "score."),
-    "judged": (*_JUDGE, "select.checks"),
-    "decisions": ("select.", "revise."),
+    "judged": (*_JUDGE, "select.checks", "data.synthesis.templates"),
+    "decisions": ("select.", "revise.", "data.checks"),
     "compared": (*_JUDGE, *_PAIRS, "data.synthesis."),
     "datasets": (
         *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.",
@@ -62,7 +62,9 @@ DEPENDS = {
 }  # fmt: skip
 """What a stage leaves in a round, or by what fit a model was made, and the settings that it depends on beside what it
 reads. A model reads the rows of the datasets and not their card, which tells more settings."""
-REVISION = (*_LIMITS, "revise.")
+MADE = ("data.synthesis.",)
+"""What the prompts of a round with a brief depend on besides."""
+REVISION = (*_LIMITS, "revise.", "data.checks")
 """What the prompts of a revision depend on."""
 
 
@@ -127,6 +129,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         return any(key == name or key.startswith(name if name.endswith(".") else f"{name}.")
                    for key in changed for name in keys)  # fmt: skip
 
+    made = any(config.data.synthesis.brief is not None for config in (before, after))
     earlier = False
     """Whether a model that was trained before the round is another now."""
     for name in ("datasets", *begins_with(after)):
@@ -142,6 +145,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
             for name in part_folders(after):
                 asks = name != "prompts" or after.data.synthesis.brief is not None
                 part_changed = part_changed or touched(DEPENDS[name]) or (asks and earlier)
+                part_changed = part_changed or (made and touched(MADE))
                 part_changed = part_changed or (asks and touched(DEPENDS["responses"]))
                 place = part.folder(Path()) / name
                 if (folder / place).is_dir():

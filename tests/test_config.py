@@ -103,6 +103,7 @@ def test_an_unknown_recipe_names_those_that_exist_and_the_nearest():
         ("data.synthesis.kinds.math=3", ("data.synthesis.brief", "no brief")),
         ("data.synthesis.brief=x.yaml", ("data.synthesis.kinds", "how many of which")),
         ("data.synthesis.per_ask=0", ("data.synthesis.per_ask", "at least 1")),
+        ("judge.language=' '", ("judge.language", "a code such as en")),
         ("preference.judge=people", ("preference.judge", "reward, llm")),
         ("preference.start_from=scratch", ("preference.start_from", "sft, base, latest")),
         ("preference.objective=ipo", ("preference.objective", "dpo, rpo")),

@@ -6,6 +6,7 @@ import math
 from typing import Any, Callable
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
+from nemo_sdg.config.judging import check_judge
 from nemo_sdg.config.lessons import check_lessons
 from nemo_sdg.config.lora import TARGETS
 from nemo_sdg.config.preferring import check_preference
@@ -84,6 +85,7 @@ RULES: dict[str, Rule] = {
     "score.pack_tokens": _AT_LEAST_1,
     "judge.backend": _one_of("local", "endpoint"),
     "judge.max_tokens": _AT_LEAST_1,
+    "judge.language": ("a code such as en or ja", lambda x: bool(x.strip())),
     **{f"{phase}.{key}": _AT_LEAST_1 for phase in ("generate", "score") for key in _SIZES},
     **{f"{group}.{key}": rule for group in ("generate", "score", "judge") for key, rule in _ENDPOINT.items()},
     "select.per_prompt": _AT_LEAST_1,
@@ -158,7 +160,7 @@ def validate(config: RunConfig) -> RunConfig:
     _synthesis(config.data.synthesis)
     check_lessons(config)
     _backends(config)
-    _judge(config)
+    check_judge(config)
     check_start(config)
     check_preference(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
@@ -265,15 +267,3 @@ def _backends(config: RunConfig) -> None:
                 "transformers holds the whole model on each rank", where=f"score.topology.{key}",
                 found=getattr(config.score.topology, key), expected="1 or null with score.backend=hf",
             )  # fmt: skip
-
-
-def _judge(config: RunConfig) -> None:
-    folder = config.models.judge
-    if folder is None:
-        return
-    if config.judge.backend == "endpoint":
-        way_out = "set one of them: models.judge=null, or judge.backend=local"
-        raise ConfigError("there are two judges", where="models.judge", found=f"{folder} and a server", way_out=way_out)
-    if folder.startswith(("http://", "https://")):
-        way_out = "set judge.backend=endpoint and judge.endpoint.url, and models.judge=null"
-        raise ConfigError("a server is no checkpoint", where="models.judge", expected="a folder", way_out=way_out)

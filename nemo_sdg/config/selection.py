@@ -36,7 +36,7 @@ class Select:
     """Drop a response whose text equals one already kept for the same prompt."""
     checks: bool = True
     """Drop a response that breaks the brief or an instruction of its prompt, by the first reason in its column `broken`.
-    The judge is asked about what no program can check. In a run without a brief there is nothing to check."""
+    The judge is asked about what no program can check. Without a brief and data.checks there is nothing to check."""
     percentile: Optional[float] = None
     """Keep rows whose scalar is at or above this percentile (0 to 100, linear interpolation) of the rows that passed
     the rules which look at one row alone."""

@@ -142,13 +142,16 @@ class Score:
 
 @dataclass(kw_only=True)
 class Judge:
-    """Who answers questions about responses: whether they keep to the brief, which of two is better. Always greedy."""
+    """Who answers questions about responses: whether they meet their checks, which of two is better. Always greedy."""
 
     backend: str = "local"
     """local (models.judge, or where that is null who generates in round 0, a server too), or endpoint (a server of its own)."""
     endpoint: Endpoint = field(default_factory=Endpoint)
     max_tokens: int = 64
     """Tokens per answer at most; its first word is what counts."""
+    language: str = "en"
+    """Code of the language, as in conf/prompts/languages.yaml, in which it is asked about checks of the user's own rows
+    (data.checks); a brief has its own language."""
 
 
 @dataclass(kw_only=True)
@@ -159,6 +162,9 @@ class Data:
     """Prompts taken in one round, the next ones in the next round (wrapping around); null takes all each round."""
     helpsteer2: Optional[str] = None
     """Training rows in HelpSteer2's schema, joined to the scored rows for the reward model."""
+    checks: bool = False
+    """Hold responses to the column `checks` of the rows of `prompts`, in a run without a brief; beside a brief
+    (synthesis.own_prompts) they are held to it anyway."""
     synthesis: Synthesis = field(default_factory=Synthesis)
     sft: Dict[str, float] = field(default_factory=dict)
     """Files of dialogues to learn from, each with its weight as in data.labelled; they join the selected responses."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from nemo_sdg import resources
@@ -23,12 +24,16 @@ from nemo_sdg.plan.counting import count_rows
 from nemo_sdg.plan.memory import ModelPlan, Peak, merged, peak
 from nemo_sdg.plan.models import model_plans
 from nemo_sdg.plan.units import bytes_text
-from nemo_sdg.records import row_files
+from nemo_sdg.records import Prompt, each_row, row_files
 from nemo_sdg.session import under_torchrun
 from nemo_sdg.stages.target import most_candidates
 from nemo_sdg.store.fits import POLICY, REWARD, fits
+from nemo_sdg.synthesis import own_checks
 from nemo_sdg.synthesis.plans import Plan as Synthesising
 from nemo_sdg.synthesis.revision import Request
+
+_LOOKED_AT = 1000
+"""Rows of data.prompts that are parsed for the plan; the stage that reads them all says what stands further below."""
 
 
 @dataclass
@@ -208,7 +213,8 @@ def _elsewhere(config: RunConfig) -> list[str]:
         endpoint, _ = judge_endpoint(config)
         own = judge_model(config) or "the first policy"
         server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else own
-        asked = ["whether they keep to the brief"] if checks_responses(config) else []
+        checks = "keep to the brief" if config.data.synthesis.brief is not None else "meet the checks of their prompts"
+        asked = [f"whether they {checks}"] if checks_responses(config) else []
         asked += ["which of two is better"] if compares(config) else []
         notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
     if config.preference.enabled:
@@ -283,4 +289,6 @@ def _prompts(config: RunConfig, files: bool) -> tuple[int | None, bool, list[str
         return taken, taken is not None, [f"{config.data.prompts} is not here, so its rows are not counted"]
     counts = [count_rows(file) for file in given]
     rows, exact = sum(count for count, _ in counts), all(counted for _, counted in counts)
-    return (rows, exact, []) if taken is None or rows == 0 else (taken, True, [])
+    first = islice(each_row(config.data.prompts, Prompt), _LOOKED_AT)
+    notes = own_checks.notes(config, [row for _, row in first if isinstance(row, Prompt)])
+    return (rows, exact, notes) if taken is None or rows == 0 else (taken, True, notes)

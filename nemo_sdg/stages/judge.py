@@ -1,4 +1,4 @@
-"""Judge: does each response keep to the brief and to the instructions of its prompt? scored/ becomes judged/.
+"""Judge: does each response meet the checks that its prompt brings? scored/ becomes judged/.
 
 What a program can check is checked by a program; about the rest the judge is asked, each question once for a response.
 A row of judged/ is the scored row with `broken`, the reasons of the checks that it breaks.
@@ -20,8 +20,6 @@ from nemo_sdg.records.broken import BROKEN, CORRECT, UNCLEAR
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.questions import Inquiry
 from nemo_sdg.store import Group, StageStore
-from nemo_sdg.synthesis.brief import Brief
-from nemo_sdg.synthesis.languages import Language
 from nemo_sdg.synthesis.requirements import Questions, checks_of, followed, questions_of
 
 VERSION = 1
@@ -35,14 +33,13 @@ def run(context: Context) -> dict[str, Any]:
         {"rows_in", "kept", "dropped", "faulty"} in responses; "asked", questions to the judge; "broken" and "unclear",
         responses by the reason of a check that they break, or that the judge said neither yes nor no to.
     Raises:
-        ConfigError: the settings name no brief.
+        ConfigError: the settings name no brief, and do not say that the user's prompts bring checks.
     """
-    settings = context.config.data.synthesis
     if not checks_responses(context.config):
-        way_out = "set data.synthesis.brief and select.checks=true; without it selection reads scored/"
-        raise ConfigError("there is no brief to keep to", where="data.synthesis.brief", way_out=way_out)
-    brief = Brief.load(settings.brief)
-    questions = Questions(settings.templates, brief, Language.load(settings.templates, brief.language))
+        way_out = "set data.synthesis.brief, or data.checks=true where rows of data.prompts bring checks; and"
+        way_out += " select.checks=true; without them selection reads scored/"
+        raise ConfigError("there are no checks to meet", where="data.checks", way_out=way_out)
+    questions = Questions.load(context.config)
     source, folder = StageStore.finished(context.folder / "scored"), context.folder / "judged"
     rows = _Rows(source, questions)
     inquiry = Inquiry(

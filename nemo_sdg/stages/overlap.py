@@ -3,9 +3,11 @@
 What passes from one to the other is the committed row group, so nothing is scored that a kill could take back, and the
 rows are those of one stage after the other.
 
-With several generators the loop does one stage after the other in every placement. A server's groups are made by the
-first rank alone, which learns of each when the other ranks of its replica are inside a local model already; to score
-such a group on these ranks takes them all, and they would wait for each other for ever.
+With several generators the loop does one stage after the other in every placement. Where scoring is on the ranks of
+generation it must: a server's groups are made by the first rank alone, which learns of each when the other ranks of its
+replica are inside a local model already; to score such a group takes them all, and they would wait for each other for
+ever. With placement `split` and a local policy, scoring has ranks of its own and could follow the commits of several
+generators as it follows those of one; this is not done.
 """
 
 from __future__ import annotations

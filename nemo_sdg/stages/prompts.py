@@ -15,6 +15,8 @@ from nemo_sdg.records import Fault, Prompt, read_rows
 from nemo_sdg.stages.asking import VERSION, Asker, Making
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, commit_rows, rows_digest
+from nemo_sdg.store.waves import Part
+from nemo_sdg.synthesis import own_checks
 from nemo_sdg.synthesis.kinds import TOPICS, finished, with_own
 from nemo_sdg.synthesis.plans import Plan
 from nemo_sdg.synthesis.requirements import Requirement
@@ -60,6 +62,8 @@ def _read(context: Context) -> tuple[list[Prompt], list[Fault]]:
 def _write(context: Context) -> dict:
     settings, (prompts, faults) = context.config.data, _read(context)
     _strict(context, faults)
+    for note in own_checks.notes(context.config, prompts) if (context.round, context.part) == (0, Part()) else ():
+        context.console.say(f"note: {note}")
     chosen = turn(prompts, context.round, settings.prompts_per_round, context.part.wave)
     fingerprint = context.fingerprint(
         "prompts",

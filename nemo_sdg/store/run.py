@@ -17,6 +17,7 @@ from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity
 from nemo_sdg.config.briefs import brief_files
 from nemo_sdg.config.endpoints import other_server
+from nemo_sdg.config.judging import has_judge
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
 from nemo_sdg.store.files import append, digest, make_folder, refusing
@@ -151,8 +152,9 @@ def _inputs(config: RunConfig) -> dict[str, str]:
     weighed |= {f"{key}.{path}": path for key in _WEIGHED for path in getattr(config.data, key.removeprefix("data."))}
     named = {key: values[key] for key in _INPUTS if values[key] is not None and key not in elsewhere} | weighed
     brief = config.data.synthesis.brief
-    if brief is not None:
+    if brief is not None or has_judge(config):
         named["data.synthesis.templates"] = config.data.synthesis.templates
+    if brief is not None:
         named |= {f"{brief}, {key}": path for key, path in brief_files(brief).items()}
     return named
 

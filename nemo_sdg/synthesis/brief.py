@@ -58,6 +58,11 @@ class Brief:
                 values[key] = beside(str(path), values[key])
         return cls(**values)
 
+    @classmethod
+    def none(cls, language: str = "") -> Brief:
+        """In place of a brief, where there is none: its slots are there and empty."""
+        return cls(field="", description="", language=language)
+
     def slots(self) -> dict[str, Any]:
         """What every template may use."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NO_SLOTS}

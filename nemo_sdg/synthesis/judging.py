@@ -40,8 +40,7 @@ class Comparison:
         Args:
             brief: its texts may be used by the templates. Raises ConfigError for a mistake in the files of the folder.
         """
-        # Without a brief its slots are there and empty: the texts about it are not rendered.
-        self._slots = (brief or Brief(field="", description="", language="")).slots()
+        self._slots = (brief or Brief.none()).slots()
         self._languages = Language.all(folder)
         self._texts = {code: judge_texts(folder, one, self._slots) for code, one in self._languages.items()}
         self._ties = tuple(word for texts in self._texts.values() for word in texts.lists["ties"])

@@ -1,12 +1,11 @@
 """The lines of a brief's `must` and `must_not` as checks: a program where a line has a known form, else a question."""
 
-
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Mapping, Sequence
 
-from nemo_sdg.config import fingerprint
+from nemo_sdg.config import RunConfig, fingerprint
 from nemo_sdg.errors import ConfigError, RowError
 from nemo_sdg.records.broken import LANGUAGE, OFF_TOPIC
 from nemo_sdg.synthesis.answers import yes_or_no
@@ -48,7 +47,9 @@ class Requirement:
         if row.get("spec") is not None:
             if not isinstance(row["spec"], dict):
                 raise RowError("the spec is not a mapping", where=where, found=type(row["spec"]).__name__)
-            return cls(row["line"], row["reason"], row["wanted"], checked(row["spec"], where))
+            # A table fills up what another spec of its column has, and this one has not.
+            spec = {key: value for key, value in row["spec"].items() if value is not None}
+            return cls(row["line"], row["reason"], row["wanted"], checked(spec, where))
         if row.get("question") not in QUESTIONS:
             expected = "one of " + ", ".join(QUESTIONS)
             raise RowError("no such question", where=where, found=repr(row.get("question")), expected=expected)
@@ -61,6 +62,13 @@ class Requirement:
 
 class Questions:
     """The yes/no questions to a judge, in the language of the brief."""
+
+    @classmethod
+    def load(cls, config: RunConfig) -> Questions:
+        """Those of a run. Without a brief they are in judge.language. Raises ConfigError for a mistake in the files."""
+        settings = config.data.synthesis
+        brief = Brief.none(config.judge.language) if settings.brief is None else Brief.load(settings.brief)
+        return cls(settings.templates, brief, Language.load(settings.templates, brief.language))
 
     def __init__(self, folder: str, brief: Brief, language: Language) -> None:
         self._values, self._language = brief.slots(), language

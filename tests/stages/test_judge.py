@@ -277,13 +277,13 @@ def test_a_revision_is_asked_for_with_what_was_broken(tmp_path, server):
 
 def test_without_checks_nothing_is_judged_and_selection_reads_the_scores(tmp_path, server):
     off = round_of(tmp_path, server.url, planted("en"), "select.checks=false")
-    with pytest.raises(ConfigError, match="no brief to keep to.*select.checks=true"):
+    with pytest.raises(ConfigError, match="no checks to meet.*select.checks=true"):
         judge.run(off)
     assert select.run(off)["kept"] == len(PLANTED["en"]) and not (off.folder / "judged").exists()
     (tmp_path / "own").mkdir()
     own = context(tmp_path / "own")
     write_scored(own, [scored("x")])
-    with pytest.raises(ConfigError, match="no brief to keep to"):
+    with pytest.raises(ConfigError, match="no checks to meet.*data.checks=true"):
         judge.run(own)
     assert select.run(dataclasses.replace(own, console=Console(speaks=False)))["kept"] == 1 and server.asked == []
 
