@@ -80,7 +80,7 @@ def counting(mesh, config, out) -> tuple[str, Counter[str], list[int]]:
         return check(file)
 
     def watched(context) -> dict:
-        left.append(sum(isinstance(one, select.Candidates) for one in gc.get_objects()))
+        left.append(sum(type(one) is select.Candidates for one in gc.get_objects()))
         return assemble.run(context)
 
     stages = mock.patch.dict(nemo_sdg.loop.STAGES, assemble=SimpleNamespace(run=watched))
