@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import PAIRS, TUNING, RunConfig, from_yaml, identity, load
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
 from nemo_sdg.store import Run, commit_folder
 from nemo_sdg.store.fits import POLICY, REWARD, fits
 from nemo_sdg.store.verifying import STAGES
-from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
+from nemo_sdg.store.waves import START, begun_parts, part_folders, round_folders
 
 _MODELS = ("models.dtype", "models.spec")
 _HELD_OUT = ("evaluate.exact_match", "evaluate.helpsteer2")
@@ -43,9 +44,15 @@ DEPENDS = {
         *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.",
         "revise.", "data.", *_PAIRS, *_HELD_OUT, "run.",
     ),
-    "sft": ("models.base", *_MODELS, "sft.", "run.seed", *_HELD_OUT, "data.validation_share"),
+    "sft": ("models.base", *_MODELS, "sft.", "data.sft", "run.seed", *_HELD_OUT, "data.validation_share"),
     "preference": (
         "models.base", *_MODELS, *_PAIRS, *_TUNING, "run.seed", *_HELD_OUT, "data.validation_share", "data.preference",
+    ),
+    "start/datasets": ("data.", "reward.outputs", *_HELD_OUT),
+    "start/policy": ("models.base", *_MODELS, "sft.", "run.seed", "data.sft", "data.validation_share", *_HELD_OUT),
+    "start/reward": (
+        "models.base", *_MODELS, "reward.", "run.seed", "data.helpsteer2", "data.labelled", "data.preference",
+        "data.validation_share", *_HELD_OUT,
     ),
     "reward": (
         "models.base", *_MODELS, "reward.", "run.seed", *_HELD_OUT, "data.validation_share", "data.labelled",
@@ -63,9 +70,10 @@ REVISION = (*_LIMITS, "revise.")
 class Step:
     """One folder or file of a round."""
 
-    round: int
+    folder: str
+    """Of the round, or of what the run began with."""
     name: str
-    """Below the round's folder."""
+    """Below that folder."""
     source: str
     """Where the old run has it: a model is called otherwise where another step follows on it."""
     reused: bool
@@ -91,15 +99,15 @@ def fork(run: Path, new: Path, overrides: list[str]) -> int:
     before, config = from_yaml(run / "run.yaml"), load(str(run / "run.yaml"), overrides)
     steps = list(plan(run, before, config))
     console = Console()
-    rows = [(s.round, s.name, "reused" if s.reused else "to do", _count(s.rows), _count(s.tokens)) for s in steps]
+    rows = [(s.folder, s.name, "reused" if s.reused else "to do", _count(s.rows), _count(s.tokens)) for s in steps]
     changed = ", ".join(f"{key} {old} -> {now}" for key, old, now in changes(before, config)) or "nothing"
     console.say(f"fork of {run}: {changed}")
-    console.table("what the new run begins with", ["round", "what", "", "rows", "tokens"], rows)
+    console.table("what the new run begins with", ["where", "what", "", "rows", "tokens"], rows)
     with Run.open(new, config, writer=True) as opened:
         with console.progress("taking over", sum(step.reused for step in steps)) as bar:
             for step in steps:
                 if step.reused:
-                    _take(run / f"round-{step.round}" / step.source, opened.round(step.round) / step.name)
+                    _take(run / step.folder / step.source, opened.out / step.folder / step.name)
                     bar.advance()
     console.say(f"next: nemo-sdg run {new}/run.yaml --out {new}")
     return 0
@@ -120,7 +128,12 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
                    for key in changed for name in keys)  # fmt: skip
 
     earlier = False
-    """Whether a model that an earlier round trained is another now."""
+    """Whether a model that was trained before the round is another now."""
+    for name in ("datasets", *begins_with(after)):
+        redone = touched(DEPENDS[f"{START}/{name}"])
+        earlier = earlier or (redone and name != "datasets")
+        if (run / START / name).is_dir() and begins_with(after):
+            yield _step(run / START, name, not redone)
     for number in range(min(before.run.rounds, after.run.rounds)):
         folder = run / f"round-{number}"
         waves_changed = False
@@ -132,7 +145,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
                 part_changed = part_changed or (asks and touched(DEPENDS["responses"]))
                 place = part.folder(Path()) / name
                 if (folder / place).is_dir():
-                    yield _step(folder, number, str(place), not part_changed)
+                    yield _step(folder, str(place), not part_changed)
             waves_changed = waves_changed or part_changed
         changed_rows = waves_changed or earlier or touched(DEPENDS["decisions"])
         stale = {"decisions": changed_rows}
@@ -144,7 +157,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         for name, redone in stale.items():
             source = models[name].source if name in models else name
             if (folder / source).exists():
-                yield _step(folder, number, name, not redone, source)
+                yield _step(folder, name, not redone, source)
 
 
 def _models(
@@ -168,11 +181,11 @@ def _models(
     return made, not all(same)
 
 
-def _step(folder: Path, number: int, name: str, reused: bool, source: str | None = None) -> Step:
+def _step(folder: Path, name: str, reused: bool, source: str | None = None) -> Step:
     success = folder / name / "SUCCESS.json"
     finished = not name.endswith(STAGES) or success.is_file()
     totals = json.loads(success.read_bytes())["totals"] if success.is_file() else {}
-    return Step(number, name, source or name, reused and finished, totals.get("kept"), totals.get("tokens"))
+    return Step(folder.name, name, source or name, reused and finished, totals.get("kept"), totals.get("tokens"))
 
 
 def _take(source: Path, target: Path) -> None:

@@ -12,19 +12,22 @@ from typing import Any
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
 from nemo_sdg.parallel.watch import doing
-from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select, train
+from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
+from nemo_sdg.stages import start, train
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import OF_PARTS, Part, ready_parts, wave_parts
 from nemo_sdg.stages.target import Progress
-from nemo_sdg.store import Run, StageStore
+from nemo_sdg.store import Run
 from nemo_sdg.store.spent import Spent
 
 STAGES = {
+    "start": start,
     "prompts": prompts,
     "revise": revise,
     "generate": generate,
@@ -36,12 +39,14 @@ STAGES = {
     "train": train,
     "evaluate": evaluate,
 }
-"""The stages of a round in their order."""
+"""The stages in their order: what a run begins with, then those of a round."""
 
 
 def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tuple[Callable, ...] = ()) -> None:
     """All rounds. The policy and the reward model that a round has trained generate and score in the next."""
     context_of = _rounds(config, opened, mesh, console, rules)
+    if begins_with(config):
+        _stage("start", context_of(0))
     for number in range(config.run.rounds):
         context = context_of(number)
         known = select.Candidates()
@@ -62,26 +67,13 @@ def _candidates(context: Context, known: select.Candidates) -> Part:
         _revise(context, wave)
         if config.select.target is None:
             return Part(wave)
-        progress = _progress(context.at(Part(wave)), known)
+        here = context.at(Part(wave))
+        progress = Progress.of(here, select.accepted(here, known))
         context.console.say(progress.line())
         if progress.reached:
             return Part(wave)
         progress.check(config)
         wave += 1
-
-
-def _progress(context: Context, known: select.Candidates) -> Progress:
-    """How far the waves up to this one have brought the round."""
-    config, folder = context.config, context.run.round(context.round)
-
-    def count() -> list[float]:
-        waves = range(context.part.wave + 1)
-        parts = [part for wave in waves for part in wave_parts(wave, config.revise.passes)]
-        made = [StageStore.finished(part.folder(folder) / "responses").totals for part in parts]
-        context.spent.note(now=True)
-        return [*(sum(totals[name] for totals in made) for name in ("rows_in", "tokens")), context.spent.hours]
-
-    return Progress(config.select.target, select.accepted(context, known), *context.on_writer(count))
 
 
 def run_stage(
@@ -102,7 +94,7 @@ def run_stage(
 
 
 def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
-    if name == "train":
+    if name in ("start", "train"):
         context.residents.clear()
     with doing(f"{name} of round {context.round}"):
         return _told(name, context, STAGES[name].run(context, *known))

@@ -40,7 +40,7 @@ LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints
 LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")
 LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs", "select_verb")
 LIGHT += ("stages.examples", "stages.shapes", "stages.card", "tracing")
-STAGES = ("prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate")
+STAGES = ("start", "prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")
 
 

@@ -12,6 +12,7 @@ from nemo_sdg.config.preferring import check_preference
 from nemo_sdg.config.rewarding import OBJECTIVES
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
+from nemo_sdg.config.starting import check_start
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
 from nemo_sdg.config.values import flatten, nearest
 from nemo_sdg.errors import ConfigError
@@ -119,6 +120,7 @@ RULES: dict[str, Rule] = {
     "run.seed": _AT_LEAST_0,
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
+    "run.wandb": ("a name", lambda x: bool(x.strip())),
     **{f"{kind}.{key}": rule for kind in ("sft", "reward", "preference") for key, rule in _TRAINING.items()},
     "reward.start_from": _one_of("base", "latest", "policy"),
     "preference.start_from": _one_of("sft", "base", "latest"),
@@ -157,6 +159,7 @@ def validate(config: RunConfig) -> RunConfig:
     check_lessons(config)
     _backends(config)
     _judge(config)
+    check_start(config)
     check_preference(config)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
@@ -219,7 +222,7 @@ def _select(config: RunConfig) -> None:
 
 
 def _weights(config: RunConfig) -> None:
-    for key in ("labelled", "preference"):
+    for key in ("sft", "labelled", "preference"):
         for path, weight in getattr(config.data, key).items():
             if weight <= 0:
                 raise ConfigError(

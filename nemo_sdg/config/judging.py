@@ -27,8 +27,8 @@ def judge_backend(config: RunConfig) -> str:
     return "local" if config.models.judge is not None else config.generate.backend
 
 
-def judge_model(config: RunConfig) -> str:
-    """The folder of a local judge."""
+def judge_model(config: RunConfig) -> str | None:
+    """The folder of a local judge; None is the first policy, where the run trains that itself."""
     return config.models.judge or config.models.instruct
 
 

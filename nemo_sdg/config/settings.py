@@ -19,10 +19,12 @@ from nemo_sdg.config.training import Preference, Training
 class Models:
     base: str = "package:examples/tiny/base"
     """Folder of the Base checkpoint that fine-tuning starts from."""
-    instruct: str = "package:examples/tiny/instruct"
-    """Folder of the Instruct checkpoint that generates in round 0."""
-    reward: str = "package:examples/tiny/reward"
-    """Folder of the Reward checkpoint that scores in round 0."""
+    instruct: Optional[str] = "package:examples/tiny/instruct"
+    """Folder of the Instruct checkpoint that generates in round 0; null trains one from Base first, as `sft` says, on
+    data.sft."""
+    reward: Optional[str] = "package:examples/tiny/reward"
+    """Folder of the Reward checkpoint that scores in round 0; null trains one from Base first, as `reward` says, on what
+    people judged."""
     judge: Optional[str] = None
     """Folder of the checkpoint that answers questions about responses, in every round the same, so that no policy judges
     itself as it learns; null is who generates in round 0 (a server of its own: judge.backend)."""
@@ -158,6 +160,8 @@ class Data:
     helpsteer2: Optional[str] = None
     """Training rows in HelpSteer2's schema, joined to the scored rows for the reward model."""
     synthesis: Synthesis = field(default_factory=Synthesis)
+    sft: Dict[str, float] = field(default_factory=dict)
+    """Files of dialogues to learn from, each with its weight as in data.labelled; they join the selected responses."""
     labelled: Dict[str, float] = field(default_factory=dict)
     """More files in HelpSteer2's schema, each with its weight: 2 takes every row twice, 0.5 the rows of about half of
     the prompts, the same ones in every round."""
@@ -191,6 +195,10 @@ class Run:
     """Seconds that a collective operation waits for a missing rank."""
     threads: Optional[int] = None
     """CPU threads per rank; null shares the cores of the machine among its ranks."""
+    tensorboard: bool = False
+    """Write loss, learning rate, gradient norm and tokens per second of each fit for TensorBoard, to logs/tensorboard/."""
+    wandb: Optional[str] = None
+    """Project of Weights & Biases that is told the same; its own environment variables say who you are."""
     strict: bool = False
     """A row that cannot be used ends the run with an error that names it; false sets it aside with the reason."""
 

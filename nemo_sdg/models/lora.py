@@ -126,6 +126,9 @@ def attach(model: torch.nn.Module, shape: NemotronShape, settings: Lora, seed: i
         adapters.add(layer, target, adapter)
         linear.register_forward_hook(_adding(adapters, adapter))
     model.adapters = adapters
+    if model.pre_process and model.config.recompute_granularity == "full":
+        # A layer that is computed again gets no gradients when nothing that goes into it asks for one.
+        model.embedding.register_forward_hook(lambda module, args, output: output.requires_grad_())
     return adapters
 
 

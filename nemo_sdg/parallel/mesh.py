@@ -182,7 +182,7 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
     device.install()
     from megatron.core import parallel_state
 
-    dp = data_parallel_size(topology, dist.get_world_size() if dist.is_initialized() else world_size())
+    data_parallel_size(topology, dist.get_world_size() if dist.is_initialized() else world_size())
     if not dist.is_initialized():
         if device.has_cuda():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -202,10 +202,19 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         pipeline_model_parallel_size=topology.pp,
         distributed_timeout_minutes=timeout_s / 60,
     )
+    return current(
+        timeout_s, first_stage_layers=topology.first_stage_layers, last_stage_layers=topology.last_stage_layers
+    )
+
+
+def current(timeout_s: float = 600, **uneven_stages: int | None) -> Mesh:
+    """The grid that megatron's `parallel_state` has, whoever has laid it."""
+    from megatron.core import parallel_state
+
     return Mesh(
-        tp=topology.tp,
-        pp=topology.pp,
-        dp=dp,
+        tp=parallel_state.get_tensor_model_parallel_world_size(),
+        pp=parallel_state.get_pipeline_model_parallel_world_size(),
+        dp=parallel_state.get_data_parallel_world_size(),
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         dp_rank=parallel_state.get_data_parallel_rank(),
@@ -214,9 +223,8 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
         timeout_s=timeout_s,
-        first_stage_layers=topology.first_stage_layers,
-        last_stage_layers=topology.last_stage_layers,
         replica_group=parallel_state.get_model_parallel_group(),
+        **uneven_stages,
     )
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_sdg import resources
-from nemo_sdg.config import RunConfig, fingerprint, identity
+from nemo_sdg.config import RunConfig, Training, fingerprint, identity
 from nemo_sdg.config.endpoints import other_server
+from nemo_sdg.config.starting import GROUPS, begins_with
 from nemo_sdg.config.judging import checks_responses, compares, has_judge, judge_backend, judge_endpoint, judge_model
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, UserError
@@ -133,8 +134,8 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     if world is None:
         world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else ranks_wanted(config)
     laid = grids(config, world)
-    for fit in fits(config):
-        check_global_batch(fit.settings(config), laid.train.dp, fit.task)
+    for group, settings in _fitted(config).items():
+        check_global_batch(settings, laid.train.dp, group)
     gpu = os.path.exists("/dev/nvidia0")
     dtype = config.models.dtype or ("bf16" if gpu else "fp32")
     if config.revise.passes:
@@ -166,8 +167,23 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         target=_target(config),
         models=models,
         peak=peak(models, world, config.models.placement, gpu),
-        notes=notes + _elsewhere(config),
+        notes=_first(config) + notes + _elsewhere(config),
     )
+
+
+def _fitted(config: RunConfig) -> dict[str, Training]:
+    """The settings of all that is trained, by their group."""
+    first = [GROUPS[kind] for kind in begins_with(config)]
+    return {group: getattr(config, group) for group in (*first, *(fit.task for fit in fits(config)))}
+
+
+def _first(config: RunConfig) -> list[str]:
+    """What is trained before the first round."""
+    steps = {"policy": ("models.instruct", config.sft), "reward": ("models.reward", config.reward)}
+    return [
+        f"{steps[kind][0]} is not set: a {kind} of {config.models.base} is trained first, {steps[kind][1].steps:,} steps"
+        for kind in begins_with(config)
+    ]
 
 
 def _training_tokens(config: RunConfig, context: dict[str, int]) -> dict[str, int]:
@@ -190,7 +206,8 @@ def _elsewhere(config: RunConfig) -> list[str]:
         notes.append("several generators answer one after the other; their responses are scored when all are there")
     if has_judge(config):
         endpoint, _ = judge_endpoint(config)
-        server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else judge_model(config)
+        own = judge_model(config) or "the first policy"
+        server = f"the server at {endpoint.url}" if judge_backend(config) == "endpoint" else own
         asked = ["whether they keep to the brief"] if checks_responses(config) else []
         asked += ["which of two is better"] if compares(config) else []
         notes.append(f"the judge is {server} in every round; about responses it is asked {' and '.join(asked)}")
@@ -241,6 +258,7 @@ def _require_files(config: RunConfig) -> None:
     for key, value in (
         ("data.prompts", config.data.prompts),
         ("data.helpsteer2", config.data.helpsteer2),
+        *(("data.sft", path) for path in config.data.sft),
         *(("data.labelled", path) for path in config.data.labelled),
         *(("data.preference", path) for path in config.data.preference),
         ("evaluate.exact_match", config.evaluate.exact_match),

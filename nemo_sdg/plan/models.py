@@ -9,6 +9,7 @@ from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.config import PhaseTopology, RunConfig
 from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.config.judging import has_judge, judge_backend, judge_model
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.errors import CheckpointError, ConfigError
 from nemo_sdg.models.shapes import sizes
 from nemo_sdg.parallel.topology import Grids
@@ -27,24 +28,25 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
     paths = config.models
     wanted = []
     if config.generate.backend == "local":
-        wanted.append(("generate", paths.instruct, False, grids.generate))
+        wanted.append(("generate", paths.instruct or paths.base, False, grids.generate))
     beside = grids.generate if config.generate.backend == "local" else grids.train
     for number, name in enumerate(config.generate.others, start=2):
         if other_server(name, config.generate) is None:
             wanted.append((f"generate {number}", name, False, beside))
     if config.score.backend == "local":
-        wanted.append(("score", paths.reward, True, grids.score))
+        wanted.append(("score", paths.reward or paths.base, True, grids.score))
     other = config.generate.backend != "local" or judge_model(config) != paths.instruct
     if has_judge(config) and judge_backend(config) == "local" and other:
-        wanted.append(("judge", judge_model(config), False, grids.judge))
-    if config.sft.enabled:
-        start = paths.base if config.sft.start_from == "base" else paths.instruct
+        wanted.append(("judge", judge_model(config) or paths.base, False, grids.judge))
+    first = begins_with(config)
+    if config.sft.enabled or "policy" in first:
+        start = paths.base if config.sft.start_from == "base" else paths.instruct or paths.base
         wanted.append(("train sft", start, False, grids.train))
     if config.preference.enabled and config.preference.start_from != "sft":
-        start = paths.base if config.preference.start_from == "base" else paths.instruct
+        start = paths.base if config.preference.start_from == "base" else paths.instruct or paths.base
         wanted.append(("train preference", start, False, grids.train))
-    if config.reward.enabled:
-        start = paths.base if config.reward.start_from == "base" else paths.reward
+    if config.reward.enabled or "reward" in first:
+        start = paths.base if config.reward.start_from == "base" else paths.reward or paths.base
         wanted.append(("train rm", start, True, grids.train))
     seen: dict[tuple, Loading] = {}
     made = []
@@ -73,9 +75,10 @@ def _contents(config: RunConfig, role: str, where: str, reward: bool, files: boo
             raise
         # Not here yet: the released layout of a model of that name.
         shape = sizes()[config.run.name]
-        head = reward and role != "train rm"
+        head = reward and role != "train rm" and where != config.models.base
         return planned(shape, resolve(where), reward=head), "not here; planned from the released layout"
-    if role != "train rm":  # a reward model may start from a language model, with a fresh head
+    # A reward model may start from a language model, with a fresh head; one that the run trains first is like Base.
+    if role != "train rm" and not (role == "score" and config.models.reward is None):
         folder.require(reward=reward)
     if not files and not any_weights(folder):
         return folder.contents, "metadata alone, no weights"

@@ -1,5 +1,6 @@
 """The rows that cross a stage (rows, pairs), their columns (fields) and how files hold them (reading, sources)."""
 
+from nemo_sdg.records.dialogues import Dialogue
 from nemo_sdg.records.fields import CONTROL_PIECE, FINISH_REASONS, Message, hash_of, parse_turns, shortest_float32
 from nemo_sdg.records.labels import labelled
 from nemo_sdg.records.pairs import Pair
@@ -11,6 +12,7 @@ __all__ = [
     "CONTROL_PIECE",
     "FINISH_REASONS",
     "Decision",
+    "Dialogue",
     "Fault",
     "Labelled",
     "Message",

@@ -14,21 +14,20 @@ The folder appears whole, by one rename. A prompt that an evaluation holds out i
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import RunConfig, dataset_settings, fingerprint
-from nemo_sdg.errors import StoreError, UserError
-from nemo_sdg.records import Decision, Fault, Pair, each_row, labelled
+from nemo_sdg.errors import UserError
+from nemo_sdg.records import Decision, Fault
 from nemo_sdg.stages import card, examples, shapes
 from nemo_sdg.stages.joining import Joined
 from nemo_sdg.stages.context import Context
-from nemo_sdg.stages.examples import CONFIGS, SPLITS, Example, Maker, line_file, table_file
-from nemo_sdg.store import DatasetFolder, StageStore, conserved, digest, lines, rows_digest
-from nemo_sdg.store.datasets import read_summary
+from nemo_sdg.stages.examples import CONFIGS, Example, Maker, line_file, table_file
+from nemo_sdg.stages.tally import Tally
+from nemo_sdg.store import DatasetFolder, StageStore, lines, rows_digest
+from nemo_sdg.store.datasets import read_finished
 from nemo_sdg.store.fits import fits
 from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
 
@@ -54,15 +53,14 @@ def run(context: Context) -> dict:
 def _write(context: Context) -> dict:
     final, config = context.folder / "datasets", context.config
     decisions = StageStore.finished(context.folder / "decisions")
-    people = [*examples.labelled_sources(config.data), *examples.preference_sources(config.data)]
-    files = [*(path for _, path, _ in people), config.evaluate.exact_match, config.evaluate.helpsteer2]
+    files = [*examples.paths(config.data), config.evaluate.exact_match, config.evaluate.helpsteer2]
     compared, said = examples.verdicts(config, context.folder)
     inputs = [decisions.digest, *said, *(file and rows_digest(file) for file in files)]
     settings = fingerprint(dataset_settings(config, context.round))
     own = list(context.run.rules.items())
     name = context.fingerprint("assemble", version=VERSION, inputs=inputs, settings=settings, rules=own)
     if final.exists():
-        return _finished(final, name)
+        return read_finished(final, name)
     tally, facts = Tally(), card.Facts(config.reward.own)
     with DatasetFolder(final) as folder:
         folder.make("faulty.jsonl", *(line_file(kind, "train") for kind in CONFIGS))
@@ -90,36 +88,6 @@ def _write(context: Context) -> dict:
     return totals
 
 
-class Tally:
-    """What came in and what became of it, by kind of dataset."""
-
-    def __init__(self) -> None:
-        self._kinds = {
-            kind: {"rows_in": 0, "kept": 0, "dropped": Counter(), "faulty": Counter(), "rows": dict.fromkeys(SPLITS, 0)}
-            for kind in CONFIGS
-        }
-
-    def add(self, kind: str, made: list[Example] | str | Fault) -> None:
-        """Counts one thing that came in: its examples, why it has none, or why it was set aside."""
-        told = self._kinds[kind]
-        told["rows_in"] += 1
-        if isinstance(made, Fault):
-            told["faulty"][re.split(r", found |, expected |: ", made.reason)[0]] += 1
-        elif isinstance(made, str):
-            told["dropped"][made] += 1
-        else:
-            told["kept"] += 1
-            for example in made:
-                told["rows"][example.split] += 1
-
-    def totals(self) -> dict[str, Any]:
-        """All counts, after checking that nothing was lost."""
-        told = {kind: {**counts} for kind, counts in self._kinds.items()}
-        for counts in told.values():
-            counts |= {key: dict(counts[key].most_common()) for key in ("dropped", "faulty")}
-        return {kind: conserved(counts) for kind, counts in told.items()}
-
-
 def _everything(
     maker: Maker, config: RunConfig, decisions: StageStore, facts: card.Facts
 ) -> Iterator[tuple[str, list[Example] | str | Fault]]:
@@ -133,13 +101,7 @@ def _everything(
         of_prompt = together.add(decision.prompt_id, decision)
         if of_prompt is not None:
             yield "preference", maker.pairs(of_prompt)
-    rated, compared = examples.labelled_sources(config.data), examples.preference_sources(config.data)
-    sources = [("reward", labelled(config.reward.own), maker.labelled, rated)]
-    sources += [("preference", Pair, maker.preferred, compared)]
-    for kind, shape, make, files in sources:
-        for name, path, weight in files:
-            for number, row in each_row(path, shape):
-                yield kind, row if isinstance(row, Fault) else make(row, f"{name}:{number}", weight)
+    yield from examples.from_files(maker, config)
 
 
 def _funnel(folder: Path, config: RunConfig, waves: int) -> dict[str, Any]:
@@ -151,27 +113,6 @@ def _funnel(folder: Path, config: RunConfig, waves: int) -> dict[str, Any]:
     return {
         name: StageStore.finished(place).totals for name, place in places.items() if (place / "SUCCESS.json").is_file()
     }
-
-
-def _finished(final: Path, name: str) -> dict:
-    """The totals of an earlier start, when its files are still what they were."""
-    made, digests, totals = read_summary(final, "fingerprint", "digests", "totals")
-    if made != name:
-        raise StoreError(
-            "the files were assembled from other rows or settings",
-            where=final,
-            found=made,
-            expected=name,
-            way_out="write to another --out, or delete this folder to assemble again",
-        )
-    for file, expected in digests.items():
-        found = digest(final / file)
-        if found != expected:
-            way_out = "delete the folder and run again to assemble it once more"
-            raise StoreError(
-                "the file was altered", where=final / file, found=found, expected=expected, way_out=way_out
-            )
-    return totals
 
 
 def _nothing_left(task: str, kind: str, number: int, totals: dict) -> UserError:

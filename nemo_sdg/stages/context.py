@@ -16,7 +16,7 @@ from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh, alone
 from nemo_sdg.parallel.phases import Phase, Phases
 from nemo_sdg.parallel.topology import Grid
-from nemo_sdg.store.waves import Part
+from nemo_sdg.store.waves import START, Part
 from nemo_sdg.store import Run
 from nemo_sdg.store.spent import Spent
 
@@ -98,7 +98,8 @@ class Context:
 
     def judge(self) -> Role:
         """Who is asked about responses, in every round the same: a policy would come to like what it says itself."""
-        return Role("judge", self.config, judge_model(self.config), residents=self.residents)
+        model = judge_model(self.config) or self._start("policy")
+        return Role("judge", self.config, model, residents=self.residents)
 
     def given(self, kind: str) -> Role:
         """Who answers or scores before anything is trained."""
@@ -141,5 +142,7 @@ class Context:
         server = other_server(name, self.config.generate)
         return Role("policy", self.config, name, given=False, residents=self.residents, server=server)
 
-    def _start(self, kind: str) -> str:
-        return self.config.models.instruct if kind == "policy" else self.config.models.reward
+    def _start(self, kind: str) -> Path | str:
+        """The model that the run was given, or else the one that it trains first."""
+        given = self.config.models.instruct if kind == "policy" else self.config.models.reward
+        return self.run.out / START / kind if given is None else given

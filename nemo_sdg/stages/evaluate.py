@@ -13,6 +13,7 @@ from nemo_sdg.evaluation import held_out
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import commit_json, read_json
 from nemo_sdg.store.fits import fits
+from nemo_sdg.store.waves import START
 
 FILE = "evaluation.json"
 
@@ -30,6 +31,7 @@ def run(context: Context) -> dict[str, Any]:
     if done is not None:
         return done
     models = context.config.models
+    named = models.instruct or f"{START}/policy", models.reward or f"{START}/reward"
     before = _before(context)
     after = {
         kind: before[kind] if model is None else _measure(context, context.local(kind, model), f"evaluate {kind}")
@@ -37,7 +39,7 @@ def run(context: Context) -> dict[str, Any]:
     }
     if any(fit.folder == "sft" for fit in fits(context.config)):
         after["sft"] = _measure(context, context.local("policy", context.folder / "sft"), "evaluate sft")
-    result = {**after, "before": before, "models": {"policy": models.instruct, "reward": models.reward}}
+    result = {**after, "before": before, "models": {"policy": named[0], "reward": named[1]}}
     if context.mesh.writer:
         commit_json(path, result)
     context.mesh.barrier()

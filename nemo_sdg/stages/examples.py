@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import Data, Evaluate, RunConfig
+from nemo_sdg.config import ATTRIBUTES, MISSING, Data, Evaluate, RunConfig
 from nemo_sdg.errors import RowError
 from nemo_sdg.config.judging import compares
 from nemo_sdg.quality.pairs import Compared, pairs_of
 from nemo_sdg.quality.rules import may_teach
-from nemo_sdg.records import Decision, Labelled, Pair, Prompt, hash_of, labelled, read_rows, shortest_float32
+from nemo_sdg.records import Decision, Dialogue, Fault, Labelled, Pair, Prompt
+from nemo_sdg.records import each_row, hash_of, labelled, read_rows, shortest_float32
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages import shapes
 from nemo_sdg.store import StageStore
@@ -53,6 +54,11 @@ def labelled_sources(data: Data) -> list[tuple[str, str, float]]:
     """(name in ids, path, weight) of the files whose rows people labelled."""
     published = [("helpsteer2", data.helpsteer2, 1.0)] if data.helpsteer2 else []
     return published + [(f"labelled/{i}", path, weight) for i, (path, weight) in enumerate(data.labelled.items())]
+
+
+def dialogue_sources(data: Data) -> list[tuple[str, str, float]]:
+    """(name in ids, path, weight) of the files of dialogues to learn from."""
+    return [(f"sft/{i}", path, weight) for i, (path, weight) in enumerate(data.sft.items())]
 
 
 def preference_sources(data: Data) -> list[tuple[str, str, float]]:
@@ -114,6 +120,18 @@ class Maker:
         said = (row.messages, row.response, {name: shortest_float32(label) for name, label in row.labels.items()})
         return self._copies(row, name, weight, lambda copy: self._regression(copy, *said))
 
+    def dialogue(self, row: Dialogue, name: str, weight: float) -> list[Example] | str:
+        """A dialogue of a user's file, as often as its weight says."""
+        if row.messages in self._held_out:
+            return "held out"
+        nobody = dict.fromkeys(ATTRIBUTES, MISSING)
+
+        def make(copy: str) -> list[Example]:
+            said = (copy, row.messages, row.response)
+            return [self._example(row.messages, shapes.chat_row(*said), shapes.chat_columns(*said, nobody))]
+
+        return self._copies(row, name, weight, make)
+
     def preferred(self, pair: Pair, name: str, weight: float) -> list[Example] | str:
         """A pair that people judged, as often as its weight says."""
         if pair.extra.get("split", "train") != "train":
@@ -125,7 +143,7 @@ class Maker:
         return self._copies(pair, name, weight, lambda copy: [self._preference(dataclasses.replace(pair, id=copy))])
 
     def _copies(
-        self, row: Labelled | Pair, name: str, weight: float, make: Callable[[str], list[Example] | str]
+        self, row: Dialogue | Labelled | Pair, name: str, weight: float, make: Callable[[str], list[Example] | str]
     ) -> list[Example] | str:
         count = math.floor(weight) + (_unit("weight", row.messages) < weight % 1)
         if self._split(row.messages) != "train":
@@ -158,6 +176,23 @@ class Maker:
 
     def _split(self, messages: Sequence[Message]) -> str:
         return SPLITS[_unit("split", messages) < self._config.data.validation_share]
+
+
+def paths(data: Data) -> list[str]:
+    """The users' files of dialogues, labelled rows and pairs."""
+    return [path for _, path, _ in (*dialogue_sources(data), *labelled_sources(data), *preference_sources(data))]
+
+
+def from_files(maker: Maker, config: RunConfig) -> Iterator[tuple[str, list[Example] | str | Fault]]:
+    """(kind, its examples, the reason why it has none, or the fault) of each row of the users' files."""
+    data = config.data
+    sources = [("sft", Dialogue, maker.dialogue, dialogue_sources(data))]
+    sources += [("reward", labelled(config.reward.own), maker.labelled, labelled_sources(data))]
+    sources += [("preference", Pair, maker.preferred, preference_sources(data))]
+    for kind, shape, make, files in sources:
+        for name, path, weight in files:
+            for number, row in each_row(path, shape):
+                yield kind, row if isinstance(row, Fault) else make(row, f"{name}:{number}", weight)
 
 
 def verdicts(config: RunConfig, folder: Path) -> tuple[Compared | None, list[str]]:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nemo_sdg.config import RunConfig
 from nemo_sdg.errors import UserError
+from nemo_sdg.store import StageStore
+from nemo_sdg.store.waves import wave_parts
+
+if TYPE_CHECKING:
+    from nemo_sdg.stages.context import Context
 
 CANDIDATES_A_ROW = 100
 """Responses for each row of the target at most, where `budget.candidates` says nothing."""
@@ -24,6 +30,21 @@ class Progress:
     """Generated tokens."""
     hours: float
     """That the candidates have taken in all starts of the command; see `store.spent`."""
+
+    @classmethod
+    def of(cls, context: Context, accepted: int) -> Progress:
+        """How far the waves up to this one have brought the round, of whose rows so many are accepted."""
+        config, folder = context.config, context.run.round(context.round)
+
+        def count() -> list[float]:
+            waves = range(context.part.wave + 1)
+            parts = [part for wave in waves for part in wave_parts(wave, config.revise.passes)]
+            made = [StageStore.finished(part.folder(folder) / "responses").totals for part in parts]
+            tokens = sum(totals["tokens"] for totals in made)
+            context.spent.note(now=True)
+            return [sum(totals["rows_in"] for totals in made), tokens, context.spent.hours]
+
+        return cls(config.select.target, accepted, *context.on_writer(count))
 
     @property
     def reached(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store.files import commit_file, commit_folder, dump, make_folder, open_new, refusing
+from nemo_sdg.store.files import commit_file, commit_folder, digest, dump, make_folder, open_new, refusing
 from nemo_sdg.store.seals import sums, write_sums
 
 if TYPE_CHECKING:
@@ -38,6 +38,28 @@ def read_summary(folder: Path, *keys: str) -> list[Any]:
             way_out="move the folder away and run again",
         )  # fmt: skip
     return found
+
+
+def read_finished(folder: Path, made_of: str) -> dict[str, Any]:
+    """The totals of an earlier start, when its files are still what they were.
+
+    Args:
+        made_of: the fingerprint of rows and settings that a new start would write there.
+    Raises:
+        StoreError: the folder was made of others, or a file was altered.
+    """
+    made, digests, totals = read_summary(folder, "fingerprint", "digests", "totals")
+    if made != made_of:
+        raise StoreError(
+            "the files were assembled from other rows or settings", where=folder, found=made, expected=made_of,
+            way_out="write to another --out, or delete this folder to assemble again",
+        )  # fmt: skip
+    for file, expected in digests.items():
+        found = digest(folder / file)
+        if found != expected:
+            way_out = "delete the folder and run again to assemble it once more"
+            raise StoreError("the file was altered", where=folder / file, found=found, expected=expected, way_out=way_out)
+    return totals
 
 
 class DatasetFolder:

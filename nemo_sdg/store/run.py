@@ -26,7 +26,7 @@ from nemo_sdg.store.seals import check_text, commit_text
 
 _INPUTS = ("models.base", "models.instruct", "models.reward", "models.judge", "data.prompts", "data.helpsteer2")
 _INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2", "select.likeness", "data.synthesis.brief")
-_WEIGHED = ("data.labelled", "data.preference")
+_WEIGHED = ("data.sft", "data.labelled", "data.preference")
 """Settings whose keys are files."""
 _VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")
 _MAY_STAND = {"run.lock", "logs"}

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nemo_sdg.config import RunConfig, from_yaml
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console, size_text
 from nemo_sdg.errors import UserError
 from nemo_sdg.store.fits import fits, made_by_a_fit
 from nemo_sdg.store.run import RUN
 from nemo_sdg.store.seals import SUMS, check_sums, check_text, read_json
 from nemo_sdg.store.stage import StageStore
-from nemo_sdg.store.waves import FOLDER, part_folders, round_folders, wave_parts
+from nemo_sdg.store.waves import FOLDER, START, part_folders, round_folders, wave_parts
 
 STAGES = ("prompts", "responses", "scored", "judged", "decisions", "compared")
 """Folders that a run fills row group by row group."""
@@ -42,16 +43,18 @@ def verify_run(folder: Path, console: Console) -> list[str]:
         way_out = f"write it anew with `nemo-sdg report {folder}`"
         problems += _told(lambda: check_text(folder / _PAGE, way_out, "<!-- {} -->"))
     rounds = [folder / f"round-{number}" for number in range(config.run.rounds)]
-    entries = [place / name for place in rounds for name in _expected(config, place)]
+    began = begins_with(config)
+    entries = [folder / START / name for name in (["datasets", *began] if began else [])]
+    entries += [place / name for place in rounds for name in _expected(config, place)]
     missing = [entry for entry in entries if not entry.exists()]
     if missing:
         more = f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""
         way_out = f"`nemo-sdg run {folder / RUN} --out {folder}` makes what is missing"
         first = missing[0].relative_to(folder)
         problems.append(f"{folder}: the run is not finished, {first} is not there{more}; {way_out}")
-    known = {RUN, _PAGE, *_NOTES, *(place.name for place in rounds)}
+    known = {RUN, _PAGE, *_NOTES, *([START] if began else []), *(place.name for place in rounds)}
     strange = [path for path in sorted(folder.iterdir()) if path.name not in known]
-    for place in rounds:
+    for place in [folder / START] * bool(began) + rounds:
         for entry in sorted(place.iterdir()) if place.is_dir() else ():
             found = check_entry(entry)
             problems += found or []

@@ -21,6 +21,8 @@ from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
 from nemo_sdg.errors import ConfigError
 
+START = "start"
+"""The folder of what a run trains before its first round."""
 FOLDER = re.compile(r"(wave|revise)-\d+")
 """Names of the folders of parts."""
 OF_PARTS = {"prompts": None, "revise": None, "generate": "prompts", "score": "responses", "judge": "scored"}

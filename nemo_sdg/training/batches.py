@@ -51,8 +51,10 @@ class GlobalBatches(Dataset):
         self.batches = [order[i * global_batch_size : (i + 1) * global_batch_size] for i in range(steps)]
         """The samples of each step, in their order."""
         size_of = [sample.num_tokens for sample in samples]
-        self.num_tokens = sum(size_of[i] for batch in self.batches for i in batch)
-        """Tokens of all samples, without padding."""
+        self.step_tokens = [sum(size_of[i] for i in batch) for batch in self.batches]
+        """Tokens of each step's samples, without padding."""
+        self.num_tokens = sum(self.step_tokens)
+        """Of all steps."""
         if packed_sequence_size is None:
             rows = [[(i,) for i in batch] for batch in self.batches]
         else:

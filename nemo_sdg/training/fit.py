@@ -30,6 +30,7 @@ from nemo_sdg.training.batches import GlobalBatches
 from nemo_sdg.training.forward import interleaved
 from nemo_sdg.training.held_out import HeldOut
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
+from nemo_sdg.training.listeners import Listeners
 from nemo_sdg.training.result import RESULT, committed, identity, losses_at, prepare, work_folder
 from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import TASKS, Task, task_of
@@ -47,6 +48,7 @@ def fit(
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
     sequence_parallel: bool = False,
+    listeners: Listeners | None = None,
     virtual_stages: int = 1,
     validation: Path | str | None = None,
     on_validation: Callable[[dict[str, Any]], None] | None = None,
@@ -61,6 +63,7 @@ def fit(
         rows: a file, or what the policy is asked and how its answers are judged while it trains.
         start: a released folder or one that a fit committed; a reward model may start from a language model.
         on_step: called on rank 0 with the number of steps done before this one and this one's mean loss.
+        listeners: who else is told of each step.
         validation: held-out rows, where settings.validate_every is set.
         on_validation: called on rank 0 with what each validation tells.
     Returns:
@@ -86,7 +89,7 @@ def fit(
     with cpu.scope(), StopRequest() as stop, interleaved(virtual_stages):
         job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, together)
         job.validate_on(validation, on_validation)
-        job.start, job.on_step = str(start), on_step
+        job.start, job.on_step, job.listeners = str(start), on_step, listeners
         job.sequence_parallel, job.virtual_stages = sequence_parallel, virtual_stages
         try:
             return job.run()
@@ -103,10 +106,10 @@ class _Fit:
 
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
+    listeners: Listeners | None = None
     virtual_stages = 1
     held_out: HeldOut | None = None
     start = ""
-    """The model that it starts from, as it was named."""
 
     def __init__(
         self,
@@ -140,9 +143,8 @@ class _Fit:
             self.batches = LiveBatches(every=rows.every, longest=max_length, **options)
         else:
             self.samples = samples.read(task.sample, rows, self.tokenizer, max_length)
-            self.batches = GlobalBatches(
-                self.samples.rows, packed_sequence_size=settings.packed_sequence_size, **options
-            )
+            packed = settings.packed_sequence_size
+            self.batches = GlobalBatches(self.samples.rows, packed_sequence_size=packed, **options)
         self.losses: list[float] = []
 
     def validate_on(self, rows: Path | str | None, on_told: Callable[[dict[str, Any]], None] | None) -> None:
@@ -279,6 +281,8 @@ class _Fit:
             trainer.callbacks.insert(0, asking)
         if self.held_out is not None:
             self.held_out.follow(trainer, checkpoint)
+        if self.listeners is not None and self.mesh.writer:
+            self.listeners.attach(trainer, self.losses, getattr(self.batches, "step_tokens", None))
         with doing(self.task.name):
             trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from nemo_sdg.checkpoints.names import architecture, released_key
 from nemo_sdg.models import nemotron
 from nemo_sdg.models.shapes import NemotronShape
+from nemo_sdg.parallel import device
 from nemo_sdg.training.forward import forward, to_device
 from nemo_sdg.training.lora import plain, to_save
 from nemo_sdg.training.objectives import SumAndCount, regression, token_nll
@@ -60,15 +61,23 @@ class NemotronConfig(llm.NemotronConfig):
         )
 
 
-def config_of(shape: NemotronShape, *, dtype: torch.dtype, reward: bool, head_bias: bool, spec: str) -> NemotronConfig:
-    """NeMo's config for this shape; the strategy fills in the topology. All weights must come from a checkpoint."""
+def config_of(
+    shape: NemotronShape, *, dtype: torch.dtype, reward: bool, head_bias: bool, spec: str, **more: Any
+) -> NemotronConfig:
+    """NeMo's config for this shape; the strategy fills in the topology. All weights must come from a checkpoint.
+
+    Args:
+        more: further fields of it. NeMo makes the config of each virtual stage anew from what it was made of here.
+    """
     return NemotronConfig(
-        **nemotron.transformer_arguments(shape, dtype=dtype),
+        **{**nemotron.transformer_arguments(shape, dtype=dtype), **more},
         vocab_size=shape.vocab_size,
         seq_length=shape.seq_length,
         rotary_percent=shape.rotary_percent,
         rotary_base=shape.rotary_base,
         perform_initialization=False,
+        # NeMo's default frees what a stage has sent: on a GPU behind the send, on a CPU while gloo still reads it.
+        deallocate_pipeline_outputs=device.has_cuda(),
         reward=reward,
         head_bias=head_bias,
         spec=spec,

@@ -78,6 +78,8 @@ class FitStrategy(MegatronStrategy):
     rows: Path
     """The file that the samples come from."""
     on_loss: Callable[[int, float], None]
+    grad_norm: float
+    """Of the last step, before clipping, over all ranks."""
     stop: StopRequest
     own_gradient_is_bad = False
     """What this rank has added up of its gradients, before replicas are added up, is not finite."""
@@ -170,7 +172,10 @@ class FitStrategy(MegatronStrategy):
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         # Past MegatronStrategy's, which only adds logging of CUDA tensors.
         output = DDPStrategy.optimizer_step(self, optimizer, closure, model, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        if not isinstance(output, tuple):
+            return output
+        loss, self.grad_norm = output[:2]
+        return loss
 
 
 def _listed(lines: list[int]) -> str:

@@ -48,11 +48,32 @@ class TrainingData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         # No workers: on a CPU they would inherit gloo's sockets and keep peers of a dead rank waiting.
-        return DataLoader(self.batches, collate_fn=_as_it_is, num_workers=0)
+        return DataLoader(self.batches, collate_fn=untouched, num_workers=0)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # GlobalBatches fetches whole micro batches
+def untouched(batch: Any) -> Any:
+    """What the loader makes of a micro batch: `GlobalBatches` fetches whole ones."""
+    return batch
+
+
+def optimizer_fields(settings: Training, dtype: torch.dtype, distributed: bool) -> dict[str, Any]:
+    """The fields of Megatron's OptimizerConfig for these settings.
+
+    Args:
+        dtype: of the weights.
+        distributed: replicas share the optimizer's state.
+    """
+    return dict(
+        optimizer="adam",
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        clip_grad=settings.clip_grad,
+        use_distributed_optimizer=distributed,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+    )
 
 
 def make_trainer(
@@ -129,23 +150,11 @@ def make_trainer(
     strategy.task, strategy.mesh, strategy.rows, strategy.on_loss, strategy.stop = task.name, mesh, rows, on_loss, stop
     trainer.callbacks.append(checkpoint)
     optimizer = nl.MegatronOptimizerModule(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1,
-            adam_beta2=settings.beta2,
-            clip_grad=settings.clip_grad,
-            use_distributed_optimizer=distributed,
-            bf16=half,
-            params_dtype=dtype,
-        ),
+        OptimizerConfig(**optimizer_fields(settings, dtype, distributed)),
         WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
     )
     config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
     config.overlap_p2p_comm, config.batch_p2p_comm = virtual_stages > 1, virtual_stages == 1
-    # Megatron frees what it has sent: on a GPU behind the send, on a CPU while gloo still reads it, without an error.
-    config.deallocate_pipeline_outputs = gpu
     module = NemotronModule(config, optim=optimizer)
     module.fill, module.objective = fill, task.objective(settings)
     return trainer, module, TrainingData(batches, settings, done)

@@ -26,10 +26,12 @@ BY_THE_WAY = {
     "generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape", "score.pack_tokens",
     *(f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")),
     "budget.candidates", "budget.tokens", "budget.hours", "run.rounds", "run.timeout_s", "run.threads", "run.strict",
+    "run.tensorboard", "run.wandb",
 }  # fmt: skip
 """Where, how fast and how far a run runs. Apart from the code, so that a new field is thought about."""
 
-EMPTY = ("select.maximum", "data.labelled", "data.preference", "data.synthesis.kinds", "select.balance", "generate.others")
+EMPTY = ("select.maximum", "data.sft", "data.labelled", "data.preference", "data.synthesis.kinds", "select.balance")
+EMPTY += ("generate.others",)
 """Groups of names that have none in the tiny recipe."""
 
 

@@ -20,7 +20,7 @@ def config(tmp_path: Path, **data: object) -> RunConfig:
     return RunConfig(data=Data(**{"prompts": str(prompts), **data}))
 
 
-@pytest.mark.parametrize("key", ["labelled", "preference"])
+@pytest.mark.parametrize("key", ["sft", "labelled", "preference"])
 def test_a_file_with_a_weight_must_stay_what_it_was(tmp_path: Path, key: str):
     file = tmp_path / "mine.jsonl"
     commit_rows(file, [{"prompt": "x"}])

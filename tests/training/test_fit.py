@@ -87,6 +87,20 @@ def test_clipping_is_by_the_norm_over_all_ranks(world, alone, tmp_path, dtype, t
     assert run_ranks(run, tmp_path / "two", dp=2)[1] == pytest.approx(one, abs=tolerance)
 
 
+@pytest.mark.parametrize("task", ["sft", "reward"])
+def test_accumulation_changes_nothing(world, alone, tmp_path, task):
+    """Four micro batches of two, which hold different numbers of targets, against one of eight; clipped in fp32 alone."""
+    whole = replace(SETTINGS, micro_batch_size=8)
+    assert run_ranks(losses, world, tmp_path / "whole", task, whole)[0] == pytest.approx(alone[task], abs=1e-9)
+    clipped, models = replace(SETTINGS, clip_grad=0.2), Models(dtype="fp32")
+
+    def run(mesh, settings):
+        return losses(mesh, world, tmp_path / str(settings.micro_batch_size), task, settings, models=models)
+
+    four, one = run_ranks(run, clipped)[0], run_ranks(run, replace(clipped, micro_batch_size=8))[0]
+    assert four == pytest.approx(one, abs=2e-5) and max(abs(a - b) for a, b in zip(four, alone[task])) > 1e-4
+
+
 def _by_hand(mesh: Any, world: Path, settings: Training) -> list[float]:
     """SFT as plain torch would do it: the whole global batch at once, cross entropy, AdamW."""
     from nemo_sdg.engine.load import load_model

@@ -18,7 +18,7 @@ SETTINGS = dict(steps=3, global_batch_size=4, micro_batch_size=2, max_length=256
 
 def _tuned(mesh: Any, world: Path, out: Path) -> tuple[dict, dict[str, dict], list[str]]:
     from nemo_sdg.checkpoints.folder import ModelFolder
-    from nemo_sdg.stages import train
+    from nemo_sdg.stages import fitting, train
     from nemo_sdg.stages.context import Context
     from nemo_sdg.training import fit, reference
 
@@ -34,7 +34,7 @@ def _tuned(mesh: Any, world: Path, out: Path) -> tuple[dict, dict[str, dict], li
         starts[last]["reference"] = options["start"].path.name
         return compared(samples, settings, **options)
 
-    train.fit, reference.with_reference = remembering, comparing
+    fitting.fit, reference.with_reference = remembering, comparing
     config = RunConfig(
         models=Models(base=str(world / "base"), instruct=str(world / "base"), reward=str(world / "base"), dtype="fp64"),
         sft=Training(**SETTINGS), reward=RewardTraining(**SETTINGS),

@@ -1,0 +1,52 @@
+"""Minitron 4B as NeMo 2 recipes: full fine-tuning on one GPU of 80 GB, adapters on one of 24 GB.
+
+Not run on a GPU by its authors. Memory is what `nemo_sdg.plan` says of weights, gradients and optimizer on a rank; what
+is left of the GPU is for activations. Logits of 2,048 tokens and a vocabulary of 256,000 take 2 GiB in fp32, three times
+over in a step, hence the length of rows in SFT; a reward model has none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+
+def sft(start: str, rows: str, **more: Any) -> run.Partial:
+    """SFT of all weights on one GPU: 70.2 GiB.
+
+    Batch and weight decay as for Nemotron-4 340B (arXiv 2406.11704, section 3.3.1); 5e-6 is NeMo's rate for this size
+    (NVIDIA/NeMo: nemo/collections/llm/recipes/nemotron3_4b.py).
+    """
+    from nemo_sdg.training.recipes import finetune
+
+    settings = dict(
+        steps=1000, global_batch_size=128, micro_batch_size=1, max_length=2048, learning_rate=5e-6, warmup_steps=10,
+        weight_decay=0.1,
+    )  # fmt: skip
+    return finetune("sft", start, rows, settings=settings, **{"gpus_per_node": 1, "recompute": True, **more})
+
+
+def sft_lora(start: str, rows: str, **more: Any) -> run.Partial:
+    """SFT of adapters of rank 32 on one GPU: 8.5 GiB.
+
+    Rank, alpha and 1e-4 are NeMo's defaults (NVIDIA/NeMo: nemo/collections/llm/peft/lora.py and recipes/nemotron3_4b.py).
+    """
+    change = {"learning_rate": 1e-4, "lora": {"rank": 32, "alpha": 32.0}, **more.pop("change", {})}
+    return sft(start, rows, change=change, **{"spec": "local", **more})
+
+
+def reward(start: str, rows: str, **more: Any) -> run.Partial:
+    """A reward model from HelpSteer2 on one GPU: 57.1 GiB.
+
+    Batch, steps (two epochs of 20,324 rows) and warm-up as for Nemotron-4-340B-Reward (arXiv 2406.08673, appendix I);
+    2e-6 is what NVIDIA/NeMo-Aligner: docs/user-guide/steerlm.rst gives for a model of 70B.
+    """
+    from nemo_sdg.training.recipes import finetune
+
+    settings = dict(
+        steps=317, global_batch_size=128, micro_batch_size=2, max_length=4096, learning_rate=2e-6, warmup_steps=10,
+        weight_decay=0.1,
+    )  # fmt: skip
+    return finetune("reward", start, rows, settings=settings, **{"gpus_per_node": 1, "recompute": True, **more})
