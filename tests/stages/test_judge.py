@@ -15,6 +15,7 @@ from openai_server import serving
 from ranks import run_ranks
 from rounds import context, killed_after, scored, write_scored
 
+from nemo_sdg import resources
 from nemo_sdg.config import RunConfig
 from nemo_sdg.console import Console
 from nemo_sdg.engine.backends.choosing import Role
@@ -237,10 +238,11 @@ def test_another_brief_judge_limit_or_score_is_another_stage(tmp_path, server):
         judge.run(where)
 
 
-@pytest.mark.parametrize("change", ["answers", "judge", "brief"])
+@pytest.mark.parametrize("change", ["answers", "judge", "brief", "words"])
 def test_verdicts_do_not_outlive_what_they_were_made_of(tmp_path, server, change):
-    """The answers are deleted and asked for anew: others, of another judge, to other questions."""
-    where = round_of(tmp_path, server.url, planted("en")[:2])
+    """The answers are deleted and asked for anew: others, of another judge, to other questions, or read by other words."""
+    texts = Path(shutil.copytree(resources.root() / "conf/prompts", tmp_path / "texts"))
+    where = round_of(tmp_path, server.url, planted("en")[:2], f"data.synthesis.templates={texts}")
     judge.run(where)
     shutil.rmtree(where.folder / "judged/answers")
     if change == "answers":
@@ -248,8 +250,8 @@ def test_verdicts_do_not_outlive_what_they_were_made_of(tmp_path, server, change
     elif change == "judge":
         server.models = {"other": "x"}
     else:
-        file = Path(where.config.data.synthesis.brief)
-        file.write_text(file.read_text().replace("about loans", "about other loans"))
+        file = Path(where.config.data.synthesis.brief) if change == "brief" else texts / "languages.yaml"
+        file.write_text(file.read_text().replace("about loans", "about other loans").replace("correct, ", "correct, sure, "))
     with pytest.raises(StoreError, match="judged: the stage was made with another fingerprint"):
         judge.run(where)
 
