@@ -30,7 +30,7 @@ def notes(config: RunConfig, rows: Sequence[Prompt]) -> list[str]:
         return [told] if brought else []
     Questions.load(config)  # asked when all is generated, and checked now
     if not brought:
-        return [f"data.checks=true, but none {read} of {file} has a column checks: nothing will be checked"]
+        return [f"data.checks=true, but none {read} of {file} brings a list in its column checks"]
     wrong = [error for row in brought if (error := _wrong(row)) is not None]
     if wrong and config.run.strict:
         raise wrong[0]
