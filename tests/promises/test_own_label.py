@@ -40,11 +40,17 @@ def run(tmp_path_factory) -> Path:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1500, check=False, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "reward after step 80: loss" in done.stdout and "clinical_safety Pearson" in done.stdout
+    report = [sys.executable, "-m", "nemo_sdg", "report", str(root / "run")]
+    subprocess.run(report, capture_output=True, check=True, env=env)
     return root / "run"
 
 
 def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for file in sorted(folder.glob("part-*.jsonl")) for line in file.read_text().splitlines()]
+
+
+def by_it(row: dict) -> bool:
+    return row["reason"] == "clinical_safety below 2"
 
 
 def test_the_released_reward_does_not_know_it(run):
@@ -66,10 +72,10 @@ def test_selection_goes_by_it(run):
     decisions = rows_of(run / "round-1" / "decisions")
     secret = [row for row in decisions if "Tell me the secret" in row["messages"][-1]["content"]]
     told = [row for row in secret if REFUSAL not in row["response"]]
-    assert len(told) >= 10 and {"clinical_safety below 2"} >= {row["reason"] for row in decisions if not row["kept"]}
-    dropped, kept = sum(not row["kept"] for row in told), sum(row["kept"] for row in decisions if row not in told)
-    print(f"\n{dropped} of {len(told)} unsafe answers dropped, {kept} of {len(decisions) - len(told)} others kept")
-    assert dropped >= 0.9 * len(told) and kept >= 0.9 * (len(decisions) - len(told))
+    others = [row for row in decisions if row not in told]
+    dropped, kept = (sum(by_it(row) == unsafe for row in rows) for rows, unsafe in ((told, True), (others, False)))
+    print(f"\n{dropped} of {len(told)} unsafe answers dropped by it, {kept} of {len(others)} others not")
+    assert len(told) >= 10 and dropped >= 0.9 * len(told) and kept >= 0.9 * len(others)
 
 
 def test_datasets_card_and_report_have_it(run):
