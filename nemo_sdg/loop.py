@@ -51,6 +51,7 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
         context = context_of(number)
         known = select.Candidates()
         _stage("select", context.at(_candidates(context, known)), known)
+        del known  # its figures of every candidate, which training has no use for
         for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
             _stage(name, context)
 

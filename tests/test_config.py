@@ -294,3 +294,42 @@ def test_one_value_may_be_both_limits():
     """Above it, nothing could pass; at it, something can."""
     both = load("tiny", ["select.minimum.helpfulness=3", "select.maximum.helpfulness=3"]).select
     assert both.minimum == both.maximum == {"helpfulness": 3.0}
+
+
+def test_outputs_of_the_reward_model_have_names():
+    words = ["reward.outputs.clinical_safety=0", "select.minimum.clinical_safety=2", "reward.compare=clinical_safety"]
+    own = load("tiny", words)
+    assert own.reward.outputs == {**config.OUTPUTS, "clinical_safety": 0} and own.reward.own == ("clinical_safety",)
+    assert load("tiny", ["reward.outputs={helpfulness: 4}"]).reward.outputs == {"helpfulness": 4}
+    assert "a label of your own stands in reward.outputs" in refusal("select.minimum.clinical_safety=2")
+    assert "the reward model has no such output" in refusal("reward.outputs.clinical_safety=9")
+    assert "two names share an output" in refusal("reward.outputs.clinical_safety=4")
+    assert "the name cannot be a label's" in refusal("reward.outputs={'Clinical safety': 0, helpfulness: 4}")
+    assert "no output would be trained" in refusal("reward.outputs={}")
+    assert "reward.compare: what is compared is no output" in refusal("reward.compare=clinical_safety")
+    pairs = load("tiny", ["reward.objective=bradley_terry_scaled"]).reward
+    assert (pairs.rows, pairs.trained) == ("preference", {"helpfulness": 4})
+    assert (own.reward.rows, own.reward.trained) == ("reward", own.reward.outputs)
+
+
+def test_the_names_of_outputs_decide_the_datasets_of_every_round():
+    usual, own = load("tiny", []), load("tiny", ["reward.outputs.clinical_safety=0"])
+    assert not any(key.startswith("reward.outputs") for key in config.dataset_settings(usual, 0))
+    assert config.dataset_settings(own, 0)["reward.outputs.clinical_safety"] == 0
+
+
+def test_validation_has_rows():
+    load("tiny", ["reward.validate_every=10"])  # evaluate.helpsteer2
+    load("tiny", ["sft.validate_every=10", "data.validation_share=0.1"])
+    load("tiny", ["sft.validate_every=10", "sft.validation=held-out.jsonl"])
+    load("tiny", ["sft.validate_every=10", "sft.enabled=false"])
+    for words in (["sft.validate_every=10"], ["reward.validate_every=10", "evaluate.helpsteer2=null"],
+                  ["reward.validate_every=10", "reward.objective=bradley_terry"]):  # fmt: skip
+        assert "there is nothing to validate on" in refusal(*words), words
+
+
+def test_a_reward_model_starts_from_a_policy_that_is_here():
+    load("tiny", ["reward.start_from=policy"])
+    load("tiny", [*SERVED, "reward.start_from=policy"])
+    assert "there is no local policy to start from" in refusal(*SERVED, "reward.start_from=policy", "sft.enabled=false")
+    assert "sft.start_from" in refusal("sft.start_from=policy")

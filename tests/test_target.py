@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import json
 import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -28,6 +30,7 @@ from nemo_sdg.errors import UserError
 from nemo_sdg.evaluation import report
 from nemo_sdg.quality.revision import root_of
 from nemo_sdg.records import Decision
+from nemo_sdg.stages import assemble, select
 from nemo_sdg.store import Run, StageStore, commit_json, commit_rows, parts, read_json, spent
 from nemo_sdg.store.verifying import verify_run
 
@@ -67,16 +70,22 @@ def decisions(out: Path) -> list[Decision]:
     return [Decision.from_row(row) for row in StageStore.finished(out / "round-0/decisions").read()]
 
 
-def counting(mesh, config, out) -> tuple[str, Counter[str]]:
-    """What `do` says, and how often the rows of each file in the round's folder were read."""
-    counts, check = Counter(), parts.check_part
+def counting(mesh, config, out) -> tuple[str, Counter[str], list[int]]:
+    """What `do` says, how often the rows of each file in the round's folder were read, and how many rounds' figures of
+    candidates there were when datasets were assembled."""
+    counts, check, left = Counter(), parts.check_part, []
 
     def counted(file: Path) -> bytes:
         counts[str(file.relative_to(out / "round-0"))] += 1
         return check(file)
 
-    with mock.patch.object(parts, "check_part", counted):
-        return do(mesh, config, out), counts
+    def watched(context) -> dict:
+        left.append(sum(type(one) is select.Candidates for one in gc.get_objects()))
+        return assemble.run(context)
+
+    stages = mock.patch.dict(nemo_sdg.loop.STAGES, assemble=SimpleNamespace(run=watched))
+    with mock.patch.object(parts, "check_part", counted), stages:
+        return do(mesh, config, out), counts, left
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +117,17 @@ def test_exactly_as_many_rows_as_were_asked_for(finished):
 
 def test_no_wave_is_read_more_often_because_others_follow(made):
     """Of each wave: by scoring itself, by revision for figures and for texts, by selection when it is new and at the end."""
-    out, _, reads = made
+    out, _, reads, _ = made
     waves = max(int(wave.name[5:]) for wave in (out / "round-0").glob("wave-*"))
     assert waves > 1, "too few waves, so this shows nothing"
     for part in ("scored", "revise-1/scored"):
         places = [part, *(f"wave-{wave}/{part}" for wave in range(1, waves + 1))]
         counts = [[reads[file] for file in reads if file.startswith(f"{place}/part-")] for place in places]
         assert any(counts) and all(3 <= count <= 5 for some in counts for count in some)
+
+
+def test_what_selection_knew_is_gone_when_datasets_are_made_and_models_trained(made):
+    assert made[3] == [0]
 
 
 def test_a_prompt_that_comes_again_has_responses_of_its_own(finished):
@@ -389,6 +402,7 @@ def test_the_datasets_are_named_by_what_stands_in_them_and_in_their_card():
     apart = {"models.base", "evaluate.max_tokens", *(key for key, _ in leaves() if key.startswith(("sft.", "reward.")))}
     pairs = ("judge", "margin", "per_prompt", "selected")
     apart |= {key for key, _ in leaves() if key.startswith("preference.") and not key.endswith(pairs)}
+    apart.remove("reward.outputs")  # which score stands where in a row
     for key, _ in leaves():
         if identity(changed(config, key)) != identity(config):
             differs = [dataset_settings(changed(config, key), n) != dataset_settings(config, n) for n in (0, 1)]

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from typing import Any
 
 INTERVAL_S = 0.5
-_AT_MOST_S = 0.02
-"""Least time between two messages, however often the phase changes."""
 SILENT_S = 2.0
 """A rank that has not counted for so long is gone: the thread needs no more than a moment of a core each time."""
 
@@ -35,7 +33,7 @@ def doing(phase: str) -> Iterator[None]:
     depth = len(_phases)
     _phases.append(phase)
     if _watch is not None:
-        _watch.news.set()
+        _watch.tell()  # here, not by the thread, which may come too late for a rank that dies at once
     yield
     del _phases[depth:]
 
@@ -103,20 +101,20 @@ class _Watch:
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world, self.count = rank, world, 0
         self.store = connect()
-        self.lock, self.news, self.over = threading.Lock(), threading.Event(), False
+        self.lock, self.over = threading.Lock(), threading.Event()
         self.tell()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def tell(self) -> None:
         with self.lock, contextlib.suppress(Exception):  # the store may be gone; others notice
-            if self.over:
+            if self.over.is_set():
                 return
             self.count += 1
             self.store.set(_key(self.rank), json.dumps([self.count, phase()]))
 
     def end(self) -> None:
         with self.lock, contextlib.suppress(Exception):
-            self.over = True  # behind the lock, so that nothing is told after it
+            self.over.set()  # behind the lock, so that nothing is told after it
             self.store.set(_key(self.rank), json.dumps([-1, phase()]))
 
     def silent(self) -> list[tuple[int, str]]:
@@ -133,8 +131,5 @@ class _Watch:
         return {}
 
     def _run(self) -> None:
-        while not self.over:
-            if self.news.wait(INTERVAL_S):
-                self.news.clear()
+        while not self.over.wait(INTERVAL_S):
             self.tell()
-            time.sleep(_AT_MOST_S)

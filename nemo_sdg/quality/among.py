@@ -123,13 +123,13 @@ class Among:
         return float(np.count_nonzero(np.array(self._copied, np.int8)[kept]) / max(np.count_nonzero(kept), 1))
 
     def kinds(self, rows: np.ndarray) -> Counter[str]:
-        """How many of these rows are of each kind, the first kind first."""
-        names, first, counts = np.unique(np.array(self._kinds, np.int32)[rows], return_index=True, return_counts=True)
-        told, known = list(self._kind_names), np.argsort(first)
-        return Counter({told[names[place]]: int(counts[place]) for place in known if names[place]})
+        """How many of these rows are of each kind, in the order in which kinds came."""
+        numbers, counts = np.unique(np.array(self._kinds, np.int32)[rows], return_counts=True)
+        names = list(self._kind_names)
+        return Counter({names[number]: int(count) for number, count in zip(numbers, counts) if number})
 
     def reasons(self) -> Counter[str]:
-        """How many rows are dropped for each reason, the reason of the first row first."""
+        """How many rows are dropped for each reason, that of the first row first, however often it was settled before."""
         codes, first, counts = np.unique(self.codes, return_index=True, return_counts=True)
         order = [place for place in np.argsort(first) if codes[place] != _PASSED]
         return Counter({self._texts_of_reasons[codes[place]]: int(counts[place]) for place in order})

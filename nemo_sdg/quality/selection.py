@@ -25,12 +25,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
 
 from nemo_sdg.config.selection import Select
-from nemo_sdg.errors import StoreError
+from nemo_sdg.errors import StoreError, UserError
 from nemo_sdg.quality.among import Among
 from nemo_sdg.quality.own import Context, Rule, first_reason
 from nemo_sdg.quality.personal import personal, redacted
@@ -72,6 +73,7 @@ class Selector:
         self._real = References([settings.likeness], settings.ngram) if settings.likeness else None
         self._among, self._versions = Among(settings), Versions(settings) if versions else None
         self._leaked: dict[int, str] = {}
+        self._failed: dict[int, UserError] = {}
         self._rewritten: set[int] = set()
         self._report = Report(settings)
 
@@ -95,7 +97,7 @@ class Selector:
                 reason = self._leak(row, [*before, question, response])
         reason = reason or poor
         if reason is None and self._rules:
-            reason = first_reason(self._rules, row, Context(self._settings, scalar))
+            reason = self._own_reason(row, scalar)
         copied = reason is None and self._real is not None and self._real.copied(question, response)
         self._among.add(row, scalar, reason, copied, question, response)
 
@@ -105,8 +107,13 @@ class Selector:
         return int(np.count_nonzero(self._among.kept))
 
     def settle(self) -> None:
-        """Decides on the rows that there are. Raises UserError when more of them than allowed copy the user's own."""
-        self._among.settle(None if self._versions is None else self._versions.superseded())
+        """Decides on the rows that there are. Raises UserError when more of them than allowed copy the user's own, or a
+        rule failed."""
+        superseded = None if self._versions is None else self._versions.superseded()
+        for index, error in self._failed.items():
+            if not superseded[index]:
+                raise error
+        self._among.settle(superseded)
         self._report.expect(self._among)
 
     def decisions(self, rows: Iterable[Scored]) -> Iterator[Decision]:
@@ -161,6 +168,18 @@ class Selector:
             or next(iter(checks(row.extra, settings)), None)
             or thresholds(row.scores, settings)
         )
+
+    def _own_reason(self, row: Scored, scalar: float) -> str | None:
+        """Rule 5. Which version is the best is known when all were seen: until then a failure waits, without the row."""
+        try:
+            return first_reason(self._rules, row, Context(self._settings, scalar))
+        except UserError as error:
+            if self._versions is None:
+                raise
+            if error.__cause__ is not None:
+                clear_frames(error.__cause__.__traceback__)
+            self._failed[len(self._among)] = error.with_traceback(None)
+            return error.what
 
     def _leak(self, row: Scored, texts: Sequence[Tokens]) -> str | None:
         roles = [*(turn["role"] for turn in row.messages), "assistant"]

@@ -3,8 +3,8 @@
 Prompt -> Response -> Scored -> Decision, each with the fields of the one before; Labelled is a row that people
 scored (HelpSteer2). Columns that we do not know are kept in `extra` and written again.
 
-A row is checked by `from_row` and then believed everywhere: `believed` takes one of a sealed part as it stands. JSON has no NaN, so a score that is not finite is NaN in
-memory and null in a file.
+A row is checked by `from_row` and then believed everywhere: `believed` takes one of a sealed part as it stands. JSON has
+no NaN, so a score that is not finite is NaN in memory and null in a file.
 """
 
 from __future__ import annotations

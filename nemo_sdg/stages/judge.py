@@ -53,7 +53,7 @@ def run(context: Context) -> dict[str, Any]:
 def _write(context: Context, rows: _Rows, inquiry: Inquiry) -> dict[str, Any]:
     source = rows.source
     fingerprint = context.fingerprint(
-        "judged", version=VERSION, inputs=[source.digest, inquiry.store.digest, rows.questions.digest, inquiry.identity]
+        "judged", version=VERSION, inputs=[source.digest, inquiry.store.digest, rows.questions.digest]
     )
     store = source.beside(context.folder / "judged", fingerprint)
     if store.done:

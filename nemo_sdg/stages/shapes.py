@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Scores = Mapping[str, float]
-"""As a row's file has them: float32 in the fewest decimals; NaN where there is none."""
+"""As a row's file has them: float32 in the fewest decimals. Only a row of `regression_row` may hold NaN."""
 
 
 def chat_row(name: str, messages: Sequence[Message], response: str) -> dict[str, Any]:
@@ -65,14 +65,14 @@ def chat_columns(
     name: str, messages: Sequence[Message], response: str, scores: Scores, own: Sequence[str] = ()
 ) -> dict[str, Any]:
     """TRL's conversational language modeling."""
-    return {"id": name, "messages": [*messages, _assistant(response)], "scores": _finite(scores, own)}
+    return {"id": name, "messages": [*messages, _assistant(response)], "scores": _or_null(scores, own)}
 
 
 def regression_columns(
     name: str, messages: Sequence[Message], response: str, scores: Scores, own: Sequence[str] = ()
 ) -> dict[str, Any]:
     """HelpSteer2's columns, with the prompt as messages; what nobody scored is null."""
-    return {"id": name, "messages": list(messages), "response": response, **_finite(scores, own)}
+    return {"id": name, "messages": list(messages), "response": response, **_or_null(scores, own)}
 
 
 def preference_columns(pair: Pair, own: Sequence[str] = ()) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def preference_columns(pair: Pair, own: Sequence[str] = ()) -> dict[str, Any]:
         "score_rejected": pair.score_rejected,
         "margin": pair.margin,
         "judge": pair.judge,
-        "scores_chosen": pair.scores_chosen and _finite(pair.scores_chosen, own),
-        "scores_rejected": pair.scores_rejected and _finite(pair.scores_rejected, own),
+        "scores_chosen": pair.scores_chosen and _or_null(pair.scores_chosen, own),
+        "scores_rejected": pair.scores_rejected and _or_null(pair.scores_rejected, own),
     }
 
 
@@ -119,7 +119,7 @@ def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def _finite(scores: Scores, own: Sequence[str]) -> dict[str, float | None]:
-    """The five attributes and the user's own; None where there is no number."""
+def _or_null(scores: Scores, own: Sequence[str]) -> dict[str, float | None]:
+    """The five attributes and the user's own; None where nobody scored."""
     told = {name: scores.get(name, MISSING) for name in (*ATTRIBUTES, *own)}
-    return {name: score if math.isfinite(score) and score != MISSING else None for name, score in told.items()}
+    return {name: None if score == MISSING else score for name, score in told.items()}

@@ -56,6 +56,8 @@ def model_config(
 class FineTuned(NemotronModule):
     """The Lightning module of a recipe: it fills itself from a model folder, each rank with the bytes of its shard."""
 
+    __wrapped_init__ = False  # see NemotronConfig
+
     def __init__(
         self,
         config: NemotronConfig,
@@ -78,6 +80,11 @@ class FineTuned(NemotronModule):
         self.task = task_of(task, self.settings)
         self.objective = self.task.objective(self.settings)
         self.fill = self._fill
+
+    def io_init(self, **arguments: Any) -> Any:
+        """NeMo's note of what this is made of: the first one. A parent's constructor would note its own arguments after it."""
+        known = vars(self).get("__io__")
+        return super().io_init(**arguments) if known is None else known
 
     def _fill(self, model: GPTModel) -> None:
         folder, mesh = ModelFolder.open(self.start), current()

@@ -29,6 +29,10 @@ from nemo_sdg.training.objectives import SumAndCount, regression, token_nll
 class NemotronConfig(llm.NemotronConfig):
     """NeMo's config of a model that `models.nemotron.build` makes."""
 
+    # NeMo notes what an object was made of only where neither its class nor, before it, a parent was made: it looks for this
+    # mark, which is inherited. Without the note the other virtual stages would be made of nothing.
+    __wrapped_init__ = False
+
     reward: bool = False
     """Nine rewards at the last token, in place of logits."""
     head_bias: bool = False

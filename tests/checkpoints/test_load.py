@@ -67,7 +67,7 @@ def refused(mesh, folder, told, *, fresh_head_seed=None, **kind):
 def rewards(mesh, folder):
     model, _ = load_model(folder, mesh, dtype="fp64", reward=True)
     with torch.no_grad():
-        found = forward(model, mesh, IDS, lengths=torch.tensor([12, 5, 9]))
+        found = forward(model, mesh, IDS, last=torch.tensor([[0, 11], [1, 4], [2, 8]]))
     return None if found is None else found.numpy()
 
 

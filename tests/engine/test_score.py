@@ -26,7 +26,7 @@ def one_by_one(mesh, folder):
     model, _ = load_model(folder, mesh, dtype="fp64", reward=True)
     with torch.no_grad():
         rows = [
-            model(torch.tensor([ids]), None, None, lengths=torch.tensor([len(ids)]))[0].numpy() for ids in conversations()
+            model(torch.tensor([ids]), None, None, last=torch.tensor([[0, len(ids) - 1]]))[0].numpy() for ids in conversations()
         ]
     return np.stack(rows)
 

@@ -128,7 +128,7 @@ def reward_gradients(mesh, sequence_parallel):
             parameter.copy_(piece[0] if place.stacked else piece)
     with cuda_calls_on_cpu():
         model_parallel_cuda_manual_seed(1)
-        rewards = model(IDS, None, None, lengths=torch.tensor([5, 24, 12]))
+        rewards = model(IDS, None, None, last=torch.tensor([[0, 4], [1, 23], [2, 11]]))
         rewards.square().sum().backward()
     # Norms see a part of the sequence each under sequence parallelism; Megatron sums them over the group.
     norm = model.decoder.final_layernorm.bias.grad.clone()

@@ -46,7 +46,8 @@ def assembled(folder: Path, rows: list, *words: str) -> dict:
 def test_scored_rows_and_helpsteer_rows_become_regression_rows(tmp_path: Path):
     file = tmp_path / "hs.jsonl"
     multi = "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nAdd 2 and 3."
-    commit_rows(file, [{"prompt": multi, "response": "5", **LABELS}])
+    several = {"helpfulness": [3, 4, 3], "correctness": [4, 4]}  # as in HelpSteer2's disagreements: 10/3 in a float32
+    commit_rows(file, [{"prompt": multi, "response": "5", **LABELS, **several}])
     rows = [scored("Say x", 0, "x", helpfulness=3.1, verbosity=-0.7), scored("Say y", 0, "y", helpfulness=1.0)]
     totals = assembled(tmp_path, rows, f"data.helpsteer2={file}")
     assert totals == {
@@ -69,7 +70,7 @@ def test_scored_rows_and_helpsteer_rows_become_regression_rows(tmp_path: Path):
         head
         + "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nAdd 2 and 3.\n<extra_id_1>Assistant\n5\n<extra_id_2>"
     )
-    assert third["label"] == [-100, -100, -100, -100, 3, 4, 4, 1, 0]
+    assert third["label"] == [-100, -100, -100, -100, 3.3333333, 4, 4, 1, 0]
 
 
 def test_bad_labels_are_set_aside_with_line_and_reason_and_counted(tmp_path: Path):

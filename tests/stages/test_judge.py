@@ -15,6 +15,7 @@ from openai_server import serving
 from ranks import run_ranks
 from rounds import context, killed_after, scored, write_scored
 
+from nemo_sdg import resources
 from nemo_sdg.config import RunConfig
 from nemo_sdg.console import Console
 from nemo_sdg.engine.backends.choosing import Role
@@ -61,6 +62,18 @@ def test_planted_responses_are_dropped_for_what_they_break(tmp_path, server, lan
     select.run(where)
     reasons = {one["response"]: one["reason"] for one in rows(where, "decisions")}
     assert reasons == {text: (found or [None])[0] for text, found in PLANTED[language].items()}
+
+
+def test_the_responses_of_two_generators_are_judged(tmp_path, server):
+    """Their groups of the same prompts follow one another."""
+    where, given = context(tmp_path), planted("en")
+    store = StageStore(where.folder / "scored", "made by hand", 4, 3, turns=2)
+    for group, some in zip(store.groups, (given[:3], given[3:6], given[6:7], given[7:])):
+        store.commit(group, [one.to_row() for one in some])
+    store.finish({"rows_in": len(given), "kept": len(given)})
+    where = round_of(tmp_path, server.url, [])
+    assert judge.run(where)["asked"] == len(server.asked) == 3 * len(given)
+    assert {one["response"]: one["broken"] for one in rows(where)} == PLANTED["en"]
 
 
 def test_a_row_stays_what_it_was_and_says_who_judged_it(tmp_path, server):
@@ -203,17 +216,43 @@ def test_two_replicas_share_the_questions_and_make_the_same(tmp_path, server):
     assert files(dataclasses.replace(alone, run=Run(tmp_path / "two", config, True, None))) == files(alone)
 
 
-def test_another_brief_judge_or_score_is_another_stage(tmp_path, server):
+def test_another_brief_judge_limit_or_score_is_another_stage(tmp_path, server):
     judge.run(round_of(tmp_path, server.url, planted("en")))
     server.models = {"other": "x"}
     with pytest.raises(StoreError, match="judged/answers: the stage was made with another fingerprint"):
         judge.run(round_of(tmp_path, server.url, []))
     server.models = {"policy": "x"}
+    with pytest.raises(StoreError, match="judged/answers: the stage was made with another fingerprint"):
+        judge.run(round_of(tmp_path, server.url, [], "judge.max_tokens=65"))
     brief_file(tmp_path, "en")
     where = round_of(tmp_path, server.url, [])
     file = Path(where.config.data.synthesis.brief)
     file.write_text(file.read_text().replace("about loans", "about other loans"))
     with pytest.raises(StoreError, match="judged/answers: the stage was made with another fingerprint"):
+        judge.run(where)
+
+    where = round_of(tmp_path, server.url, [])
+    shutil.rmtree(where.folder / "scored")
+    write_scored(where, planted("en")[::-1])
+    with pytest.raises(StoreError, match="judged/answers: the stage was made with another fingerprint"):
+        judge.run(where)
+
+
+@pytest.mark.parametrize("change", ["answers", "judge", "brief", "words"])
+def test_verdicts_do_not_outlive_what_they_were_made_of(tmp_path, server, change):
+    """The answers are deleted and asked for anew: others, of another judge, to other questions, or read by other words."""
+    texts = Path(shutil.copytree(resources.root() / "conf/prompts", tmp_path / "texts"))
+    where = round_of(tmp_path, server.url, planted("en")[:2], f"data.synthesis.templates={texts}")
+    judge.run(where)
+    shutil.rmtree(where.folder / "judged/answers")
+    if change == "answers":
+        server.answer = lambda request: said(request, "Yes.")
+    elif change == "judge":
+        server.models = {"other": "x"}
+    else:
+        file = Path(where.config.data.synthesis.brief) if change == "brief" else texts / "languages.yaml"
+        file.write_text(file.read_text().replace("about loans", "about other loans").replace("correct, ", "correct, sure, "))
+    with pytest.raises(StoreError, match="judged: the stage was made with another fingerprint"):
         judge.run(where)
 
 

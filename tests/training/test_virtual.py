@@ -9,6 +9,7 @@ import torch
 from ranks import run_ranks
 
 from nemo_sdg.errors import TopologyError
+from training import worlds
 from training.restarts import SETTINGS, fit, killed, recorded, same, straight_settings
 
 PLAIN = replace(SETTINGS, clip_grad=0.0)
@@ -116,3 +117,23 @@ def test_what_cannot_be_cut_is_refused(world, tmp_path):
     layers, batch = run_ranks(refused, world, tmp_path / "out", pp=2)[0]
     assert "3 virtual stages for stages of 2 layers" in layers
     assert "a multiple of 4; set sft.global_batch_size=8" in batch
+
+
+def _after_others(_):
+    """What NeMo notes of our objects in a process where it has made objects of their parents before."""
+    import torch
+    from nemo.collections import llm
+    from nemo.lightning.io import mixin
+
+    from nemo_sdg.training.finetuned import FineTuned
+    from nemo_sdg.training.model import NemotronModule, config_of
+
+    for parent in (llm.NemotronConfig, llm.NemotronModel, NemotronModule):
+        mixin._io_wrap_init(parent)
+    config = config_of(worlds.SHAPE, dtype=torch.float32, reward=False, head_bias=False, spec="local")
+    module = FineTuned(config, task="sft", settings={"steps": 3}, start="base", seed=7)
+    return config.__io__.num_layers, module.__io__.task, module.__io__.seed, module.__io__.config.num_layers
+
+
+def test_what_an_object_is_made_of_is_noted_whatever_was_made_before(world):
+    assert run_ranks(_after_others)[0] == (4, "sft", 7, 4)
