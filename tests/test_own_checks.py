@@ -1,4 +1,4 @@
-"""Prompts of the user's own that bring checks, without a brief: from the file to the reason that a response is dropped by."""
+"""Prompts of the user's own that bring checks, without a brief: from the file to the reason of a drop."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def unchecked(tmp_path_factory, server) -> Path:
     (note,) = [line for line in said.splitlines() if line.startswith("note: ")]
     assert note.removeprefix("note: ") in planning.make(config).notes
     rows = len(PLANTED["en"])
-    assert f"{rows} of {rows + 1} rows read of {folder}/prompts.jsonl bring checks" in note and "data.checks=true" in note
+    assert f"{rows} of {rows + 1} rows read of {folder}/prompts.jsonl bring checks" in note
+    assert "data.checks=true" in note
     assert len(server.asked) - count == 2 * (rows + 1), "each prompt is answered and scored, and nobody judges"
     assert set(reasons(folder / "run").values()) == {None} and not (folder / "run/round-0/judged").exists()
     return folder / "run"
@@ -177,7 +178,8 @@ def test_a_run_without_revisions_selects_again_when_nothing_is_checked_any_more(
     ],
 )  # fmt: skip
 def test_what_a_change_leaves(revised, words, reused):
-    assert left(revised, *words) - {"evaluation.json"} - {f"revise-1/{name}" for name in ("responses", "scored", "judged")} == reused
+    follow = {f"revise-1/{name}" for name in ("responses", "scored", "judged")}
+    assert left(revised, *words) - {"evaluation.json"} - follow == reused
 
 
 # ---- what a user is told before anything is generated
@@ -194,9 +196,11 @@ def noted(folder: Path, rows: list[dict], *words: str) -> list[str]:
     return in_plan
 
 
-SERVED = ("generate.backend=endpoint", "score.backend=endpoint", "sft.enabled=false", "reward.enabled=false", "run.rounds=2")
+SERVED = ("generate.backend=endpoint", "score.backend=endpoint", "sft.enabled=false", "reward.enabled=false")
+SERVED += ("run.rounds=2",)
 SERVED += tuple(f"{phase}.endpoint.url=http://127.0.0.1:1/v1" for phase in ("generate", "score"))
-ONE = {"line": "at most 9 words", "reason": "long", "wanted": True, "spec": {"kind": "words", "relation": "at_most", "count": 9}}
+NINE = {"kind": "words", "relation": "at_most", "count": 9}
+ONE = {"line": "at most 9 words", "reason": "long", "wanted": True, "spec": NINE}
 
 
 class Recorded:
@@ -224,7 +228,8 @@ def test_only_what_does_not_fit_is_said(tmp_path):
 
 
 def test_a_strict_run_refuses_checks_that_are_none(tmp_path):
-    where = context(tmp_path, *SERVED, "data.checks=true", "run.strict=true", prompts=[row(0, [{**ONE, "spec": {"kind": "word"}}])])
+    wrong = row(0, [{**ONE, "spec": {"kind": "word"}}])
+    where = context(tmp_path, *SERVED, "data.checks=true", "run.strict=true", prompts=[wrong])
     for refuse in (lambda: prompts.run(where), lambda: planning.make(where.config)):
         with pytest.raises(RowError, match="row r0: unknown kind of instruction, found 'word'; the nearest is words"):
             refuse()
@@ -272,7 +277,7 @@ def test_the_plan_says_what_the_judge_is_asked(tmp_path):
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["data.checks=true"], "data.checks: no row of data.prompts is read beside the brief; set data.synthesis.own_prompts=true"),
+        (["data.checks=true"], "data.checks: no row of data.prompts is read .*set data.synthesis.own_prompts=true"),
         (["judge.language=ja"], "judge.language: the brief has a language of its own, found ja"),
     ],
 )
@@ -284,7 +289,8 @@ def test_beside_a_brief_settings_without_effect_are_refused(tmp_path, words, wha
 
 
 def test_the_checks_in_the_readme_are_checks():
-    (text,) = re.findall(r'^```\n(\{"prompt".*?)^```$', (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    readme = (ROOT / "README.md").read_text()
+    (text,) = re.findall(r'^```\n(\{"prompt".*?)^```$', readme, flags=re.MULTILINE | re.DOTALL)
     program, question = [Requirement.from_row(check) for check in json.loads(text)["checks"]]
     assert program.holds("one " * 60) is True and program.holds("one " * 61) is False and program.spec["kind"] in KINDS
     assert question.holds("x") is None and not question.wanted
