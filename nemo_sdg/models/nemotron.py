@@ -33,6 +33,7 @@ from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel import device
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def squared_relu(x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 
 from nemo_sdg.config import ATTRIBUTES
 from nemo_sdg.engine.backends import Refusal
+from nemo_sdg.engine.backends.choosing import sampled
 from nemo_sdg.engine.backends.local import LocalGenerator
-from nemo_sdg.engine.requests import Sampling
 from nemo_sdg.errors import RowError, StoreError, UserError
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel.agree import on_writer
@@ -61,30 +61,29 @@ class OnlineSampling(pl.Callback):
             if step != first:
                 raise StoreError("the rows that these steps learn from are gone", where=path,
                                  way_out="remove the working folder to begin the fit again")  # fmt: skip
-            rows = self._make(list(trainer.strategy.model), first)
-        samples = self._samples([Decision.from_row(row) for row in rows])
+            rows = self._make(trainer.strategy.model[0], first)
+        made = self._samples([Decision.from_row(row) for row in rows])
+        samples = [one for one in made if one.num_tokens <= self.batches.longest]
         if not samples:
+            too_long = f", {len(made)} of them longer than {self.batches.longest} tokens" if made else ""
             raise UserError(
                 "there is nothing to learn from", where=f"online training, step {first}",
-                found=f"nothing in {len(rows)} scored answers",
+                found=f"nothing in {len(rows)} scored answers{too_long}",
                 way_out="loosen what selection or pairs ask for, or ask for more samples or prompts",
             )  # fmt: skip
-        tokens = self.batches.feed(step, samples)
+        tokens = self.batches.feed(step, samples if self.reference is None else self.reference(samples))
         if not known:
             learned = {"samples": len(samples), "tokens": tokens}
             on_writer(self.mesh, lambda: self._commit(path, rows, learned))
 
-    def _make(self, chunks: list[torch.nn.Module], step: int) -> list[dict[str, Any]]:
+    def _make(self, chunk: torch.nn.Module, step: int) -> list[dict[str, Any]]:
         """The judged answers to this interval's prompts, in their order, on every rank."""
         online, mesh = self.online, self.mesh
         asked = online.asked(step)
         # An id may come twice in one interval; its place makes it one of its own.
         named = [Prompt(f"{i}:{prompt.id}", prompt.messages, extra=prompt.extra) for i, prompt in enumerate(asked)]
-        sampling = Sampling(
-            max_tokens=online.generate.max_tokens, temperature=online.generate.temperature,
-            top_p=online.generate.top_p, top_k=online.generate.top_k, seed=online.seed, round=step,
-        )  # fmt: skip
-        with live(chunks) as model:
+        sampling = sampled(online.generate, seed=online.seed, round=step)
+        with live(chunk) as model:
             generator = LocalGenerator(model, self.tokenizer, mesh, online.generate, {})
             made = generator.generate(named[mesh.dp_rank :: mesh.dp], sampling, online.generate.samples)
             answers = sorted((row for row in made if not isinstance(row, Refusal)), key=lambda row: _order(row.id))
@@ -100,7 +99,7 @@ class OnlineSampling(pl.Callback):
         for _, of_prompt in groupby(rows, key=lambda row: row.prompt_id):
             with contextlib.suppress(RowError):
                 samples += self.online.teach(list(of_prompt), self.tokenizer)
-        return samples if self.reference is None else self.reference(samples)
+        return samples
 
     def _commit(self, path: Path, rows: list[dict[str, Any]], learned: dict[str, int]) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -111,18 +110,14 @@ class OnlineSampling(pl.Callback):
 
 
 @contextlib.contextmanager
-def live(chunks: list[torch.nn.Module]) -> Iterator[torch.nn.Module]:
+def live(chunk: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The model that is being trained, ready to generate: the very weights, out of Megatron's wrappers.
 
     Sequence parallelism is off meanwhile (its lengths must divide by TP), and `no_grad` is on. Not `inference_mode`:
     what it touches could not be trained any more.
     """
-    if len(chunks) > 1:
-        raise UserError("a policy in virtual stages cannot generate", where="topology.virtual_stages",
-                        found=len(chunks), expected="1")  # fmt: skip
-    wrapped = chunks[0]
     with contextlib.ExitStack() as stack:
-        model = wrapped
+        model = chunk
         while hasattr(model, "module"):
             model = model.module
             if getattr(getattr(model, "ddp_config", None), "overlap_param_gather", False):

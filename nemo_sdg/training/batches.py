@@ -14,10 +14,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nemo_sdg.config import Training
+from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.training.samples import Sample
 
 MULTIPLE = 8
 """Rows are padded to a multiple of this many tokens."""
+
+
+def layout(settings: Training, mesh: Mesh, seed: int, virtual_stages: int = 1) -> dict[str, Any]:
+    """How a fit's rows are laid out on these ranks: what `GlobalBatches` is told besides the samples."""
+    # Virtual stages take turns over as many micro batches as there are stages.
+    unit = settings.micro_batch_size * mesh.dp * (mesh.pp if virtual_stages > 1 else 1)
+    return {
+        "steps": settings.steps,
+        "global_batch_size": settings.global_batch_size,
+        "seed": seed,
+        "unit": unit,
+        "padded_together": unit if mesh.pp == 1 else None,
+    }
 
 
 class GlobalBatches(Dataset):

@@ -11,26 +11,29 @@ import nemo.lightning as nl
 from megatron.core.models.gpt import GPTModel
 from nemo.lightning import io
 from nemo.lightning.io.pl import ckpt_to_dir
+from nemo.utils.app_state import AppState
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nemo_sdg.checkpoints.description import write_description
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
-from nemo_sdg.config import Lora, RewardTraining, Training
+from nemo_sdg.config import Lora, Models, Preference, RewardTraining, Training
 from nemo_sdg.models.lora import attach
-from nemo_sdg.models.nemotron import DTYPES
+from nemo_sdg.models.nemotron import DTYPE_NAMES, DTYPES
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel.mesh import current
 from nemo_sdg.training import samples
-from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.batches import GlobalBatches, layout
+from nemo_sdg.training.forward import interleaved
 from nemo_sdg.training.lora import MergeAtTheEnd
 from nemo_sdg.training.model import NemotronConfig, NemotronModule, TargetLoss, config_of
+from nemo_sdg.training.reference import with_reference
 from nemo_sdg.training.strategy import BatchSampler
 from nemo_sdg.training.tasks import task_of
 from nemo_sdg.training.trainer import untouched
 
-GROUPS: dict[str, type[Training]] = {"sft": Training, "reward": RewardTraining}
+GROUPS: dict[str, type[Training]] = {"sft": Training, "preference": Preference, "reward": RewardTraining}
 """The class of settings of each task."""
 
 
@@ -45,12 +48,10 @@ def model_config(
     contents, more = ModelFolder.open(start).contents, {}
     if recompute:
         more |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if virtual_stages > 1:
-        # Batched sends and receives get interleaved stages wrong without an error.
-        more |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     return config_of(
-        contents.shape, dtype=DTYPES[dtype], reward=task == "reward", head_bias=contents.head_bias, spec=spec, **more
-    )
+        contents.shape, dtype=DTYPES[dtype], reward=task == "reward", head_bias=contents.head_bias, spec=spec,
+        virtual_stages=virtual_stages, **more,
+    )  # fmt: skip
 
 
 class FineTuned(NemotronModule):
@@ -123,7 +124,7 @@ class Rows(pl.LightningDataModule, io.IOMixin):
     def __init__(self, rows: str, task: str, settings: dict[str, Any], start: str, seed: int) -> None:
         """
         Args:
-            rows: NeMo's SFT chat format, or the regression format; as `task` wants it.
+            rows: NeMo's SFT chat format, or NeMo-Aligner's pairs or regression format; as `task` wants it.
             settings: fields of `config.Training`, or of the class that the task has.
             start: the model folder that has the tokenizer.
         """
@@ -140,21 +141,22 @@ class Rows(pl.LightningDataModule, io.IOMixin):
         """The global batches, once the ranks are laid out."""
         if self.batches is None:
             folder, mesh, settings = ModelFolder.open(self.start), current(), self.settings
-            unit = settings.micro_batch_size * mesh.dp
-            make = task_of(self.task, settings).sample
+            task = task_of(self.task, settings)
             read = samples.read(
-                make, Path(self.rows), Tokenizer(folder.tokenizer, folder.path),
+                task.sample, Path(self.rows), Tokenizer(folder.tokenizer, folder.path),
                 min(settings.max_length, folder.shape.seq_length),
             )  # fmt: skip
-            self.batches = GlobalBatches(
-                read.rows,
-                steps=settings.steps,
-                global_batch_size=settings.global_batch_size,
-                seed=self.seed,
-                unit=unit,
-                padded_together=unit if mesh.pp == 1 else None,
-                packed_sequence_size=settings.packed_sequence_size,
-            )
+            if task.reference:
+                # Before the trainer builds the policy, so that the two are never on the device together.
+                config = self.trainer.lightning_module.config
+                models = Models(dtype=DTYPE_NAMES[config.params_dtype], spec=config.spec)
+                with interleaved(1):
+                    read = with_reference(
+                        read, settings, models=models, start=folder, work=Path(AppState().log_dir), mesh=mesh
+                    )
+            virtual_stages = self.trainer.strategy.virtual_pipeline_model_parallel_size or 1
+            options = layout(settings, mesh, self.seed, virtual_stages)
+            self.batches = GlobalBatches(read.rows, packed_sequence_size=settings.packed_sequence_size, **options)
         return self.batches
 
     def train_dataloader(self) -> DataLoader:
@@ -197,10 +199,9 @@ class Checkpoints(nl.ModelCheckpoint):
         module, mesh = trainer.lightning_module, current()
         if mesh.writer:
             folder = ModelFolder.open(module.start)
-            dtype = next(name for name, dtype in DTYPES.items() if dtype is module.config.params_dtype)
             write_description(
-                Path(ckpt_to_dir(filepath)), folder.shape, folder.tokenizer, reward=module.config.reward, dtype=dtype,
-                tp=mesh.tp, pp=mesh.pp,
+                Path(ckpt_to_dir(filepath)), folder.shape, folder.tokenizer, reward=module.config.reward,
+                dtype=DTYPE_NAMES[module.config.params_dtype], tp=mesh.tp, pp=mesh.pp,
             )  # fmt: skip
 
     def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:

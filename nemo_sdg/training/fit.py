@@ -16,7 +16,7 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.config import Models, Training, fingerprint
 from nemo_sdg.engine.load import resolve_dtype
-from nemo_sdg.models.nemotron import DTYPES
+from nemo_sdg.models.nemotron import DTYPE_NAMES
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_writer
@@ -26,7 +26,7 @@ from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.parallel.watch import doing
 from nemo_sdg.store import commit_file, commit_folder, write_sums
 from nemo_sdg.training import cpu, probe, reference, samples
-from nemo_sdg.training.batches import GlobalBatches
+from nemo_sdg.training.batches import GlobalBatches, layout
 from nemo_sdg.training.forward import interleaved
 from nemo_sdg.training.held_out import HeldOut
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
@@ -78,8 +78,9 @@ def fit(
     folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages, virtual_stages=virtual_stages)
     if not TASKS[task].reward:
         folder.require(reward=False)
-    together = mesh.pp if virtual_stages > 1 else 1
-    check_global_batch(settings, mesh.dp, task, together)
+    check_global_batch(settings, mesh.dp, task, mesh.pp if virtual_stages > 1 else 1)
+    if isinstance(rows, Online):
+        rows.check(settings, virtual_stages)
     signature = on_writer(mesh, lambda: fingerprint(identity(task, settings, models, folder, rows, seed, validation)))
     if (done := on_writer(mesh, lambda: committed(out, signature))) is not None:
         return done
@@ -87,10 +88,10 @@ def fit(
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
     with cpu.scope(), StopRequest() as stop, interleaved(virtual_stages):
-        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, together)
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, virtual_stages)
         job.validate_on(validation, on_validation)
         job.start, job.on_step, job.listeners = str(start), on_step, listeners
-        job.sequence_parallel, job.virtual_stages = sequence_parallel, virtual_stages
+        job.sequence_parallel = sequence_parallel
         try:
             return job.run()
         finally:
@@ -107,7 +108,6 @@ class _Fit:
     on_step: Callable[[int, float], None] | None = None
     sequence_parallel = False
     listeners: Listeners | None = None
-    virtual_stages = 1
     held_out: HeldOut | None = None
     start = ""
 
@@ -123,21 +123,15 @@ class _Fit:
         seed: int,
         signature: str,
         stop: StopRequest,
-        together: int,
+        virtual_stages: int,
     ) -> None:
         self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, stop
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
+        self.virtual_stages = virtual_stages
         max_length = min(settings.max_length, folder.shape.seq_length)
         self.tokenizer, self.work = Tokenizer(folder.tokenizer, folder.path), work_folder(out)
         self.online = rows if isinstance(rows, Online) else None
-        unit = settings.micro_batch_size * mesh.dp * together
-        options: dict[str, Any] = {
-            "steps": settings.steps,
-            "global_batch_size": settings.global_batch_size,
-            "seed": seed,
-            "unit": unit,
-            "padded_together": unit if mesh.pp == 1 else None,
-        }
+        options = layout(settings, mesh, seed, virtual_stages)
         self.batches: GlobalBatches | LiveBatches
         if isinstance(rows, Online):
             self.batches = LiveBatches(every=rows.every, longest=max_length, **options)
@@ -202,8 +196,7 @@ class _Fit:
         return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
 
     def _dtype_name(self) -> str:
-        running = resolve_dtype(self.models.dtype, self.folder)
-        return next(name for name, dtype in DTYPES.items() if dtype is running)
+        return DTYPE_NAMES[resolve_dtype(self.models.dtype, self.folder)]
 
     def _commit(self, trained: Path, result: dict[str, Any]) -> None:
         from nemo_sdg.training.checkpoint import CURVE, LOSSES

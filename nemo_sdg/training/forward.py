@@ -1,6 +1,7 @@
 """Forward passes over batches of samples: one micro batch within a step, or many without gradients.
 
-Axes: B rows, S tokens, V vocabulary (`_local`: this tensor-parallel rank's), N sequences, A reward outputs.
+Axes: B rows, S tokens, V vocabulary (`_local`: this tensor-parallel rank's), N sequences, M samples, A reward outputs,
+W numbers of a sample.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
+from torch import distributed as dist
 
 from nemo_sdg.models.attention import Segments
 from nemo_sdg.parallel import device
+from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.training.batches import collate, padded
+from nemo_sdg.training.samples import Sample
 
 
 @contextlib.contextmanager
@@ -40,6 +45,57 @@ def forward(model: torch.nn.Module, batch: dict[str, Any], *, reward: bool) -> T
     if any(len(row) != 1 for row in batch["sizes"]):
         extra["packed_seq_params"] = Segments.of(batch["position_ids"], batch["sizes"])
     return model(batch["tokens"], batch["position_ids"], None, **extra)
+
+
+def measured(
+    chunks: Sequence[torch.nn.Module],
+    samples: Sequence[Sample],
+    values: Callable[[dict[str, Any], Tensor], Tensor],
+    width: int,
+    mesh: Mesh,
+    *,
+    reward: bool,
+    micro_batch_size: int,
+    packed_sequence_size: int | None = None,
+) -> Tensor:
+    """Numbers of each sample, float64 [M, W], on every rank, without gradients; each replica computes a share.
+
+    Args:
+        chunks: this rank's part of the model, one for each virtual stage.
+        values: (batch of `batches.collate`, what the last stage makes of it) -> numbers of its samples, [its M, W].
+        width: W.
+        micro_batch_size: rows of one forward pass.
+        packed_sequence_size: a row has as many samples as fit into so many tokens; None gives each a row of its own.
+    """
+    by_length = sorted(range(len(samples)), key=lambda i: samples[i].num_tokens)
+    rows = _rows(by_length[mesh.dp_rank :: mesh.dp], samples, packed_sequence_size)
+    together = [rows[i : i + micro_batch_size] for i in range(0, len(rows), micro_batch_size)]
+    found = evaluate(chunks, (_collated(some, samples) for some in together), values, reward=reward)
+    values_MW = torch.zeros(len(samples), width, dtype=torch.float64, device=device.device())
+    if mesh.tp_rank == 0:
+        for some, numbers in zip(together, found):
+            values_MW[[i for row in some for i in row]] = numbers.double()
+    if mesh.world_size > 1:
+        dist.all_reduce(values_MW)  # one rank has the numbers of a sample, the others zeros
+    return values_MW.cpu()
+
+
+def _rows(order: Sequence[int], samples: Sequence[Sample], limit: int | None) -> list[list[int]]:
+    rows: list[list[int]] = []
+    room = 0
+    for i in order:
+        size = samples[i].num_tokens
+        if limit is None or size > room or not rows:
+            rows.append([])
+            room = limit or 0
+        rows[-1].append(i)
+        room -= size
+    return rows
+
+
+def _collated(rows: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[str, Any]:
+    longest = max(sum(samples[i].num_tokens for i in row) for row in rows)
+    return collate([[samples[i] for i in row] for row in rows], padded(longest))
 
 
 @torch.no_grad()

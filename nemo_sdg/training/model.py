@@ -66,7 +66,14 @@ class NemotronConfig(llm.NemotronConfig):
 
 
 def config_of(
-    shape: NemotronShape, *, dtype: torch.dtype, reward: bool, head_bias: bool, spec: str, **more: Any
+    shape: NemotronShape,
+    *,
+    dtype: torch.dtype,
+    reward: bool,
+    head_bias: bool,
+    spec: str,
+    virtual_stages: int = 1,
+    **more: Any,
 ) -> NemotronConfig:
     """NeMo's config for this shape; the strategy fills in the topology. All weights must come from a checkpoint.
 
@@ -82,6 +89,9 @@ def config_of(
         perform_initialization=False,
         # NeMo's default frees what a stage has sent: on a GPU behind the send, on a CPU while gloo still reads it.
         deallocate_pipeline_outputs=device.has_cuda(),
+        # Batched sends and receives get interleaved stages wrong without an error.
+        overlap_p2p_comm=virtual_stages > 1,
+        batch_p2p_comm=virtual_stages == 1,
         reward=reward,
         head_bias=head_bias,
         spec=spec,

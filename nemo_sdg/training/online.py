@@ -14,8 +14,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from nemo_sdg.config import Generate, Preference, Select, fingerprint
+from nemo_sdg.config import Generate, Preference, Select, Training, fingerprint
 from nemo_sdg.engine.backends import Scorer
+from nemo_sdg.errors import ConfigError
 from nemo_sdg.models.templates import preference_texts
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.quality.pairs import pairs_of
@@ -86,6 +87,22 @@ class Online:
         numbers = {key: getattr(self, key) for key in ("every", "prompts_at_once", "seed")}
         return {**told, **numbers, "prompts": prompts, "scorer": self.scorer.identity, "teach": teach}
 
+    def check(self, settings: Training, virtual_stages: int) -> None:
+        """Raises ConfigError where a fit with these settings cannot learn in the loop."""
+        for name in ("every", "prompts_at_once"):
+            if getattr(self, name) < 1:
+                raise ConfigError("it must be positive", where=f"online.{name}", found=getattr(self, name), expected="1 or more")
+        if not self.prompts:
+            raise ConfigError("there is nobody to answer", where="online.prompts", found="no prompts", expected="1 or more")
+        if settings.packed_sequence_size is not None:
+            raise ConfigError(
+                "a fit that learns in the loop does not pack: how many rows a step has must be known before them",
+                where="packed_sequence_size", found=settings.packed_sequence_size, expected="null",
+            )  # fmt: skip
+        if virtual_stages > 1:
+            raise ConfigError("a policy in virtual stages cannot generate", where="topology.virtual_stages",
+                              found=virtual_stages, expected="1")  # fmt: skip
+
     def asked(self, step: int) -> list[Prompt]:
         """The prompts of the interval that begins with this step."""
         first = step // self.every * self.prompts_at_once
@@ -113,7 +130,7 @@ class LiveBatches(Dataset):
         Args:
             longest: tokens that a row may have.
         """
-        self.rows_per_step, self._every, self._seed = global_batch_size, every, seed
+        self.rows_per_step, self.longest, self._every, self._seed = global_batch_size, longest, every, seed
         self._options = {"unit": unit, "padded_together": padded_together, "global_batch_size": global_batch_size}
         self.step_widths = [longest] * steps
         """Tokens of a row in each step; the most that there may be until its interval is known."""

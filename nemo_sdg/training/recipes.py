@@ -47,7 +47,7 @@ def finetune(
     """A fine-tuning recipe for NeMo 2.
 
     Args:
-        task: sft or reward.
+        task: sft, preference or reward.
         start: released, Hugging Face or NeMo 2 folder to begin with, also behind hf://.
         rows: the training rows, in the format of the task.
         settings: fields of `config.Training`, or of the class that the task has.

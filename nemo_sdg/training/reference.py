@@ -1,6 +1,6 @@
 """Log-probabilities of the responses under the reference policy: computed once, before the fit, and kept beside it.
 
-Axes: M pairs, B rows, S tokens.
+Axes: M pairs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Models, Training, fingerprint
@@ -22,8 +21,7 @@ from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.store import commit_json, read_json, rows_digest
-from nemo_sdg.training.batches import collate, padded
-from nemo_sdg.training.forward import evaluate
+from nemo_sdg.training.forward import measured
 from nemo_sdg.training.preference import response_log_probs
 from nemo_sdg.training.samples import Sample, Samples
 
@@ -48,7 +46,7 @@ def with_reference(
     kept = on_writer(mesh, lambda: read_json(file))
     if kept is None:
         model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec)
-        found_M2 = log_probs([model], samples.rows, settings.micro_batch_size, mesh)
+        found_M2 = _log_probs(model, samples.rows, settings.micro_batch_size, mesh)
         del model
         gc.collect()  # its parts refer to each other, and the fit wants the memory
         _refuse_not_finite(found_M2, [f"{samples.where}:{one.line}" for one in samples.rows])
@@ -70,7 +68,7 @@ class HeldReference:
         if not pairs:
             return []
         self._model.to(device.device())
-        found_M2 = log_probs([self._model], pairs, self._micro_batch_size, self._mesh)
+        found_M2 = _log_probs(self._model, pairs, self._micro_batch_size, self._mesh)
         self._model.to("cpu")
         _refuse_not_finite(found_M2, [f"pair {i} of the policy's own answers" for i in range(len(pairs))])
         return _joined(pairs, found_M2)
@@ -80,24 +78,9 @@ def _joined(pairs: Sequence[Sample], logs_M2: Tensor) -> list[Sample]:
     return [replace(pair, targets=torch.cat((pair.targets, logs_2))) for pair, logs_2 in zip(pairs, logs_M2)]
 
 
-def log_probs(chunks: Sequence[torch.nn.Module], rows: Sequence[Sample], micro_batch_size: int, mesh: Mesh) -> Tensor:
-    """Log-probabilities of the pairs' responses fp64 [M, 2], on every rank; each replica computes a share of the pairs.
-
-    Args:
-        chunks: this rank's part of the model, one for each virtual stage.
-        micro_batch_size: pairs of one forward pass, each in a row of its own.
-    """
-    by_length = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
-    mine = by_length[mesh.dp_rank :: mesh.dp]
-    groups = [mine[i : i + micro_batch_size] for i in range(0, len(mine), micro_batch_size)]
-    batches = (collate([[rows[i]] for i in group], padded(rows[group[-1]].num_tokens)) for group in groups)
-    found = evaluate(chunks, batches, response_log_probs, reward=False)
-    found_M2 = torch.zeros(len(rows), 2, dtype=torch.float64, device=device.device())
-    for group, logs_M2 in zip(groups, found if mesh.tp_rank == 0 else []):
-        found_M2[group] = logs_M2
-    if mesh.world_size > 1:
-        dist.all_reduce(found_M2)  # one rank has a number for each pair, the others zeros
-    return found_M2.cpu()
+def _log_probs(model: torch.nn.Module, pairs: Sequence[Sample], micro_batch_size: int, mesh: Mesh) -> Tensor:
+    """Log-probabilities of the pairs' responses, fp64 [M, 2], on every rank; each pair in a row of its own."""
+    return measured([model], pairs, response_log_probs, 2, mesh, reward=False, micro_batch_size=micro_batch_size)
 
 
 def _refuse_not_finite(found_M2: Tensor, names: Sequence[str]) -> None:

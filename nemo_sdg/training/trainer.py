@@ -153,8 +153,9 @@ def make_trainer(
         OptimizerConfig(**optimizer_fields(settings, dtype, distributed)),
         WarmupPolicyScheduler(warmup_steps=settings.warmup_steps, max_steps=settings.steps, min_lr=0.0),
     )
-    config = config_of(shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec)
-    config.overlap_p2p_comm, config.batch_p2p_comm = virtual_stages > 1, virtual_stages == 1
+    config = config_of(
+        shape, dtype=dtype, reward=task.reward, head_bias=head_bias, spec=spec, virtual_stages=virtual_stages
+    )
     module = NemotronModule(config, optim=optimizer)
     module.fill, module.objective = fill, task.objective(settings)
     return trainer, module, TrainingData(batches, settings, done)

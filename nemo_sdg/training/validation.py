@@ -6,67 +6,21 @@ steps as one without. Axes: M samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from nemo_sdg.config import Training
 from nemo_sdg.errors import UserError
-from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.training.batches import MULTIPLE, collate
-from nemo_sdg.training.forward import evaluate
+from nemo_sdg.training.forward import measured
 from nemo_sdg.training.measures import Curve, Measure
 from nemo_sdg.training.model import NemotronModule
-from nemo_sdg.training.samples import Sample, Samples
-
-def measured(
-    chunks: Sequence[torch.nn.Module],
-    samples: Sequence[Sample],
-    measure: Measure,
-    settings: Training,
-    mesh: Mesh,
-    *,
-    reward: bool,
-) -> Tensor:
-    """The measure's numbers of each sample, float64 [M, width], on every rank; each replica computes a share.
-
-    Rows are as long as in training: as many samples as `packed_sequence_size` holds, or one.
-    """
-    by_length = sorted(range(len(samples)), key=lambda i: samples[i].num_tokens)
-    rows = _rows(by_length[mesh.dp_rank :: mesh.dp], samples, settings.packed_sequence_size)
-    together = [rows[i : i + settings.micro_batch_size] for i in range(0, len(rows), settings.micro_batch_size)]
-    found = evaluate(chunks, (_collated(some, samples) for some in together), measure.values, reward=reward)
-    values_MW = torch.zeros(len(samples), measure.width, dtype=torch.float64, device=device.device())
-    if mesh.tp_rank == 0:
-        for some, values in zip(together, found):
-            values_MW[[i for row in some for i in row]] = values.double()
-    if mesh.world_size > 1:
-        dist.all_reduce(values_MW)  # one rank has the numbers of a sample, the others zeros
-    return values_MW.cpu()
-
-
-def _rows(order: Sequence[int], samples: Sequence[Sample], limit: int | None) -> list[list[int]]:
-    rows: list[list[int]] = []
-    room = 0
-    for i in order:
-        size = samples[i].num_tokens
-        if limit is None or size > room or not rows:
-            rows.append([])
-            room = limit or 0
-        rows[-1].append(i)
-        room -= size
-    return rows
-
-
-def _collated(rows: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[str, Any]:
-    longest = max(sum(samples[i].num_tokens for i in row) for row in rows)
-    return collate([[samples[i] for i in row] for row in rows], -(-longest // MULTIPLE) * MULTIPLE)
+from nemo_sdg.training.samples import Samples
 
 
 def take_back(trainer: Any, folder: Path) -> None:
@@ -109,7 +63,11 @@ class Validation(pl.Callback):
         if step % self.settings.validate_every and step < trainer.max_steps:
             return
         chunks = [_without_wrappers(chunk) for chunk in trainer.strategy.megatron_parallel]
-        values_MW = measured(chunks, self.samples.rows, self.measure, self.settings, self.mesh, reward=self.reward)
+        # Rows are as long as in training.
+        values_MW = measured(
+            chunks, self.samples.rows, self.measure.values, self.measure.width, self.mesh, reward=self.reward,
+            micro_batch_size=self.settings.micro_batch_size, packed_sequence_size=self.settings.packed_sequence_size,
+        )  # fmt: skip
         self._refuse_not_finite(values_MW, step)
         told = {"step": step, **self.measure.tell(self.samples.rows, values_MW)}
         self.curve.append(told)

@@ -44,6 +44,21 @@ def sft_lora(start: str, rows: str, **more: Any) -> run.Partial:
     return sft(start, rows, change=change, **{"pp": 4, "num_nodes": 4, "spec": "local", **more})
 
 
+def preference(start: str, rows: str, **more: Any) -> run.Partial:
+    """RPO on pairs from an SFT policy on 192 GPUs, two replicas: 45.2 GiB.
+
+    Batch 256 at a constant 3e-7, eta 1, an SFT weight of 1e-5, and of the published range of beta 1e-3 (arXiv 2406.11704,
+    section 3.3.2). What the start makes of the pairs is computed first and kept beside the logs.
+    """
+    from nemo_sdg.training.recipes import finetune
+
+    settings = dict(
+        steps=1000, global_batch_size=256, micro_batch_size=1, max_length=4096, learning_rate=3e-7, warmup_steps=10,
+        weight_decay=0.1, objective="rpo", beta=1e-3, eta=1.0, sft_weight=1e-5,
+    )  # fmt: skip
+    return finetune("preference", start, rows, settings=settings, **{**CLUSTER, **more})
+
+
 def reward(start: str, rows: str, **more: Any) -> run.Partial:
     """The reward model from HelpSteer2 on 192 GPUs, two replicas: 45.2 GiB.
 

@@ -14,6 +14,7 @@ from ranks import run_ranks
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Generate, Models, Preference, Select, Training
+from nemo_sdg.errors import ConfigError
 from nemo_sdg.records import Prompt
 from training import worlds
 from training.test_topologies import weights
@@ -48,8 +49,8 @@ def online(mesh, head, **changes):
     scorer = LocalScorer(model, tokenizer, mesh, Score(), {"reward": "head"})
     # A response of a random model is cut off mostly; the best of each prompt is kept whatever its scores.
     select = Select(minimum={}, finished=False, unique=False, per_prompt=1)
-    options = {"every": EVERY, "prompts_at_once": 4, "generate": GENERATE, "select": select, "seed": 3, **changes}
-    return Online(prompts=PROMPTS, scorer=scorer, **options)
+    options = {"prompts": PROMPTS, "every": EVERY, "prompts_at_once": 4, "generate": GENERATE, "select": select, "seed": 3}
+    return Online(scorer=scorer, **{**options, **changes})
 
 
 PAIRS = Preference(
@@ -72,12 +73,14 @@ def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None):
     )  # fmt: skip
 
 
-def train(mesh, world, head, out, settings=SETTINGS, on_step=None, sequence_parallel=False, **changes):
+def train(
+    mesh, world, head, out, settings=SETTINGS, on_step=None, sequence_parallel=False, virtual_stages=1, **changes
+):
     from nemo_sdg.training.fit import fit
 
     return fit(
         "sft", settings, models=Models(dtype="fp64"), start=world / "base", rows=online(mesh, head, **changes), out=out,
-        mesh=mesh, seed=5, on_step=on_step, sequence_parallel=sequence_parallel,
+        mesh=mesh, seed=5, on_step=on_step, sequence_parallel=sequence_parallel, virtual_stages=virtual_stages,
     )  # fmt: skip
 
 
@@ -236,6 +239,49 @@ def _nothing_kept(mesh, world, head, out):
 def test_nothing_to_learn_from(world, head, tmp_path):
     (message,) = run_ranks(_nothing_kept, world, head, tmp_path / "out")
     assert message.startswith("online training, step 0: there is nothing to learn from, found nothing in 10 scored answers")
+
+
+def _refused(mesh, world, head, out):
+    messages = []
+    changes = [dict(prompts=[]), dict(every=0), dict(prompts_at_once=0)]
+    changes += [dict(settings=replace(SETTINGS, packed_sequence_size=256)), dict(virtual_stages=2)]
+    for more in changes:
+        with pytest.raises(ConfigError) as caught:
+            train(mesh, world, head, out, **more)
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_what_cannot_be_is_refused_before_anything_else(world, head, tmp_path):
+    prompts, every, at_once, packed, virtual = run_ranks(_refused, world, head, tmp_path / "out", pp=2)[0]
+    assert prompts == "online.prompts: there is nobody to answer, found no prompts, expected 1 or more"
+    assert every == "online.every: it must be positive, found 0, expected 1 or more"
+    assert at_once.startswith("online.prompts_at_once: it must be positive")
+    assert packed.startswith("packed_sequence_size: a fit that learns in the loop does not pack")
+    assert virtual.startswith("topology.virtual_stages: a policy in virtual stages cannot generate, found 2")
+    assert not list(tmp_path.iterdir())
+
+
+def _sampled(mesh, world, head, out):
+    """The prompts and answers that a fit of rows of at most 33 tokens makes, and the tokens that it learns from."""
+    generate = replace(GENERATE, stop=["e", "a"])
+    result = train(mesh, world, head, out, replace(SETTINGS, steps=2, max_length=33), generate=generate, every=1)
+    return result["online"], [rows(out, step) for step in (0, 1)]
+
+
+def test_long_answers_are_left_out_and_stop_texts_hold(world, head, tmp_path):
+    from nemo_sdg.models.tokenizer import Tokenizer
+    from nemo_sdg.training.samples import dialogue_sample
+
+    told, made = run_ranks(_sampled, world, head, tmp_path / "out")[0]
+    tokenizer, left_out = Tokenizer(world / "tokenizer.model"), 0
+    for interval, some in zip(told, made, strict=True):
+        kept = [[*row["messages"], {"role": "assistant", "content": row["response"]}] for row in some if row["kept"]]
+        lengths = [dialogue_sample(messages, tokenizer).num_tokens for messages in kept]
+        assert interval["samples"] == sum(length <= 33 for length in lengths) > 0
+        left_out += sum(length > 33 for length in lengths)
+        assert not [row for row in some if {"e", "a"} & set(row["response"])]
+    assert left_out
 
 
 def _example(mesh, out):

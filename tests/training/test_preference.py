@@ -262,8 +262,8 @@ def _goes_on(mesh: Any, world: Path, out: Path, settings: Preference, rows: Path
     """Its losses, and how often the reference was computed."""
     from nemo_sdg.training import reference
 
-    compute, computed = reference.log_probs, []
-    reference.log_probs = lambda *args: (computed.append(1), compute(*args))[1]
+    compute, computed = reference.measured, []
+    reference.measured = lambda *args, **more: (computed.append(1), compute(*args, **more))[1]
     return train(mesh, world, out, settings, rows=rows), len(computed)
 
 
@@ -281,8 +281,8 @@ def _kept(mesh: Any, world: Path, work: Path) -> None:
     from nemo_sdg.training import cpu, reference
     from nemo_sdg.training.samples import read
 
-    compute, computed = reference.log_probs, []
-    reference.log_probs = lambda *args: (computed.append(1), compute(*args))[1]
+    compute, computed = reference.measured, []
+    reference.measured = lambda *args, **more: (computed.append(1), compute(*args, **more))[1]
 
     def ask(rows: Path, dtype: str, length: int = 128) -> list[torch.Tensor]:
         start = ModelFolder.open(world / "base")

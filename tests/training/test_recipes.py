@@ -12,7 +12,7 @@ import pytest
 from ranks import TOPOLOGIES, run_ranks
 
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.config import Lora, Models, RewardTraining, Training
+from nemo_sdg.config import Lora, Models
 from training import worlds
 from training.test_stock_nemo import on_stock_ranks
 
@@ -20,6 +20,7 @@ FIELDS = dict(
     steps=5, global_batch_size=8, micro_batch_size=2, max_length=256, learning_rate=2e-3, warmup_steps=1, clip_grad=0.5
 )
 LORA = {"rank": 3, "alpha": 6.0}
+ROWS = {"sft": "sft.jsonl", "preference": "pairs.jsonl", "reward": "reward.jsonl"}
 
 
 def recipe_of(world: Path, task: str, out: Path, tp: int, pp: int, settings: dict, **more: Any) -> Any:
@@ -30,7 +31,7 @@ def recipe_of(world: Path, task: str, out: Path, tp: int, pp: int, settings: dic
     from nemo_sdg.training.recipes import finetune
 
     recipe = finetune(
-        task, str(world / "base"), str(world / f"{task}.jsonl"), settings=settings, tp=tp, pp=pp, gpus_per_node=tp * pp,
+        task, str(world / "base"), str(world / ROWS[task]), settings=settings, tp=tp, pp=pp, gpus_per_node=tp * pp,
         dtype="fp64", seed=5, dir=str(out), save_every=2, **more,
     )  # fmt: skip
     strategy, trainer = recipe.trainer.strategy, recipe.trainer
@@ -65,11 +66,11 @@ def finetuned(world: Path, task: str, tp: int, pp: int, settings: dict, more: di
 
 
 def fitted(mesh: Any, world: Path, task: str, settings: dict, out: Path) -> list[float]:
+    from nemo_sdg.training.finetuned import GROUPS
     from nemo_sdg.training.fit import fit
 
     fields = {**settings, "lora": Lora(**settings.get("lora", {}))}
-    made = (RewardTraining if task == "reward" else Training)(**fields)
-    start, rows = world / "base", world / f"{task}.jsonl"
+    made, start, rows = GROUPS[task](**fields), world / "base", world / ROWS[task]
     return fit(task, made, models=Models(dtype="fp64"), start=start, rows=rows, out=out, mesh=mesh, seed=5)["losses"]
 
 
@@ -86,7 +87,10 @@ CASES = {
     "packed, under sequence parallelism, recomputed": (
         "sft", "tp2", {**FIELDS, "packed_sequence_size": 512}, {"sequence_parallel": True, "recompute": True},
     ),
-    "two virtual stages": ("sft", "pp2", FIELDS, {"virtual_stages": 2}),
+    "packed, two virtual stages": ("sft", "pp2", {**FIELDS, "packed_sequence_size": 512}, {"virtual_stages": 2}),
+    "preference, two virtual stages": (
+        "preference", "pp2", {**FIELDS, "beta": 0.1, "sft_weight": 1e-3}, {"virtual_stages": 2},
+    ),
     "reward, tp2pp2": ("reward", "tp2pp2", FIELDS, {}),
     "adapters, recomputed": ("sft", "tp2", {**FIELDS, "lora": LORA}, {"recompute": True}),
 }  # fmt: skip
@@ -114,7 +118,7 @@ SIZES = ("minitron_4b", "nemotron4_15b", "nemotron4_340b")
 
 @pytest.mark.parametrize(
     "name",
-    [*(f"{size}_{task}" for size in SIZES for task in ("sft", "reward")), "minitron_4b_sft_lora", "nemotron4_340b_sft_lora"],
+    [f"{size}_{task}" for size in SIZES for task in ("sft", "sft_lora", "preference", "reward")],
 )
 def test_each_recipe_builds_and_states_its_memory(world, name):
     """By its name in NeMo's command line; what it builds are NeMo's objects, and `plan` gives the memory that it tells."""
@@ -128,14 +132,14 @@ def test_each_recipe_builds_and_states_its_memory(world, name):
     from nemo_sdg.training import factories
 
     registered = factories.recipes()[name]
-    task = "reward" if name.endswith("reward") else "sft"
-    recipe = registered(str(world / "base"), str(world / f"{task}.jsonl"), wandb_project="mine")
+    task = next(task for task in ROWS if f"_{task}" in name)
+    recipe = registered(str(world / "base"), str(world / ROWS[task]), wandb_project="mine")
     strategy = recipe.trainer.strategy
     grid = strategy.tensor_model_parallel_size, strategy.pipeline_model_parallel_size
     size = next(size for size in SIZES if name.startswith(size))
     world_size = recipe.trainer.num_nodes * recipe.trainer.devices
-    other = "sft" if task == "reward" else "reward"
-    words = [f"topology.tp={grid[0]}", f"topology.pp={grid[1]}", f"{other}.enabled=false"]
+    words = [f"topology.tp={grid[0]}", f"topology.pp={grid[1]}", "preference.start_from=base"]
+    words += [f"{each}.enabled={each == task}" for each in ROWS]
     words += ["topology.sequence_parallel=false"] if grid[0] == 1 else []
     words += [f"sft.lora.rank={recipe.model.settings['lora']['rank']}"] if name.endswith("lora") else []
     peak = plan.make(load(size, words), world=world_size, files=False).peak.training

@@ -120,7 +120,11 @@ def judging(config: RunConfig) -> Sampling:
 
 def sampling(config: RunConfig, *, round: int = 0) -> Sampling:
     """How a run's responses are sampled."""
-    settings = config.generate
+    return sampled(config.generate, seed=config.run.seed, round=round)
+
+
+def sampled(settings: Generate, *, seed: int, round: int) -> Sampling:
+    """How responses are sampled by these settings."""
     return Sampling(
         max_tokens=settings.max_tokens,
         min_tokens=settings.min_tokens,
@@ -131,6 +135,6 @@ def sampling(config: RunConfig, *, round: int = 0) -> Sampling:
         repetition_penalty=settings.repetition_penalty,
         stop=tuple(settings.stop),
         logprobs=settings.logprobs,
-        seed=config.run.seed,
+        seed=seed,
         round=round,
     )
