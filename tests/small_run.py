@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 from folders import make_folder, make_tokenizer, small_shape
 
-from nemo_sdg.config import Data, Evaluate, Generate, Models, RewardTraining, Run, RunConfig, Select, Training, to_yaml
+import nemo_sdg.loop
+from nemo_sdg.config import (
+    Data,
+    Evaluate,
+    Generate,
+    Models,
+    RewardTraining,
+    Run,
+    RunConfig,
+    Select,
+    Topology,
+    Training,
+    to_yaml,
+)
+from nemo_sdg.console import Console
+from nemo_sdg.store import Run as RunFolder
 
 
 def make_inputs(root: Path) -> Path:
@@ -46,6 +62,14 @@ def small_config(root: Path, **run: object) -> RunConfig:
         evaluate=Evaluate(exact_match=f"{root}/held.jsonl", helpsteer2=f"{root}/held_ratings.jsonl", max_tokens=8),
         run=Run(**{"name": "small", "rounds": 2, "timeout_s": 60, "threads": 1, **run}),
     )
+
+
+def whole(mesh, config: RunConfig, out: Path) -> None:
+    """A rank's part of a run, from its first stage to its last or to where it was killed."""
+    config = dataclasses.replace(config, topology=Topology(tp=mesh.tp, pp=mesh.pp, dp=mesh.dp))
+    with RunFolder.open(out, config, writer=mesh.writer) as opened:
+        nemo_sdg.loop.run(config, opened, mesh, Console(speaks=False))
+        mesh.barrier()
 
 
 def write_recipe(path: Path, config: RunConfig) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from ranks import run_ranks
-from small_run import make_inputs, row_files, small_config
+from small_run import make_inputs, row_files, small_config, whole
 
 import nemo_sdg.loop
 from nemo_sdg.config import Topology
@@ -24,13 +24,6 @@ def inputs(tmp_path_factory):
     import nemo.collections.llm  # noqa: F401  (once, before any rank is forked)
 
     return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def whole(mesh, config, out):
-    config = dataclasses.replace(config, topology=Topology(tp=mesh.tp, pp=mesh.pp, dp=mesh.dp))
-    with Run.open(out, config, writer=mesh.writer) as opened:
-        nemo_sdg.loop.run(config, opened, mesh, Console(speaks=False))
-        mesh.barrier()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from ranks import run_ranks
-from small_run import make_inputs, small_config
+from small_run import make_inputs, small_config, whole
 
 import nemo_sdg.loop
 from nemo_sdg import fork, plan
@@ -46,9 +46,9 @@ def config_of(root: Path, **run: object) -> RunConfig:
     return dataclasses.replace(config, models=models, data=data)
 
 
-def whole(mesh, config, out, stop_after: int | None = None):
-    """A run; killed after so many optimizer steps of the first fit."""
-    if stop_after is not None and mesh.writer:
+def killed(mesh, config, out, stop_after: int):
+    """A run that is killed after so many optimizer steps of the first fit."""
+    if mesh.writer:
         from nemo_sdg.training.strategy import FitStrategy
 
         step = FitStrategy.training_step
@@ -59,10 +59,7 @@ def whole(mesh, config, out, stop_after: int | None = None):
             return step(self, *args, **kwargs)
 
         FitStrategy.training_step = dies
-    config = dataclasses.replace(config, topology=Topology(tp=mesh.tp, pp=mesh.pp, dp=mesh.dp))
-    with Run.open(out, config, writer=mesh.writer) as opened:
-        nemo_sdg.loop.run(config, opened, mesh, Console(speaks=False))
-        mesh.barrier()
+    whole(mesh, config, out)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +117,7 @@ def test_it_does_what_the_two_fits_alone_do(finished, inputs, tmp_path):
 def test_a_run_that_is_killed_while_it_begins_goes_on_to_the_same_bytes(finished, inputs, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(AssertionError, match="ended without a result"):
-        run_ranks(whole, config_of(inputs), out, 2)
+        run_ranks(killed, config_of(inputs), out, 2)
     assert not (out / "start" / "policy").exists() and not (out / "round-0").exists()
     run_ranks(whole, config_of(inputs), out)
     assert contents(out) == contents(finished)
