@@ -19,7 +19,7 @@ PHASES = {
     "loading": ("nemo_sdg.engine.load", "fill", 1, "generate of round 0, loading "),
     "generation": ("nemo_sdg.engine.generate", "Engine.step", 5, "generate of round 0"),
     "scoring": ("nemo_sdg.engine.score", "_run", 1, "score of round 0"),
-    "forward and backward": ("nemo_sdg.training.forward", "to_device", 3, "train of round 0, sft, step 1"),
+    "forward and backward": ("nemo_sdg.training.forward", "to_device", 2, "train of round 0, sft, step 1"),
     "saving": ("nemo_sdg.training.randomness", "save", 1, "train of round 0, sft, saving"),
 }
 """What is called in each phase, at which call of it the rank is hit, and how the message names it."""

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from nemo_sdg.config import Topology
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.topology import Grid, data_parallel_size
+from nemo_sdg.parallel.watch import LostPeer
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Mesh:
         """A barrier behind work of unknown length: it waits for as long as some rank says that it is alive.
 
         A collective would give up a replica that is only slower than the timeout.
+        Raises:
+            LostPeer: for the timeout nobody has said so, and a rank has not come.
         """
         if self.world_size == 1:
             return
@@ -105,7 +108,9 @@ class Mesh:
             arrived, now = _store().add(key, 0), _store().add("nemo_sdg/alive", 0)
             if now != last:
                 last, since = now, time.monotonic()
-        self.barrier()  # after the timeout this is what names the missing rank
+        if arrived < self.world_size:
+            raise LostPeer(f"{self.world_size - arrived} of {self.world_size} ranks did not come in {self.timeout_s} s")
+        self.barrier()
 
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         """The JSON value that rank `src` holds, on every rank. Ranks never unpickle what another one sends."""

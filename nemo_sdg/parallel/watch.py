@@ -63,11 +63,15 @@ def silent() -> list[tuple[int, str]]:
     return [] if _watch is None else _watch.silent()
 
 
+class LostPeer(RuntimeError):
+    """Another rank did not come."""
+
+
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error says no more than that a message of another rank did not come."""
+    """Whether an error says no more than that a message of another rank, or the rank itself, did not come."""
     import torch.distributed as dist
 
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return isinstance(error, (LostPeer, dist.DistError)) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def connect() -> Any:
