@@ -11,7 +11,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from nemo_sdg.config import MISSING, OUTPUTS, Models, RewardTraining
+from nemo_sdg.config import MISSING, OUTPUTS, Lora, Models, Preference, RewardTraining
 from nemo_sdg.errors import UserError
 from nemo_sdg.training import measures
 from nemo_sdg.training.samples import Sample, Samples
@@ -24,7 +24,14 @@ SETTINGS = RewardTraining(
     clip_grad=0.0, validate_every=1, keep_best=False,
 )  # fmt: skip
 PACKED = {"micro_batch_size": 1, "packed_sequence_size": 512}
-OBJECTIVES = {"sft": "sft", "regression": "reward", "bradley_terry_scaled": "pairs"}
+OBJECTIVES = {"sft": "sft", "rpo": "pairs", "regression": "reward", "bradley_terry_scaled": "pairs"}
+TUNING = Preference(
+    objective="rpo", beta=0.1, **{
+        key: getattr(SETTINGS, key)
+        for key in ("steps", "global_batch_size", "micro_batch_size", "max_length", "learning_rate", "warmup_steps",
+                    "clip_grad", "validate_every", "keep_best")
+    },
+)  # fmt: skip
 
 
 def few(world, tmp_path, name):
@@ -45,13 +52,14 @@ WAYS = {
     "TP2 PP2": (dict(tp=2, pp=2), {}),
     "TP2, sequence parallel": (dict(tp=2, sequence_parallel=True), PACKED),
     "DP2": (dict(dp=2), {}),
+    "PP2, two virtual stages": (dict(pp=2, virtual_stages=2), {}),
 }
 
 
 @pytest.mark.parametrize(
     "objective, way",
     [
-        ("sft", "packed"), ("sft", "TP2 PP2"), ("regression", "one rank"), ("regression", "DP2"),
+        ("sft", "packed"), ("sft", "TP2 PP2"), ("rpo", "PP2, two virtual stages"), ("regression", "one rank"), ("regression", "DP2"),
         ("bradley_terry_scaled", "TP2 PP2"), ("bradley_terry_scaled", "TP2, sequence parallel"),
     ],
 )  # fmt: skip
@@ -59,10 +67,11 @@ def test_the_loss_of_the_rows_that_train_is_that_of_the_next_step(world, tmp_pat
     """A step on all rows tells their loss before it: so must the validation after the step before."""
     grid, changes = WAYS[way]
     rows = few(world, tmp_path, OBJECTIVES[objective])
-    task = "sft" if objective == "sft" else "reward"
-    settings = replace(SETTINGS, objective="regression" if task == "sft" else objective, **changes)
-    more = {"sequence_parallel": grid.get("sequence_parallel", False)}
-    for found in run_ranks(lambda mesh: train(mesh, world, tmp_path / "out", rows, settings, task, **more), **grid):
+    task = {"sft": "sft", "rpo": "preference"}.get(objective, "reward")
+    settings = TUNING if task == "preference" else replace(SETTINGS, objective="regression" if task == "sft" else objective, **changes)
+    ranks = {key: grid[key] for key in grid if key != "virtual_stages"}
+    more = {key: grid[key] for key in ("sequence_parallel", "virtual_stages") if key in grid}
+    for found in run_ranks(lambda mesh: train(mesh, world, tmp_path / "out", rows, settings, task, **more), **ranks):
         curve = found["validation"]
         assert [told["step"] for told in curve] == [1, 2, 3, 4] and found["validation_rows"] == ROWS
         assert [told["loss"] for told in curve[:-1]] == pytest.approx(found["losses"][1:], abs=1e-9)
@@ -142,6 +151,20 @@ def test_the_best_step_outlives_a_kill(world, early, tmp_path, last):
     assert again["validation"] == result["validation"] and again["best_step"] == 1
     found = run_ranks(weights, tmp_path / "out")[0]
     assert all((found[key] == kept[key]).all() for key in kept)
+
+
+def test_the_best_step_of_adapters_is_merged(world, early, tmp_path):
+    """The weights of the result are those of a fit of one step, which merges its adapters too."""
+    held_out, *_ = early
+    lora = Lora(rank=3, alpha=6.0)
+    result = run_ranks(fit_of_the_best, world, tmp_path / "out", held_out, replace(BEST, lora=lora), tp=2)[0]
+    assert result["best_step"] == 1
+    plain = replace(SETTINGS, steps=1, validate_every=None, lora=lora)
+    run_ranks(train, world, tmp_path / "one-step", world / "reward.jsonl", plain, tp=2)
+    found, after_one, start = (run_ranks(weights, folder)[0] for folder in (tmp_path / "out", tmp_path / "one-step", world / "base"))
+    assert all((found[key] == after_one[key]).all() for key in after_one)
+    changed = [key for key in start if key in found and (found[key] != start[key]).any()]
+    assert len(changed) > 4, changed
 
 
 def test_better_weights_after_a_restart_point_do_not_take_the_place_of_its_own(tmp_path):
