@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from nemo_sdg.config import Topology
 from nemo_sdg.parallel import device
+from nemo_sdg.parallel.rendezvous import fresh_store
 from nemo_sdg.parallel.topology import Grid, data_parallel_size
 from nemo_sdg.parallel.watch import LostPeer
 
@@ -193,13 +194,14 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
-        store = None
-        if os.environ["WORLD_SIZE"] == "1" and "MASTER_ADDR" not in os.environ:
-            store = dist.HashStore()  # one rank alone needs no port
+        rank, world = int(os.environ["RANK"]), world_size()
+        alone = world == 1 and "MASTER_ADDR" not in os.environ  # needs no port
         dist.init_process_group(
             "nccl" if device.has_cuda() else "gloo",
             timeout=datetime.timedelta(seconds=timeout_s),
-            **({"store": store, "rank": 0, "world_size": 1} if store is not None else {}),
+            store=dist.HashStore() if alone else fresh_store(rank, world, timeout_s),
+            rank=rank,
+            world_size=world,
         )
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
