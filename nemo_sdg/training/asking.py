@@ -63,7 +63,7 @@ class OnlineSampling(pl.Callback):
                                  way_out="remove the working folder to begin the fit again")  # fmt: skip
             rows = self._make(trainer.strategy.model[0], first)
         made = self._samples([Decision.from_row(row) for row in rows])
-        samples = [one for one in made if one.num_tokens <= self.batches.longest]
+        samples = [one for one in made if max(map(len, one.sequences)) <= self.batches.longest]
         if not samples:
             too_long = f", {len(made)} of them longer than {self.batches.longest} tokens" if made else ""
             raise UserError(

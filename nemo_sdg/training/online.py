@@ -123,16 +123,18 @@ class LiveBatches(Dataset):
         every: int,
         seed: int,
         longest: int,
+        sequences: int = 1,
         unit: int,
         padded_together: int | None,
     ) -> None:
         """
         Args:
-            longest: tokens that a row may have.
+            longest: tokens that a sequence may have.
+            sequences: of a sample, which has a row of its own: two of a pair.
         """
         self.rows_per_step, self.longest, self._every, self._seed = global_batch_size, longest, every, seed
         self._options = {"unit": unit, "padded_together": padded_together, "global_batch_size": global_batch_size}
-        self.step_widths = [longest] * steps
+        self.step_widths = [longest * sequences] * steps
         """Tokens of a row in each step; the most that there may be until its interval is known."""
         self._intervals: dict[int, GlobalBatches] = {}
 

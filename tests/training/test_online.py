@@ -61,7 +61,7 @@ PAIRS = Preference(
 )  # fmt: skip
 
 
-def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None):
+def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None, validation=None):
     """Online RPO."""
     from nemo_sdg.training.fit import fit
     from nemo_sdg.training.online import OwnPairs
@@ -69,7 +69,7 @@ def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None):
     asked = online(mesh, head, teach=OwnPairs(PAIRS, Select(minimum={}, finished=False, unique=False)))
     return fit(
         "preference", settings, models=Models(dtype="fp64"), start=world / "base", rows=asked, out=out, mesh=mesh, seed=5,
-        on_step=on_step,
+        on_step=on_step, validation=validation,
     )  # fmt: skip
 
 
@@ -195,6 +195,31 @@ def test_online_rpo_under_another_topology_and_after_a_kill(world, head, tmp_pat
         run_ranks(_pairs_killed, world, head, tmp_path / "killed", timeout_s=5)
     again = run_ranks(train_pairs, world, head, tmp_path / "killed", replace(PAIRS, restart_every=3))[0]
     assert {**again, "seconds": 0, "signature": ""} == {**alone, "seconds": 0, "signature": ""}
+
+
+def test_online_rpo_is_validated_against_its_reference(world, head, tmp_path):
+    """Before anything is learned the policy is the reference; after two steps it is not."""
+    settings = replace(PAIRS, steps=2, validate_every=1, learning_rate=1e-12)
+    told = run_ranks(train_pairs, world, head, tmp_path / "out", settings, None, world / "pairs.jsonl", dp=2)[0]
+    assert [one["step"] for one in told["validation"]] == [1, 2] and told["validation"][0]["pairs"] > 10
+    same = run_ranks(_offline, world, tmp_path / "offline", settings)[0]
+    assert told["validation"][0]["loss"] == pytest.approx(same["validation"][0]["loss"], rel=1e-6)
+
+
+def _offline(mesh, world, out, settings):
+    from nemo_sdg.training.fit import fit
+
+    rows = world / "pairs.jsonl"
+    return fit("preference", settings, models=Models(dtype="fp64"), start=world / "base", rows=rows, out=out, mesh=mesh,
+               seed=5, validation=rows)  # fmt: skip
+
+
+def test_a_pair_is_as_long_as_two_sequences(world, head, tmp_path):
+    """Each of the two may have max_length tokens, as where the pairs come from a file."""
+    all_of_them = run_ranks(train_pairs, world, head, tmp_path / "all", replace(PAIRS, steps=2))[0]
+    short = run_ranks(train_pairs, world, head, tmp_path / "short", replace(PAIRS, steps=2, max_length=48))[0]
+    assert short["online"][0]["samples"] == all_of_them["online"][0]["samples"]
+    assert short["losses"] == all_of_them["losses"]
 
 
 def _first_loss(mesh, world, head, out):
