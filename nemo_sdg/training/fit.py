@@ -80,7 +80,7 @@ def fit(
         folder.require(reward=False)
     check_global_batch(settings, mesh.dp, task, mesh.pp if virtual_stages > 1 else 1)
     if isinstance(rows, Online):
-        rows.check(settings, virtual_stages)
+        rows.check(task, settings, virtual_stages)
     signature = on_writer(mesh, lambda: fingerprint(identity(task, settings, models, folder, rows, seed, validation)))
     if (done := on_writer(mesh, lambda: committed(out, signature))) is not None:
         return done

@@ -8,18 +8,18 @@ train are the weights that generate; nothing is copied or reloaded (`asking` doe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from nemo_sdg.config import Generate, Preference, Select, Training, fingerprint
+from nemo_sdg.config import Generate, Preference, Select, Training, fingerprint, rule_digests
 from nemo_sdg.engine.backends import Scorer
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.models.templates import preference_texts
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.quality.pairs import pairs_of
+from nemo_sdg.quality.pairs import REWARD, pairs_of
 from nemo_sdg.records import Decision, Pair, Prompt
 from nemo_sdg.store import read_json
 from nemo_sdg.training.batches import GlobalBatches
@@ -82,13 +82,25 @@ class Online:
     def identity(self) -> dict[str, Any]:
         """What the rows depend on besides the policy."""
         told = {key: asdict(getattr(self, key)) for key in ("generate", "select")}
-        prompts = fingerprint([[prompt.id, prompt.messages] for prompt in self.prompts])
-        teach = getattr(self.teach, "__name__", repr(self.teach))
+        prompts = fingerprint([prompt.to_row() for prompt in self.prompts])  # a right answer stands among the other columns
+        teach = repr(self.teach) if is_dataclass(self.teach) else rule_digests([self.teach])
         numbers = {key: getattr(self, key) for key in ("every", "prompts_at_once", "seed")}
         return {**told, **numbers, "prompts": prompts, "scorer": self.scorer.identity, "teach": teach}
 
-    def check(self, settings: Training, virtual_stages: int) -> None:
+    def check(self, task: str, settings: Training, virtual_stages: int) -> None:
         """Raises ConfigError where a fit with these settings cannot learn in the loop."""
+        pairs = isinstance(self.teach, OwnPairs)
+        if task == "reward":
+            raise ConfigError("a reward model gives no answers to learn from", where="online", found=task,
+                              expected="sft or preference")  # fmt: skip
+        if pairs != (task == "preference") and (pairs or self.teach is best_answers):
+            raise ConfigError(
+                f"{task} does not learn from these samples", where="online.teach",
+                found="OwnPairs" if pairs else "best_answers", expected="best_answers" if pairs else "OwnPairs",
+            )  # fmt: skip
+        if pairs and self.teach.preference.judge != REWARD:
+            raise ConfigError("in the loop nobody is asked which of two is better", where="online.teach.preference.judge",
+                              found=self.teach.preference.judge, expected=REWARD)  # fmt: skip
         for name in ("every", "prompts_at_once"):
             if getattr(self, name) < 1:
                 raise ConfigError("it must be positive", where=f"online.{name}", found=getattr(self, name), expected="1 or more")

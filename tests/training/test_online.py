@@ -74,12 +74,13 @@ def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None, validation
 
 
 def train(
-    mesh, world, head, out, settings=SETTINGS, on_step=None, sequence_parallel=False, virtual_stages=1, **changes
-):
+    mesh, world, head, out, settings=SETTINGS, on_step=None, sequence_parallel=False, virtual_stages=1, task="sft",
+    **changes,
+):  # fmt: skip
     from nemo_sdg.training.fit import fit
 
     return fit(
-        "sft", settings, models=Models(dtype="fp64"), start=world / "base", rows=online(mesh, head, **changes), out=out,
+        task, settings, models=Models(dtype="fp64"), start=world / "base", rows=online(mesh, head, **changes), out=out,
         mesh=mesh, seed=5, on_step=on_step, sequence_parallel=sequence_parallel, virtual_stages=virtual_stages,
     )  # fmt: skip
 
@@ -267,9 +268,14 @@ def test_nothing_to_learn_from(world, head, tmp_path):
 
 
 def _refused(mesh, world, head, out):
+    from nemo_sdg.training.online import OwnPairs
+
     messages = []
     changes = [dict(prompts=[]), dict(every=0), dict(prompts_at_once=0)]
     changes += [dict(settings=replace(SETTINGS, packed_sequence_size=256)), dict(virtual_stages=2)]
+    pairs = OwnPairs(PAIRS, Select())
+    changes += [dict(task="reward"), dict(teach=pairs), dict(task="preference", settings=PAIRS)]
+    changes += [dict(task="preference", settings=PAIRS, teach=replace(pairs, preference=replace(PAIRS, judge="llm")))]
     for more in changes:
         with pytest.raises(ConfigError) as caught:
             train(mesh, world, head, out, **more)
@@ -278,13 +284,40 @@ def _refused(mesh, world, head, out):
 
 
 def test_what_cannot_be_is_refused_before_anything_else(world, head, tmp_path):
-    prompts, every, at_once, packed, virtual = run_ranks(_refused, world, head, tmp_path / "out", pp=2)[0]
+    prompts, every, at_once, packed, virtual, *rest = run_ranks(_refused, world, head, tmp_path / "out", pp=2)[0]
+    reward, pairs, best, judge = rest
+    assert reward.startswith("online: a reward model gives no answers to learn from, found reward")
+    assert pairs == "online.teach: sft does not learn from these samples, found OwnPairs, expected best_answers"
+    assert best == "online.teach: preference does not learn from these samples, found best_answers, expected OwnPairs"
+    assert judge.startswith("online.teach.preference.judge: in the loop nobody is asked which of two is better, found llm")
     assert prompts == "online.prompts: there is nobody to answer, found no prompts, expected 1 or more"
     assert every == "online.every: it must be positive, found 0, expected 1 or more"
     assert at_once.startswith("online.prompts_at_once: it must be positive")
     assert packed.startswith("packed_sequence_size: a fit that learns in the loop does not pack")
     assert virtual.startswith("topology.virtual_stages: a policy in virtual stages cannot generate, found 2")
     assert not list(tmp_path.iterdir())
+
+
+def _identities(mesh, head):
+    import functools
+
+    from nemo_sdg.training.online import best_answers
+
+    def first(rows, tokenizer):
+        return best_answers(rows[:1], tokenizer)
+
+    one = online(mesh, head)
+    answered = [replace(prompt, extra={"answer": "red"}) for prompt in PROMPTS]
+    changed = [dict(prompts=answered), dict(teach=first), dict(teach=lambda rows, tokenizer: best_answers(rows[:2], tokenizer))]
+    with pytest.raises(ConfigError, match="cannot be written down"):
+        replace(one, teach=functools.partial(first, tokenizer=None)).identity
+    return [one.identity, *(replace(one, **more).identity for more in changed)]
+
+
+def test_another_right_answer_or_another_lesson_is_another_fit(head):
+    """What one's own function does counts, not its name: and never where it lies in memory."""
+    found, again = (run_ranks(_identities, head)[0] for _ in range(2))
+    assert found == again and len({json.dumps(one) for one in found}) == 4
 
 
 def _sampled(mesh, world, head, out):
