@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Callable
 
@@ -195,7 +196,8 @@ class _Fit:
             }
         intervals = on_writer(self.mesh, lambda: told(self.work / FOLDER))
         rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
-        return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
+        set_aside = sum((Counter(one["set_aside"]) for one in intervals), Counter())
+        return {"rows": rows, "rows_set_aside": dict(set_aside), "tokens": tokens, "online": intervals}
 
     def _dtype_name(self) -> str:
         return DTYPE_NAMES[resolve_dtype(self.models.dtype, self.folder)]

@@ -28,8 +28,10 @@ from nemo_sdg.training.samples import Sample, dialogue_sample
 
 FOLDER = "online"
 """Where a fit keeps the rows that it made and learned from."""
+TOLD = ("asked", "scored", "kept", "samples", "tokens", "set_aside", "mean")
+"""What is told of an interval."""
 Teach = Callable[[Sequence[Decision], Tokenizer], list[Sample]]
-"""What is learned from the answers to one prompt, all of them judged. A RowError leaves the prompt out."""
+"""What is learned from the answers to one prompt, all of them judged. A RowError leaves the prompt out; its reason is counted."""
 
 
 def best_answers(rows: Sequence[Decision], tokenizer: Tokenizer) -> list[Sample]:
@@ -172,10 +174,12 @@ class LiveBatches(Dataset):
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
-    """What each interval made: {"step", "asked", "scored", "kept", "samples", "tokens", "mean"}; answers that no model could score are
-    asked for and not scored."""
+    """What each interval made: {"step", "asked", "scored", "kept", "samples", "tokens", "set_aside", "mean"}.
+
+    Answers that no model could score are asked for and not scored; `mean` is of what was scored, by name.
+    """
     found = []
     for path in sorted(folder.glob("step-*.json")):
         made = read_json(path) or {}
-        found.append({"step": int(path.stem[5:]), **{key: made[key] for key in ("asked", "scored", "kept", "samples", "tokens", "mean")}})
+        found.append({"step": int(path.stem[5:]), **{key: made[key] for key in TOLD}})
     return found

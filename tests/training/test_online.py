@@ -45,8 +45,10 @@ def online(mesh, head, **changes):
     from nemo_sdg.engine.load import load_model
     from nemo_sdg.training.online import Online
 
-    model, tokenizer = load_model(head, mesh, dtype="fp64", reward=True)
-    scorer = LocalScorer(model, tokenizer, mesh, Score(), {"reward": "head"})
+    scorer = changes.pop("scorer", None)
+    if scorer is None:
+        model, tokenizer = load_model(head, mesh, dtype="fp64", reward=True)
+        scorer = LocalScorer(model, tokenizer, mesh, Score(), {"reward": "head"})
     # A response of a random model is cut off mostly; the best of each prompt is kept whatever its scores.
     select = Select(minimum={}, finished=False, unique=False, per_prompt=1)
     options = {"prompts": PROMPTS, "every": EVERY, "prompts_at_once": 4, "generate": GENERATE, "select": select, "seed": 3}
@@ -337,9 +339,45 @@ def test_long_answers_are_left_out_and_stop_texts_hold(world, head, tmp_path):
         kept = [[*row["messages"], {"role": "assistant", "content": row["response"]}] for row in some if row["kept"]]
         lengths = [dialogue_sample(messages, tokenizer).num_tokens for messages in kept]
         assert interval["samples"] == sum(length <= 33 for length in lengths) > 0
-        left_out += sum(length > 33 for length in lengths)
+        assert interval["set_aside"] == {"longer than max_length": sum(length > 33 for length in lengths)}
+        left_out += interval["set_aside"]["longer than max_length"]
         assert not [row for row in some if {"e", "a"} & set(row["response"])]
     assert left_out
+
+
+class OddScorer:
+    """One answer of each prompt has a score that is not finite, and verbosity it never gives."""
+
+    identity = {"reward": "odd"}
+
+    def score(self, responses):
+        from nemo_sdg.records import Scored
+
+        for row in responses:
+            scores = {"helpfulness": float("nan") if row.sample == 0 else row.sample, "correctness": 1.0}
+            yield Scored(**vars(row), scores=scores)
+
+
+def _odd(mesh, world, head, out):
+    from nemo_sdg.errors import RowError
+    from nemo_sdg.training.online import best_answers
+
+    def teach(rows, tokenizer):
+        if rows[0].prompt_id.startswith("1:"):
+            raise RowError("not for school", found=rows[0].id)
+        return best_answers(rows, tokenizer)
+
+    result = train(mesh, world, head, out, replace(SETTINGS, steps=2), scorer=OddScorer(), teach=teach)
+    return result, rows(out, 0)
+
+
+def test_scores_that_are_missing_or_not_finite_and_rows_that_teach_nothing(world, head, tmp_path):
+    for result, made in run_ranks(_odd, world, head, tmp_path / "out", dp=2):
+        (told,) = result["online"]
+        given = [row["scores"]["helpfulness"] for row in made]
+        assert None in given and not [row for row in made if row["kept"] and row["scores"]["helpfulness"] is None]
+        assert told["mean"] == {"helpfulness": np.mean([x for x in given if x is not None]), "correctness": 1.0}
+        assert told["set_aside"] == result["rows_set_aside"] == {"not for school": 1}
 
 
 def _example(mesh, out):
