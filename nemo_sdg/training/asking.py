@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from nemo_sdg.config import ATTRIBUTES
+from nemo_sdg.config import MISSING
 from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.engine.backends.choosing import sampled
 from nemo_sdg.engine.backends.local import LocalGenerator
@@ -62,18 +63,17 @@ class OnlineSampling(pl.Callback):
                 raise StoreError("the rows that these steps learn from are gone", where=path,
                                  way_out="remove the working folder to begin the fit again")  # fmt: skip
             rows = self._make(trainer.strategy.model[0], first)
-        made = self._samples([Decision.from_row(row) for row in rows])
-        samples = [one for one in made if one.num_tokens <= self.batches.longest]
+        samples, set_aside = self._samples([Decision.from_row(row) for row in rows])
         if not samples:
-            too_long = f", {len(made)} of them longer than {self.batches.longest} tokens" if made else ""
+            reasons = "".join(f", {count} x {reason}" for reason, count in set_aside.items())
             raise UserError(
                 "there is nothing to learn from", where=f"online training, step {first}",
-                found=f"nothing in {len(rows)} scored answers{too_long}",
+                found=f"nothing in {len(rows)} scored answers{reasons}",
                 way_out="loosen what selection or pairs ask for, or ask for more samples or prompts",
             )  # fmt: skip
         tokens = self.batches.feed(step, samples if self.reference is None else self.reference(samples))
         if not known:
-            learned = {"samples": len(samples), "tokens": tokens}
+            learned = {"samples": len(samples), "tokens": tokens, "set_aside": set_aside}
             on_writer(self.mesh, lambda: self._commit(path, rows, learned))
 
     def _make(self, chunk: torch.nn.Module, step: int) -> list[dict[str, Any]]:
@@ -94,18 +94,32 @@ class OnlineSampling(pl.Callback):
         rows = sorted((row for share in shares for row in share), key=lambda row: _order(row["id"]))
         return [row.to_row() for row in decide([Scored.from_row(row) for row in rows], online.select)]
 
-    def _samples(self, rows: list[Decision]) -> list[Sample]:
+    def _samples(self, rows: list[Decision]) -> tuple[list[Sample], dict[str, int]]:
+        """What is learned, and by reason how many prompts or samples are not."""
         samples: list[Sample] = []
+        set_aside: Counter[str] = Counter()
         for _, of_prompt in groupby(rows, key=lambda row: row.prompt_id):
-            with contextlib.suppress(RowError):
-                samples += self.online.teach(list(of_prompt), self.tokenizer)
-        return samples
+            try:
+                made = self.online.teach(list(of_prompt), self.tokenizer)
+            except RowError as error:
+                set_aside[error.what] += 1
+                continue
+            short = [one for one in made if max(map(len, one.sequences)) <= self.batches.longest]
+            if len(short) < len(made):
+                set_aside["longer than max_length"] += len(made) - len(short)
+            samples += short
+        return samples, dict(set_aside)
 
-    def _commit(self, path: Path, rows: list[dict[str, Any]], learned: dict[str, int]) -> None:
+    def _commit(self, path: Path, rows: list[dict[str, Any]], learned: dict[str, Any]) -> None:
         path.parent.mkdir(exist_ok=True)
         asked = self.online.prompts_at_once * self.online.generate.samples
         counts = {"asked": asked, "scored": len(rows), "kept": sum(row["kept"] for row in rows)}
-        means = {name: sum(row["scores"][name] for row in rows) / max(1, len(rows)) for name in ATTRIBUTES}
+        scores = defaultdict(list)
+        for row in rows:
+            for name, score in row["scores"].items():
+                if score not in (None, MISSING):  # it was not finite, or this model does not give it
+                    scores[name].append(score)
+        means = {name: sum(given) / len(given) for name, given in scores.items()}
         commit_json(path, {**counts, **learned, "mean": means, "rows": rows})
 
 

@@ -39,5 +39,11 @@ class Curves(pl.Callback):
             logger.log_metrics(values, step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._finish("success")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._finish("failed")  # a writer keeps up to two minutes to itself
+
+    def _finish(self, status: str) -> None:
         for logger in self._loggers:
-            logger.finalize("success")
+            logger.finalize(status)

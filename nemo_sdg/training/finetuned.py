@@ -23,6 +23,7 @@ from nemo_sdg.models.lora import attach
 from nemo_sdg.models.nemotron import DTYPE_NAMES, DTYPES
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel.mesh import current
+from nemo_sdg.parallel.topology import check_global_batch
 from nemo_sdg.training import samples
 from nemo_sdg.training.batches import GlobalBatches, layout
 from nemo_sdg.training.forward import interleaved
@@ -141,7 +142,10 @@ class Rows(pl.LightningDataModule, io.IOMixin):
         """The global batches, once the ranks are laid out."""
         if self.batches is None:
             folder, mesh, settings = ModelFolder.open(self.start), current(), self.settings
-            task = task_of(self.task, settings)
+            task, strategy = task_of(self.task, settings), self.trainer.strategy
+            virtual_stages = strategy.virtual_pipeline_model_parallel_size or 1
+            turn = strategy.microbatch_group_size_per_vp_stage if virtual_stages > 1 else 1
+            check_global_batch(settings, mesh.dp, self.task, turn)
             read = samples.read(
                 task.sample, Path(self.rows), Tokenizer(folder.tokenizer, folder.path),
                 min(settings.max_length, folder.shape.seq_length),
@@ -154,7 +158,6 @@ class Rows(pl.LightningDataModule, io.IOMixin):
                     read = with_reference(
                         read, settings, models=models, start=folder, work=Path(AppState().log_dir), mesh=mesh
                     )
-            virtual_stages = self.trainer.strategy.virtual_pipeline_model_parallel_size or 1
             options = layout(settings, mesh, self.seed, virtual_stages)
             self.batches = GlobalBatches(read.rows, packed_sequence_size=settings.packed_sequence_size, **options)
         return self.batches
@@ -201,7 +204,7 @@ class Checkpoints(nl.ModelCheckpoint):
             folder = ModelFolder.open(module.start)
             write_description(
                 Path(ckpt_to_dir(filepath)), folder.shape, folder.tokenizer, reward=module.config.reward,
-                dtype=DTYPE_NAMES[module.config.params_dtype], tp=mesh.tp, pp=mesh.pp,
+                outputs=module.task.outputs, dtype=DTYPE_NAMES[module.config.params_dtype], tp=mesh.tp, pp=mesh.pp,
             )  # fmt: skip
 
     def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Callable
 
@@ -80,7 +81,7 @@ def fit(
         folder.require(reward=False)
     check_global_batch(settings, mesh.dp, task, mesh.pp if virtual_stages > 1 else 1)
     if isinstance(rows, Online):
-        rows.check(settings, virtual_stages)
+        rows.check(task, settings, virtual_stages)
     signature = on_writer(mesh, lambda: fingerprint(identity(task, settings, models, folder, rows, seed, validation)))
     if (done := on_writer(mesh, lambda: committed(out, signature))) is not None:
         return done
@@ -134,7 +135,8 @@ class _Fit:
         options = layout(settings, mesh, seed, virtual_stages)
         self.batches: GlobalBatches | LiveBatches
         if isinstance(rows, Online):
-            self.batches = LiveBatches(every=rows.every, longest=max_length, **options)
+            sequences = 2 if task.reference else 1
+            self.batches = LiveBatches(every=rows.every, longest=max_length, sequences=sequences, **options)
         else:
             self.samples = samples.read(task.sample, rows, self.tokenizer, max_length)
             packed = settings.packed_sequence_size
@@ -158,7 +160,7 @@ class _Fit:
         if self.held_out is not None:
             self.held_out.resume(self.work, done)
         if done < self.settings.steps:
-            if self.task.reference and self.online is None:
+            if self.task.reference:
                 self._add_reference()
             self._train(done, step_folder(self.work, done) if done else None)
         seconds = time.monotonic() - began
@@ -174,13 +176,14 @@ class _Fit:
         return {**result, "seconds": seconds}
 
     def _add_reference(self) -> None:
+        """What the start makes of the pairs that are known before the fit."""
+        of = {"models": self.models, "start": self.folder, "work": self.work}
         with interleaved(1):
-            self.samples = reference.with_reference(
-                self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
-            )
+            if self.online is None:
+                self.samples = reference.with_reference(self.samples, self.settings, mesh=self.mesh, **of)
+                self.batches.samples = self.samples.rows
             if self.held_out is not None:
-                self.held_out.add_reference(models=self.models, start=self.folder, work=self.work)
-        self.batches.samples = self.samples.rows
+                self.held_out.add_reference(**of)
 
     def _data(self) -> dict[str, Any]:
         """What was learned from."""
@@ -193,7 +196,8 @@ class _Fit:
             }
         intervals = on_writer(self.mesh, lambda: told(self.work / FOLDER))
         rows, tokens = (sum(one[key] for one in intervals) for key in ("kept", "tokens"))
-        return {"rows": rows, "rows_set_aside": {}, "tokens": tokens, "online": intervals}
+        set_aside = sum((Counter(one["set_aside"]) for one in intervals), Counter())
+        return {"rows": rows, "rows_set_aside": dict(set_aside), "tokens": tokens, "online": intervals}
 
     def _dtype_name(self) -> str:
         return DTYPE_NAMES[resolve_dtype(self.models.dtype, self.folder)]

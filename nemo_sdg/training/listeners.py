@@ -33,10 +33,10 @@ class Listeners:
         return made
 
     def attach(self, trainer: Any, losses: Sequence[float], tokens: Sequence[int] | None) -> None:
-        """Has them told by a trainer; see `curves.Curves`."""
+        """Has them told by a trainer before anything else is done after a step: a fit that is told to stop ends there."""
         from nemo_sdg.training.curves import Curves
 
-        trainer.callbacks.append(Curves(self.loggers(), losses, tokens))
+        trainer.callbacks.insert(0, Curves(self.loggers(), losses, tokens))
 
     @classmethod
     def of(cls, settings: Run, out: Path, place: str) -> Listeners | None:

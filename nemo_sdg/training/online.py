@@ -8,18 +8,18 @@ train are the weights that generate; nothing is copied or reloaded (`asking` doe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from nemo_sdg.config import Generate, Preference, Select, Training, fingerprint
+from nemo_sdg.config import Generate, Preference, Select, Training, fingerprint, rule_digests
 from nemo_sdg.engine.backends import Scorer
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.models.templates import preference_texts
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.quality.pairs import pairs_of
+from nemo_sdg.quality.pairs import REWARD, pairs_of
 from nemo_sdg.records import Decision, Pair, Prompt
 from nemo_sdg.store import read_json
 from nemo_sdg.training.batches import GlobalBatches
@@ -28,8 +28,10 @@ from nemo_sdg.training.samples import Sample, dialogue_sample
 
 FOLDER = "online"
 """Where a fit keeps the rows that it made and learned from."""
+TOLD = ("asked", "scored", "kept", "samples", "tokens", "set_aside", "mean")
+"""What is told of an interval."""
 Teach = Callable[[Sequence[Decision], Tokenizer], list[Sample]]
-"""What is learned from the answers to one prompt, all of them judged. A RowError leaves the prompt out."""
+"""What is learned from the answers to one prompt, all of them judged. A RowError leaves the prompt out; its reason is counted."""
 
 
 def best_answers(rows: Sequence[Decision], tokenizer: Tokenizer) -> list[Sample]:
@@ -82,13 +84,25 @@ class Online:
     def identity(self) -> dict[str, Any]:
         """What the rows depend on besides the policy."""
         told = {key: asdict(getattr(self, key)) for key in ("generate", "select")}
-        prompts = fingerprint([[prompt.id, prompt.messages] for prompt in self.prompts])
-        teach = getattr(self.teach, "__name__", repr(self.teach))
+        prompts = fingerprint([prompt.to_row() for prompt in self.prompts])  # a right answer stands among the other columns
+        teach = repr(self.teach) if is_dataclass(self.teach) else rule_digests([self.teach])
         numbers = {key: getattr(self, key) for key in ("every", "prompts_at_once", "seed")}
         return {**told, **numbers, "prompts": prompts, "scorer": self.scorer.identity, "teach": teach}
 
-    def check(self, settings: Training, virtual_stages: int) -> None:
+    def check(self, task: str, settings: Training, virtual_stages: int) -> None:
         """Raises ConfigError where a fit with these settings cannot learn in the loop."""
+        pairs = isinstance(self.teach, OwnPairs)
+        if task == "reward":
+            raise ConfigError("a reward model gives no answers to learn from", where="online", found=task,
+                              expected="sft or preference")  # fmt: skip
+        if pairs != (task == "preference") and (pairs or self.teach is best_answers):
+            raise ConfigError(
+                f"{task} does not learn from these samples", where="online.teach",
+                found="OwnPairs" if pairs else "best_answers", expected="best_answers" if pairs else "OwnPairs",
+            )  # fmt: skip
+        if pairs and self.teach.preference.judge != REWARD:
+            raise ConfigError("in the loop nobody is asked which of two is better", where="online.teach.preference.judge",
+                              found=self.teach.preference.judge, expected=REWARD)  # fmt: skip
         for name in ("every", "prompts_at_once"):
             if getattr(self, name) < 1:
                 raise ConfigError("it must be positive", where=f"online.{name}", found=getattr(self, name), expected="1 or more")
@@ -123,16 +137,18 @@ class LiveBatches(Dataset):
         every: int,
         seed: int,
         longest: int,
+        sequences: int = 1,
         unit: int,
         padded_together: int | None,
     ) -> None:
         """
         Args:
-            longest: tokens that a row may have.
+            longest: tokens that a sequence may have.
+            sequences: of a sample, which has a row of its own: two of a pair.
         """
         self.rows_per_step, self.longest, self._every, self._seed = global_batch_size, longest, every, seed
         self._options = {"unit": unit, "padded_together": padded_together, "global_batch_size": global_batch_size}
-        self.step_widths = [longest] * steps
+        self.step_widths = [longest * sequences] * steps
         """Tokens of a row in each step; the most that there may be until its interval is known."""
         self._intervals: dict[int, GlobalBatches] = {}
 
@@ -158,10 +174,12 @@ class LiveBatches(Dataset):
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
-    """What each interval made: {"step", "asked", "scored", "kept", "samples", "tokens", "mean"}; answers that no model could score are
-    asked for and not scored."""
+    """What each interval made: {"step", "asked", "scored", "kept", "samples", "tokens", "set_aside", "mean"}.
+
+    Answers that no model could score are asked for and not scored; `mean` is of what was scored, by name.
+    """
     found = []
     for path in sorted(folder.glob("step-*.json")):
         made = read_json(path) or {}
-        found.append({"step": int(path.stem[5:]), **{key: made[key] for key in ("asked", "scored", "kept", "samples", "tokens", "mean")}})
+        found.append({"step": int(path.stem[5:]), **{key: made[key] for key in TOLD}})
     return found

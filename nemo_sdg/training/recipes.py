@@ -17,6 +17,7 @@ from nemo.collections.llm.recipes.log.default import default_resume, tensorboard
 from nemo.lightning.pytorch.optim.lr_scheduler import WarmupPolicyScheduler
 from nemo.utils.exp_manager import TimingCallback
 
+from nemo_sdg.config import Training
 from nemo_sdg.models.nemotron import DTYPES
 from nemo_sdg.training.finetuned import Checkpoints, FineTuned, Rows, model_config, settings_of
 from nemo_sdg.training.trainer import optimizer_fields
@@ -62,7 +63,8 @@ def finetune(
     settings = {**settings, **(change or {})}
     given = settings_of(task, settings)
     half, torch_dtype = dtype == "bf16", DTYPES[dtype]
-    distributed = half and num_nodes * gpus_per_node > tp * pp
+    replicas = num_nodes * gpus_per_node // (tp * pp)
+    distributed = half and replicas > 1
     return run.Partial(
         llm.finetune,
         model=run.Config(
@@ -99,6 +101,7 @@ def finetune(
                 tensor_model_parallel_size=tp,
                 pipeline_model_parallel_size=pp,
                 virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
+                microbatch_group_size_per_vp_stage=turn(given, replicas, pp),
                 sequence_parallel=sequence_parallel and tp > 1,
                 pipeline_dtype=torch_dtype,
                 gradient_as_bucket_view=True,
@@ -129,3 +132,15 @@ def finetune(
         resume=default_resume(),
         tokenizer=None,
     )  # fmt: skip
+
+
+def turn(settings: Training, replicas: int, pp: int) -> int:
+    """Micro batches that a virtual stage computes before the next one of its rank takes over.
+
+    Megatron takes PP and more, and no fewer in the last turn; its default of PP would refuse 64 micro batches at PP 12.
+    Packed rows are a multiple of PP, so that PP is right for them.
+    """
+    micro_batches = settings.global_batch_size // (settings.micro_batch_size * max(1, replicas))
+    if settings.packed_sequence_size is not None:
+        return pp
+    return next((size for size in range(pp, micro_batches + 1) if micro_batches % size == 0), pp)

@@ -27,8 +27,15 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in STOPS}
+            self._before = {number: signal.getsignal(number) for number in STOPS}
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Takes the signals. Once more when a fit begins: Lightning has put a handler of its own before this one, which
+        ends a rank by itself where the signal comes late in a step, with nothing saved."""
+        for number in self._before:
+            signal.signal(number, self._note)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

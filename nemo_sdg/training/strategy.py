@@ -99,6 +99,7 @@ class FitStrategy(MegatronStrategy):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        self.stop.listen()
         config = get_model_config(self.lightning_module)
         reduce = config.finalize_model_grads_func
 

@@ -86,3 +86,27 @@ def test_weights_and_biases_is_told_the_same(world, tmp_path, monkeypatch):
 
     run_ranks(fitted, timeout_s=120)
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def _stopped(mesh: Any, world: Path, out: Path) -> list[float]:
+    """The losses that TensorBoard can show when a fit has ended because it was told to stop in its second step."""
+    import os
+    import signal
+
+    from nemo_sdg.errors import Stopped
+    from nemo_sdg.training.fit import fit
+
+    def told(step: int, loss: float) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        fit("sft", SETTINGS, models=Models(dtype="fp64"), start=world / "base", rows=world / "sft.jsonl", on_step=told,
+            out=out / "policy", mesh=mesh, seed=5, listeners=Listeners(out / "curves", None, "x"))  # fmt: skip
+    return curves(out / "curves")["loss"]
+
+
+def test_a_fit_that_is_stopped_leaves_all_that_it_has_told(world, tmp_path):
+    """The writer keeps up to two minutes to itself, and its thread ends with the process."""
+    before = run_ranks(_stopped, world, tmp_path)[0]
+    assert len(before) == 3

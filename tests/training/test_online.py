@@ -45,8 +45,10 @@ def online(mesh, head, **changes):
     from nemo_sdg.engine.load import load_model
     from nemo_sdg.training.online import Online
 
-    model, tokenizer = load_model(head, mesh, dtype="fp64", reward=True)
-    scorer = LocalScorer(model, tokenizer, mesh, Score(), {"reward": "head"})
+    scorer = changes.pop("scorer", None)
+    if scorer is None:
+        model, tokenizer = load_model(head, mesh, dtype="fp64", reward=True)
+        scorer = LocalScorer(model, tokenizer, mesh, Score(), {"reward": "head"})
     # A response of a random model is cut off mostly; the best of each prompt is kept whatever its scores.
     select = Select(minimum={}, finished=False, unique=False, per_prompt=1)
     options = {"prompts": PROMPTS, "every": EVERY, "prompts_at_once": 4, "generate": GENERATE, "select": select, "seed": 3}
@@ -61,7 +63,7 @@ PAIRS = Preference(
 )  # fmt: skip
 
 
-def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None):
+def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None, validation=None):
     """Online RPO."""
     from nemo_sdg.training.fit import fit
     from nemo_sdg.training.online import OwnPairs
@@ -69,17 +71,18 @@ def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None):
     asked = online(mesh, head, teach=OwnPairs(PAIRS, Select(minimum={}, finished=False, unique=False)))
     return fit(
         "preference", settings, models=Models(dtype="fp64"), start=world / "base", rows=asked, out=out, mesh=mesh, seed=5,
-        on_step=on_step,
+        on_step=on_step, validation=validation,
     )  # fmt: skip
 
 
 def train(
-    mesh, world, head, out, settings=SETTINGS, on_step=None, sequence_parallel=False, virtual_stages=1, **changes
-):
+    mesh, world, head, out, settings=SETTINGS, on_step=None, sequence_parallel=False, virtual_stages=1, task="sft",
+    **changes,
+):  # fmt: skip
     from nemo_sdg.training.fit import fit
 
     return fit(
-        "sft", settings, models=Models(dtype="fp64"), start=world / "base", rows=online(mesh, head, **changes), out=out,
+        task, settings, models=Models(dtype="fp64"), start=world / "base", rows=online(mesh, head, **changes), out=out,
         mesh=mesh, seed=5, on_step=on_step, sequence_parallel=sequence_parallel, virtual_stages=virtual_stages,
     )  # fmt: skip
 
@@ -197,6 +200,31 @@ def test_online_rpo_under_another_topology_and_after_a_kill(world, head, tmp_pat
     assert {**again, "seconds": 0, "signature": ""} == {**alone, "seconds": 0, "signature": ""}
 
 
+def test_online_rpo_is_validated_against_its_reference(world, head, tmp_path):
+    """Before anything is learned the policy is the reference; after two steps it is not."""
+    settings = replace(PAIRS, steps=2, validate_every=1, learning_rate=1e-12)
+    told = run_ranks(train_pairs, world, head, tmp_path / "out", settings, None, world / "pairs.jsonl", dp=2)[0]
+    assert [one["step"] for one in told["validation"]] == [1, 2] and told["validation"][0]["pairs"] > 10
+    same = run_ranks(_offline, world, tmp_path / "offline", settings)[0]
+    assert told["validation"][0]["loss"] == pytest.approx(same["validation"][0]["loss"], rel=1e-6)
+
+
+def _offline(mesh, world, out, settings):
+    from nemo_sdg.training.fit import fit
+
+    rows = world / "pairs.jsonl"
+    return fit("preference", settings, models=Models(dtype="fp64"), start=world / "base", rows=rows, out=out, mesh=mesh,
+               seed=5, validation=rows)  # fmt: skip
+
+
+def test_a_pair_is_as_long_as_two_sequences(world, head, tmp_path):
+    """Each of the two may have max_length tokens, as where the pairs come from a file."""
+    all_of_them = run_ranks(train_pairs, world, head, tmp_path / "all", replace(PAIRS, steps=2))[0]
+    short = run_ranks(train_pairs, world, head, tmp_path / "short", replace(PAIRS, steps=2, max_length=48))[0]
+    assert short["online"][0]["samples"] == all_of_them["online"][0]["samples"]
+    assert short["losses"] == all_of_them["losses"]
+
+
 def _first_loss(mesh, world, head, out):
     """What the first step's loss must be: policy and reference are one, so the log-ratios are 0."""
     import math
@@ -242,9 +270,14 @@ def test_nothing_to_learn_from(world, head, tmp_path):
 
 
 def _refused(mesh, world, head, out):
+    from nemo_sdg.training.online import OwnPairs
+
     messages = []
     changes = [dict(prompts=[]), dict(every=0), dict(prompts_at_once=0)]
     changes += [dict(settings=replace(SETTINGS, packed_sequence_size=256)), dict(virtual_stages=2)]
+    pairs = OwnPairs(PAIRS, Select())
+    changes += [dict(task="reward"), dict(teach=pairs), dict(task="preference", settings=PAIRS)]
+    changes += [dict(task="preference", settings=PAIRS, teach=replace(pairs, preference=replace(PAIRS, judge="llm")))]
     for more in changes:
         with pytest.raises(ConfigError) as caught:
             train(mesh, world, head, out, **more)
@@ -253,13 +286,40 @@ def _refused(mesh, world, head, out):
 
 
 def test_what_cannot_be_is_refused_before_anything_else(world, head, tmp_path):
-    prompts, every, at_once, packed, virtual = run_ranks(_refused, world, head, tmp_path / "out", pp=2)[0]
+    prompts, every, at_once, packed, virtual, *rest = run_ranks(_refused, world, head, tmp_path / "out", pp=2)[0]
+    reward, pairs, best, judge = rest
+    assert reward.startswith("online: a reward model gives no answers to learn from, found reward")
+    assert pairs == "online.teach: sft does not learn from these samples, found OwnPairs, expected best_answers"
+    assert best == "online.teach: preference does not learn from these samples, found best_answers, expected OwnPairs"
+    assert judge.startswith("online.teach.preference.judge: in the loop nobody is asked which of two is better, found llm")
     assert prompts == "online.prompts: there is nobody to answer, found no prompts, expected 1 or more"
     assert every == "online.every: it must be positive, found 0, expected 1 or more"
     assert at_once.startswith("online.prompts_at_once: it must be positive")
     assert packed.startswith("packed_sequence_size: a fit that learns in the loop does not pack")
     assert virtual.startswith("topology.virtual_stages: a policy in virtual stages cannot generate, found 2")
     assert not list(tmp_path.iterdir())
+
+
+def _identities(mesh, head):
+    import functools
+
+    from nemo_sdg.training.online import best_answers
+
+    def first(rows, tokenizer):
+        return best_answers(rows[:1], tokenizer)
+
+    one = online(mesh, head)
+    answered = [replace(prompt, extra={"answer": "red"}) for prompt in PROMPTS]
+    changed = [dict(prompts=answered), dict(teach=first), dict(teach=lambda rows, tokenizer: best_answers(rows[:2], tokenizer))]
+    with pytest.raises(ConfigError, match="cannot be written down"):
+        replace(one, teach=functools.partial(first, tokenizer=None)).identity
+    return [one.identity, *(replace(one, **more).identity for more in changed)]
+
+
+def test_another_right_answer_or_another_lesson_is_another_fit(head):
+    """What one's own function does counts, not its name: and never where it lies in memory."""
+    found, again = (run_ranks(_identities, head)[0] for _ in range(2))
+    assert found == again and len({json.dumps(one) for one in found}) == 4
 
 
 def _sampled(mesh, world, head, out):
@@ -279,9 +339,45 @@ def test_long_answers_are_left_out_and_stop_texts_hold(world, head, tmp_path):
         kept = [[*row["messages"], {"role": "assistant", "content": row["response"]}] for row in some if row["kept"]]
         lengths = [dialogue_sample(messages, tokenizer).num_tokens for messages in kept]
         assert interval["samples"] == sum(length <= 33 for length in lengths) > 0
-        left_out += sum(length > 33 for length in lengths)
+        assert interval["set_aside"] == {"longer than max_length": sum(length > 33 for length in lengths)}
+        left_out += interval["set_aside"]["longer than max_length"]
         assert not [row for row in some if {"e", "a"} & set(row["response"])]
     assert left_out
+
+
+class OddScorer:
+    """One answer of each prompt has a score that is not finite, and verbosity it never gives."""
+
+    identity = {"reward": "odd"}
+
+    def score(self, responses):
+        from nemo_sdg.records import Scored
+
+        for row in responses:
+            scores = {"helpfulness": float("nan") if row.sample == 0 else row.sample, "correctness": 1.0}
+            yield Scored(**vars(row), scores=scores)
+
+
+def _odd(mesh, world, head, out):
+    from nemo_sdg.errors import RowError
+    from nemo_sdg.training.online import best_answers
+
+    def teach(rows, tokenizer):
+        if rows[0].prompt_id.startswith("1:"):
+            raise RowError("not for school", found=rows[0].id)
+        return best_answers(rows, tokenizer)
+
+    result = train(mesh, world, head, out, replace(SETTINGS, steps=2), scorer=OddScorer(), teach=teach)
+    return result, rows(out, 0)
+
+
+def test_scores_that_are_missing_or_not_finite_and_rows_that_teach_nothing(world, head, tmp_path):
+    for result, made in run_ranks(_odd, world, head, tmp_path / "out", dp=2):
+        (told,) = result["online"]
+        given = [row["scores"]["helpfulness"] for row in made]
+        assert None in given and not [row for row in made if row["kept"] and row["scores"]["helpfulness"] is None]
+        assert told["mean"] == {"helpfulness": np.mean([x for x in given if x is not None]), "correctness": 1.0}
+        assert told["set_aside"] == result["rows_set_aside"] == {"not for school": 1}
 
 
 def _example(mesh, out):

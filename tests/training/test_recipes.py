@@ -13,6 +13,7 @@ from ranks import TOPOLOGIES, run_ranks
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Lora, Models
+from nemo_sdg.errors import UserError
 from training import worlds
 from training.test_stock_nemo import on_stock_ranks
 
@@ -88,6 +89,7 @@ CASES = {
         "sft", "tp2", {**FIELDS, "packed_sequence_size": 512}, {"sequence_parallel": True, "recompute": True},
     ),
     "packed, two virtual stages": ("sft", "pp2", {**FIELDS, "packed_sequence_size": 512}, {"virtual_stages": 2}),
+    "two virtual stages, three micro batches": ("sft", "pp2", {**FIELDS, "global_batch_size": 6}, {"virtual_stages": 2}),
     "preference, two virtual stages": (
         "preference", "pp2", {**FIELDS, "beta": 0.1, "sft_weight": 1e-3}, {"virtual_stages": 2},
     ),
@@ -128,8 +130,10 @@ def test_each_recipe_builds_and_states_its_memory(world, name):
 
     from nemo_sdg import plan
     from nemo_sdg.config import load
+    from nemo_sdg.parallel.topology import check_global_batch
     from nemo_sdg.plan.units import bytes_text
     from nemo_sdg.training import factories
+    from nemo_sdg.training.finetuned import settings_of
 
     registered = factories.recipes()[name]
     task = next(task for task in ROWS if f"_{task}" in name)
@@ -138,6 +142,11 @@ def test_each_recipe_builds_and_states_its_memory(world, name):
     grid = strategy.tensor_model_parallel_size, strategy.pipeline_model_parallel_size
     size = next(size for size in SIZES if name.startswith(size))
     world_size = recipe.trainer.num_nodes * recipe.trainer.devices
+    settings, replicas = settings_of(task, recipe.data.settings), world_size // (grid[0] * grid[1])
+    virtual_stages = strategy.virtual_pipeline_model_parallel_size or 1
+    turn = strategy.microbatch_group_size_per_vp_stage if virtual_stages > 1 else 1
+    check_global_batch(settings, replicas, task, turn)
+    assert turn in range(grid[1], 17) or virtual_stages == 1
     words = [f"topology.tp={grid[0]}", f"topology.pp={grid[1]}", "preference.start_from=base"]
     words += [f"{each}.enabled={each == task}" for each in ROWS]
     words += ["topology.sequence_parallel=false"] if grid[0] == 1 else []
@@ -167,3 +176,25 @@ def test_nemo_finds_them_by_name(world):
         assert resolve_factory(llm.finetune, name).wrapped.__qualname__ == recipe.__qualname__
     pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert '"nemo_run.cli"]\nnemo_sdg = "nemo_sdg.training.factories"' in pyproject
+
+
+def _described(world: Path, out: Path) -> list[Any]:
+    outputs = {"helpfulness": 4, "clinical_safety": 0}
+    finetuned(world, "reward", 1, 1, {**FIELDS, "steps": 1, "outputs": outputs}, {}, out)
+    return [ModelFolder.open(path.parent).contents.outputs for path in out.rglob("weights")]
+
+
+def test_a_reward_model_has_its_names(world, tmp_path):
+    assert on_stock_ranks(_described, world, tmp_path / "nemo", count=1)[0] == [{"clinical_safety": 0, "helpfulness": 4}]
+
+
+def _refused(world: Path, out: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        finetuned(world, "sft", 1, 2, {**FIELDS, "global_batch_size": 2}, {"virtual_stages": 2}, out)
+    return str(caught.value)
+
+
+def test_one_micro_batch_for_two_virtual_stages_is_refused(world, tmp_path):
+    for message in on_stock_ranks(_refused, world, tmp_path / "nemo", count=2):
+        assert message.startswith("sft.global_batch_size: the global batch cannot be cut into whole micro batches")
+        assert "expected a multiple of 4" in message

@@ -44,6 +44,30 @@ def test_a_signal_to_one_rank_ends_all_after_their_step(world, tmp_path, number,
     assert run_ranks(fit, world, tmp_path / "out", "sft", SETTINGS, dp=2)[0]["losses"] == straight
 
 
+def stopped_late(mesh, world, out):
+    """The last rank alone is told to stop when all ranks have looked already, in the optimizer's part of the fourth step."""
+    from nemo_sdg.training.strategy import FitStrategy
+
+    agree = FitStrategy._agree
+
+    def agreed(self, loss):
+        agree(self, loss)
+        if self.trainer.global_step == 3 and mesh.rank == mesh.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    FitStrategy._agree = agreed
+    with pytest.raises(Stopped) as caught:
+        fit(mesh, world, out, "sft", SETTINGS)
+    return str(caught.value)
+
+
+def test_a_signal_late_in_a_step_ends_all_ranks_after_the_next_one(world, tmp_path):
+    """Lightning's own handler would end the one rank by itself, with nothing saved."""
+    messages = run_ranks(stopped_late, world, tmp_path / "out", dp=2, timeout_s=20)
+    assert messages[0] == messages[1] and "5 of 8 steps done" in messages[0]
+    assert (tmp_path / ".out.fit" / "step-00000005").is_dir()
+
+
 def told_too_late(mesh, world, out):
     from nemo_sdg.training import fit as module
 
