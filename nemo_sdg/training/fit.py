@@ -158,7 +158,7 @@ class _Fit:
         if self.held_out is not None:
             self.held_out.resume(self.work, done)
         if done < self.settings.steps:
-            if self.task.reference and self.online is None:
+            if self.task.reference:
                 self._add_reference()
             self._train(done, step_folder(self.work, done) if done else None)
         seconds = time.monotonic() - began
@@ -174,13 +174,15 @@ class _Fit:
         return {**result, "seconds": seconds}
 
     def _add_reference(self) -> None:
+        """To the rows that are there before the fit; what it learns from in the loop gets it as it comes."""
         with interleaved(1):
-            self.samples = reference.with_reference(
-                self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
-            )
+            if self.online is None:
+                self.samples = reference.with_reference(
+                    self.samples, self.settings, models=self.models, start=self.folder, work=self.work, mesh=self.mesh
+                )
+                self.batches.samples = self.samples.rows
             if self.held_out is not None:
                 self.held_out.add_reference(models=self.models, start=self.folder, work=self.work)
-        self.batches.samples = self.samples.rows
 
     def _data(self) -> dict[str, Any]:
         """What was learned from."""

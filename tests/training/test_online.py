@@ -61,7 +61,7 @@ PAIRS = Preference(
 )  # fmt: skip
 
 
-def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None):
+def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None, validation=None):
     """Online RPO."""
     from nemo_sdg.training.fit import fit
     from nemo_sdg.training.online import OwnPairs
@@ -69,7 +69,7 @@ def train_pairs(mesh, world, head, out, settings=PAIRS, on_step=None):
     asked = online(mesh, head, teach=OwnPairs(PAIRS, Select(minimum={}, finished=False, unique=False)))
     return fit(
         "preference", settings, models=Models(dtype="fp64"), start=world / "base", rows=asked, out=out, mesh=mesh, seed=5,
-        on_step=on_step,
+        on_step=on_step, validation=validation,
     )  # fmt: skip
 
 
@@ -226,6 +226,14 @@ def test_the_first_loss_of_online_rpo_is_known(world, head, tmp_path):
     assert min(each) <= loss <= max(each)
     if 8 % len(each) == 0:
         assert loss == pytest.approx(np.mean(each), abs=1e-12)
+
+
+def test_online_rpo_is_validated_against_the_reference(world, head, tmp_path):
+    """Held-out pairs are there before the fit, and their loss compares with the start as that of pairs that train."""
+    settings = replace(PAIRS, steps=2, validate_every=1, keep_best=False)
+    result = run_ranks(train_pairs, world, head, tmp_path / "out", settings, None, world / "pairs.jsonl")[0]
+    first, second = result["validation"]
+    assert first["pairs"] == second["pairs"] == 37 and first["loss"] != second["loss"]
 
 
 def _nothing_kept(mesh, world, head, out):
