@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ranks import TOPOLOGIES, run_ranks
 
+from nemo_sdg.errors import StoreError
 from training.restarts import SETTINGS, fit, kill_while_saving, killed, recorded, same, straight_settings
 
 
@@ -58,6 +61,33 @@ def leftovers(mesh, world, out):
 
 def test_what_a_killed_save_has_left_is_no_restart_point_and_goes(world, tmp_path):
     assert run_ranks(leftovers, world, tmp_path / "work")[0] == ([4], ["step-00000004"])
+
+
+def test_a_clean_up_that_is_killed_leaves_no_restart_point(tmp_path, monkeypatch):
+    """Settings are changed, the start that takes the old fit away is killed, and they are changed back."""
+    from nemo_sdg.training import result
+
+    work = tmp_path / ".out.fit"
+    assert result.prepare(work, "one") == 0
+    for name in ("best-00000002", "step-00000003"):
+        (work / name / "weights").mkdir(parents=True)
+    assert result.prepare(work, "one") == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", lambda folder: [folder / name for name in sorted(os.listdir(folder))])
+        patched.setattr(result.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            result.prepare(work, "another")
+    assert result.prepare(work, "one") == 0 and os.listdir(work) == ["fit"]
+
+
+@pytest.mark.parametrize("torn", ["", '{"signature": "one", "los', "\udcff"])
+def test_a_torn_note_is_told_in_one_sentence(tmp_path, torn):
+    from nemo_sdg.training import result
+
+    for name in ("losses.json", "training.json"):
+        (tmp_path / name).write_text(torn, errors="surrogateescape")
+        with pytest.raises(StoreError, match=f"{name}: the file was torn or altered"):
+            result.losses_at(tmp_path, name) if name == "losses.json" else result.committed(tmp_path, "one")
 
 
 def synced(mesh, world, out):
