@@ -90,6 +90,21 @@ def test_a_torn_note_is_told_in_one_sentence(tmp_path, torn):
             result.losses_at(tmp_path, name) if name == "losses.json" else result.committed(tmp_path, "one")
 
 
+def refused(mesh, folder):
+    from nemo_sdg.training import randomness
+
+    with pytest.raises(StoreError) as caught:
+        randomness.save(folder / "whole" if mesh.writer else folder / "a file", mesh)
+    return str(caught.value)
+
+
+def test_a_rank_that_cannot_keep_its_random_state_stops_all(world, tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "a file").write_text("")
+    first, second = run_ranks(refused, tmp_path, dp=2, timeout_s=20)
+    assert first == second and "a file/random/rank-00001.json: cannot write, found Not a directory" in first
+
+
 def synced(mesh, world, out):
     """What the disk is asked for, in order, from the third step on."""
     from nemo_sdg.store import disk
