@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ranks import TOPOLOGIES, run_ranks
 
-from nemo_sdg.errors import StoreError
+from nemo_sdg.errors import CheckpointError, StoreError
 from training.restarts import SETTINGS, fit, kill_while_saving, killed, recorded, same, straight_settings
 
 
@@ -103,6 +103,22 @@ def test_a_rank_that_cannot_keep_its_random_state_stops_all(world, tmp_path):
     (tmp_path / "a file").write_text("")
     first, second = run_ranks(refused, tmp_path, dp=2, timeout_s=20)
     assert first == second and "a file/random/rank-00001.json: cannot write, found Not a directory" in first
+
+
+def damaged(mesh, world, out):
+    with pytest.raises(CheckpointError) as caught:
+        fit(mesh, world, out, "sft")
+    return str(caught.value)
+
+
+def test_a_damaged_restart_point_is_named_with_the_way_out(world, tmp_path):
+    killed(recorded, world, tmp_path / "out", "sft", SETTINGS, 4, timeout_s=20, tp=2)
+    folder = tmp_path / ".out.fit" / "step-00000003"
+    file = max((folder / "weights").glob("*.distcp"))  # of the second rank
+    file.write_bytes(file.read_bytes()[:5000])
+    for message in run_ranks(damaged, world, tmp_path / "out", tp=2, timeout_s=20):
+        assert message.startswith(f"{folder}: what the fit has saved here cannot be read, found CheckpointException")
+        assert message.endswith("delete this folder; the fit goes on from the restart point before it, or begins again")
 
 
 def synced(mesh, world, out):
