@@ -30,7 +30,9 @@ def sums_over_ranks(folder: Path, mesh: Mesh) -> dict[str, str]:
         known |= told
     rest = [name for name, _ in files if name not in known]
     if rest:
-        known |= on_writer(mesh, lambda: _sums(folder, rest, mesh))
+        found = _sums(folder, rest, mesh) if mesh.writer else {}
+        mesh.meet()
+        known |= mesh.broadcast_object(found)
     return known
 
 

@@ -29,7 +29,7 @@ from nemo_sdg.store import commit_folder
 from nemo_sdg.store.files import refusing, write_file
 from nemo_sdg.training import randomness, room
 from nemo_sdg.training.measures import Curve, best_step
-from nemo_sdg.training.result import RESULT
+from nemo_sdg.training.result import RESULT, read
 from nemo_sdg.training.stopping import StopRequest
 
 LOSSES = "losses.json"
@@ -58,8 +58,8 @@ def whole_steps(work: Path, kind: str = "step") -> list[int]:
 def read_curve(folder: Path) -> Curve:
     """What validation had told when a checkpoint was saved; one that a kill met in its commit tells it in its result."""
     if (folder / CURVE).is_file():
-        return json.loads((folder / CURVE).read_text())
-    return json.loads((folder / RESULT).read_text()).get("validation", []) if (folder / RESULT).is_file() else []
+        return read(folder / CURVE)
+    return read(folder / RESULT).get("validation", []) if (folder / RESULT).is_file() else []
 
 
 def tidy(work: Path) -> None:
@@ -70,11 +70,10 @@ def tidy(work: Path) -> None:
 
 
 def keep_best(work: Path, curve: Curve) -> None:
-    """Remove the weights that are the best neither by this curve nor where the last restart point was saved: a fit that
-    is killed goes on from there, and may not find better ones again."""
-    steps = whole_steps(work)
-    wanted = {best_step(curve), best_step(read_curve(step_folder(work, steps[-1]))) if steps else None}
-    for step in set(whole_steps(work, "best")) - wanted:
+    """Remove the weights that are the best neither by this curve nor where a restart point was saved: a fit that goes on
+    from there may not find better ones again."""
+    curves = [curve, *(read_curve(step_folder(work, step)) for step in whole_steps(work))]
+    for step in set(whole_steps(work, "best")) - set(map(best_step, curves)):
         _retire(best_folder(work, step))
 
 

@@ -32,7 +32,7 @@ from nemo_sdg.training.forward import interleaved
 from nemo_sdg.training.held_out import HeldOut
 from nemo_sdg.training.online import FOLDER, LiveBatches, Online, told
 from nemo_sdg.training.listeners import Listeners
-from nemo_sdg.training.result import RESULT, committed, identity, losses_at, prepare, work_folder
+from nemo_sdg.training.result import RESULT, clear, committed, identity, losses_at, prepare, work_folder
 from nemo_sdg.training.stopping import StopRequest
 from nemo_sdg.training.tasks import TASKS, Task, task_of
 
@@ -156,7 +156,7 @@ class _Fit:
         done = on_writer(self.mesh, lambda: prepare(self.work, self.signature))
         began = time.monotonic()
         if done:
-            self.losses = losses_at(step_folder(self.work, done), LOSSES)
+            self.losses = on_writer(self.mesh, lambda: losses_at(step_folder(self.work, done), LOSSES))
         if self.held_out is not None:
             self.held_out.resume(self.work, done)
         if done < self.settings.steps:
@@ -224,7 +224,7 @@ class _Fit:
         def commit() -> None:
             write_sums(trained, sums)
             commit_folder(trained, self.out)
-            shutil.rmtree(self.work)
+            clear(self.work)
 
         on_writer(self.mesh, describe)
         sums = sums_over_ranks(trained, self.mesh)

@@ -48,8 +48,13 @@ class HeldOut:
         """Goes on from the restart point after `done` steps, 0 from the start; what is best later is forgotten."""
         from nemo_sdg.training.checkpoint import keep_best, read_curve, step_folder
 
-        self.curve += read_curve(step_folder(work, done)) if done else []
-        on_writer(self.mesh, lambda: keep_best(work, self.curve))
+        def known() -> Curve:
+            curve = read_curve(step_folder(work, done)) if done else []
+            keep_best(work, curve)
+            return curve
+
+        # By the view of one rank: whether these are the best weights yet, all ranks must see alike.
+        self.curve += on_writer(self.mesh, known)
 
     def follow(self, trainer: Any, checkpoint: Any) -> None:
         """Validates while the trainer trains, before anything else is done after a step: what is saved tells it.

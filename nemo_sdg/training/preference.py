@@ -6,7 +6,6 @@ tensor-parallel rank's).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from nemo_sdg.models.templates import TURN
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.training.losses import dpo_rows, rpo_rows
 from nemo_sdg.training.objectives import SumAndCount, label_log_probs
-from nemo_sdg.training.samples import Sample
+from nemo_sdg.training.samples import Sample, is_finite
 
 END = f"\n{TURN}"
 """How a response ends, so that the policy also learns where to stop."""
@@ -36,7 +35,7 @@ def preference_sample(row: dict[str, Any], tokenizer: Tokenizer) -> Sample:
     """
     prompt, *responses = (_text(row, name) for name in ("prompt", "chosen_response", "rejected_response"))
     rewards = [row.get(name) for name in ("chosen_reward", "rejected_reward")]
-    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) for x in rewards):
+    if not all(map(is_finite, rewards)):
         raise RowError("a reward is not a finite number", found=repr(rewards)[:80])
     if responses[0] == responses[1]:
         raise RowError("both responses are the same")

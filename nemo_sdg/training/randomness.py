@@ -21,7 +21,7 @@ from nemo_sdg.errors import CheckpointError
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.agree import on_all, on_writer
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.store.files import write_file
+from nemo_sdg.store.files import refusing, write_file
 
 FOLDER = "random"
 
@@ -42,9 +42,14 @@ def seed(seed: int, step: int, mesh: Mesh) -> None:
 
 def save(folder: Path, mesh: Mesh) -> None:
     """Put the state of every rank into a restart point that will be synced and named; all ranks call it."""
-    (folder / FOLDER).mkdir(exist_ok=True)
-    told = {"mesh": [mesh.tp, mesh.pp, mesh.dp], **_state()}
-    on_all(mesh, lambda: write_file(_file(folder, mesh.rank), json.dumps(told).encode()))
+    told, file = {"mesh": [mesh.tp, mesh.pp, mesh.dp], **_state()}, _file(folder, mesh.rank)
+
+    def write() -> None:
+        with refusing(file):
+            file.parent.mkdir(exist_ok=True)
+        write_file(file, json.dumps(told).encode())
+
+    on_all(mesh, write)
 
 
 def restore(folder: Path, mesh: Mesh, otherwise: tuple[int, int]) -> None:

@@ -12,11 +12,13 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import PAIRS, Models, Training
 from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import StoreError
-from nemo_sdg.store import commit_file, digest, rows_digest
+from nemo_sdg.store import commit_file, rows_digest
 from nemo_sdg.training import reference
 from nemo_sdg.training.online import Online
 
 RESULT = "training.json"
+_MARKER = "fit"
+"""Says in a working folder which fit it is of."""
 _FREE = ("enabled", "restart_every", "keep_last", "validation", "iterations", *PAIRS)
 """Settings that leave the result as it is, or that the start and the rows stand for."""
 
@@ -36,8 +38,9 @@ def identity(
         "task": task,
         "settings": decisive,
         "dtype": str(resolve_dtype(models.dtype, folder)),
+        "spec": models.spec,
         "start": folder.digest,
-        "rows": rows.identity if isinstance(rows, Online) else digest(rows),
+        "rows": rows.identity if isinstance(rows, Online) else rows_digest(rows),
         "seed": seed,
         **({"validation": rows_digest(validation)} if settings.validate_every and validation else {}),
     }
@@ -47,14 +50,13 @@ def committed(out: Path, signature: str) -> dict[str, Any] | None:
     """What a finished fit of this signature has told; None if there is nothing. Raises StoreError for another one's."""
     if not out.exists():
         return None
-    result = out / RESULT
-    found = json.loads(result.read_text()) if result.is_file() else {}
+    found = read(out / RESULT) if (out / RESULT).is_file() else {}
     if found.get("signature") != signature:
         raise StoreError(
             "the folder holds the result of another fit", where=out, found=found.get("signature", f"no {RESULT}"),
             expected=signature, way_out="remove it or write to another folder",
         )  # fmt: skip
-    shutil.rmtree(work_folder(out), ignore_errors=True)  # of a fit that was killed just after its commit
+    clear(work_folder(out))  # of a fit that was killed just after its commit
     return found
 
 
@@ -67,8 +69,9 @@ def prepare(work: Path, signature: str) -> int:
     """Steps that an earlier attempt at this very fit has done; what belongs to another one is taken away."""
     from nemo_sdg.training.checkpoint import tidy, whole_steps
 
-    marker = work / "fit"
+    marker = work / _MARKER
     if not marker.is_file() or marker.read_text() != signature:
+        marker.unlink(missing_ok=True)  # first: what is half removed must not pass for a restart point of that fit
         for entry in work.iterdir() if work.is_dir() else ():
             if not entry.match(reference.PATTERN):  # which says itself what it is of
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -77,8 +80,23 @@ def prepare(work: Path, signature: str) -> int:
     return max(whole_steps(work), default=0)
 
 
+def clear(work: Path) -> None:
+    """Remove the working folder of a fit whose result is committed; what cannot go now is nobody's restart point."""
+    (work / _MARKER).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
 def losses_at(folder: Path, name: str) -> list[float]:
     """The losses up to a restart point; a fit that was killed in its commit keeps them in its result already."""
-    if (folder / name).is_file():
-        return json.loads((folder / name).read_text())
-    return json.loads((folder / RESULT).read_text())["losses"]
+    return read(folder / name) if (folder / name).is_file() else read(folder / RESULT)["losses"]
+
+
+def read(file: Path) -> Any:
+    """What a fit has noted in a folder of its own, JSON. Raises StoreError where it was torn or altered."""
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise StoreError(
+            "the file was torn or altered", where=file, found=str(error),
+            way_out=f"delete the folder {file.parent.name} and run again",
+        ) from error  # fmt: skip

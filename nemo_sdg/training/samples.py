@@ -5,10 +5,11 @@ Axes: S tokens, A reward outputs. Every rank reads all rows.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.models import templates
 from nemo_sdg.models.shapes import NUM_REWARD_OUTPUTS
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.records import Fault, hash_of, labelled, read_objects
+from nemo_sdg.records import Fault, hash_of, labelled, read_objects, row_files
 from nemo_sdg.training.losses import MISSING
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Sample:
     targets: Tensor | None = None
     """For losses on whole sequences: numbers to compare with, float64."""
     line: int = 0
-    """Where the row stands in its file, from 1."""
+    """Where the row stands in its file, or in its files one after the other, from 1."""
     prompt: str = ""
     """Names the conversation that a scored response answers; responses with the same one can be compared."""
 
@@ -109,8 +110,7 @@ def reward_sample(row: dict[str, Any], tokenizer: Tokenizer, outputs: Mapping[st
         raise RowError(
             "the text does not end where the reward is read", found=repr(text)[-40:], expected=templates.LABEL
         )
-    numbers = isinstance(label, list) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in label)
-    if not numbers or len(label) != NUM_REWARD_OUTPUTS or not all(abs(x) < float("inf") for x in label):
+    if not isinstance(label, list) or len(label) != NUM_REWARD_OUTPUTS or not all(map(is_finite, label)):
         raise RowError(
             "the label is not nine numbers", found=repr(label)[:80], expected=f"{NUM_REWARD_OUTPUTS} numbers"
         )
@@ -118,6 +118,11 @@ def reward_sample(row: dict[str, Any], tokenizer: Tokenizer, outputs: Mapping[st
         raise RowError("the label has no score", found="nine times -100", expected="at least one score")
     tokens, targets = torch.tensor(tokenizer.encode(text)), torch.tensor(label, dtype=torch.float64)
     return Sample((tokens,), targets=targets, prompt=hash_of(text.rpartition(templates.TURN)[0]))
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value of a row is a number that a double can hold; JSON has longer ones."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _labelled(row: dict[str, Any], outputs: Mapping[str, int]) -> tuple[str, list[float]]:
@@ -129,20 +134,30 @@ def _labelled(row: dict[str, Any], outputs: Mapping[str, int]) -> tuple[str, lis
     return text, [read.labels.get(names.get(slot), MISSING) for slot in range(NUM_REWARD_OUTPUTS)]
 
 
+def _numbered(path: Path | str) -> Iterator[tuple[int, dict | Fault]]:
+    files, before = row_files(path), 0
+    for file in files:
+        line = 0
+        for line, row in read_objects(file, str(path) if len(files) == 1 else None):
+            yield before + line, row
+        before += line
+
+
 Make = Callable[[dict[str, Any], Tokenizer], Sample]
 """Makes a sample of a row. Raises RowError for one that cannot be used."""
 
 
 def read(make: Make, path: Path | str, tokenizer: Tokenizer, max_length: int) -> Samples:
-    """The rows of a file; those that are too long or faulty are counted by reason, never cut.
+    """The rows of a path; those that are too long or faulty are counted by reason, never cut.
 
     Args:
+        path: a file, or a folder or a glob, whose lines are counted on from file to file.
         max_length: tokens that a sequence may have.
     Raises:
         UserError: the file is not there, or no row of it can be used.
     """
     rows, set_aside, first = [], Counter(), {}
-    for number, row in read_objects(path):
+    for number, row in _numbered(path):
         try:
             if isinstance(row, Fault):
                 raise RowError(row.reason.partition(":")[0])

@@ -20,10 +20,10 @@ from nemo.utils import AppState
 from torch import Tensor
 from torch import distributed as dist
 
-from nemo_sdg.errors import UserError
+from nemo_sdg.errors import CheckpointError, UserError
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.parallel.watch import doing
+from nemo_sdg.parallel.watch import doing, is_lost_peer
 from nemo_sdg.training.stopping import StopRequest
 
 _MOST_LINES = 40
@@ -117,6 +117,19 @@ class FitStrategy(MegatronStrategy):
             first.fill(chunk.module)
             chunk._training_loss_reduction = first.training_loss_reduction
         super().init_model_parallel()
+
+    def load_checkpoint(self, checkpoint_path: Path | str, selective_restore: bool = False) -> dict[str, Any]:
+        """What a fit has saved itself. Raises CheckpointError where the disk gives it back torn or in part."""
+        try:
+            return super().load_checkpoint(checkpoint_path, selective_restore)
+        except Exception as error:
+            if is_lost_peer(error) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise CheckpointError(
+                "what the fit has saved here cannot be read", where=checkpoint_path,
+                found=str(error).strip().partition("\n")[0][:80],
+                way_out="delete this folder; the fit goes on from the restart point before it, or begins again",
+            ) from error  # fmt: skip
 
     def training_step(self, dataloader_iter: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Forward, backward and gradient reduction of one global batch; returns its mean loss on every rank.

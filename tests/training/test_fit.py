@@ -293,15 +293,16 @@ def test_bf16_trains_with_fp32_main_weights(world, alone, tmp_path):
 
 
 def test_a_finished_fit_is_not_done_again_and_another_one_is_refused(world, alone):
-    def again(mesh, settings):
+    def again(mesh, settings, models=FP64):
         trained_again = lambda *_: pytest.fail("trained again")  # noqa: E731
-        return train(mesh, world, world / "alone-sft", settings=settings, on_step=trained_again)
+        return train(mesh, world, world / "alone-sft", settings=settings, models=models, on_step=trained_again)
 
     assert run_ranks(again, SETTINGS)[0]["losses"] == alone["sft"]
 
     def other(mesh):
-        with pytest.raises(StoreError, match="another fit"):
-            again(mesh, replace(SETTINGS, steps=6))
+        for settings, models in ((replace(SETTINGS, steps=6), FP64), (SETTINGS, replace(FP64, spec="local"))):
+            with pytest.raises(StoreError, match="another fit"):
+                again(mesh, settings, models)
 
     run_ranks(other)
 

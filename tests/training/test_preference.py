@@ -109,6 +109,7 @@ def test_the_response_and_the_end_of_its_turn_are_compared(tokenizer):
         ({"rejected_response": "red\n"}, "rejected_response does not end its turn"),
         ({"rejected_response": ROW["chosen_response"]}, "both responses are the same"),
         ({"rejected_reward": float("nan")}, "not a finite number"),
+        ({"rejected_reward": 10**400}, "not a finite number"),
         ({"chosen_reward": None}, "not a finite number"),
         ({"chosen_reward": True}, "not a finite number"),
         ({"prompt": "gre", "chosen_response": "en\n<extra_id_1>"}, "share a token"),

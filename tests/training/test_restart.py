@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ranks import TOPOLOGIES, run_ranks
 
+from nemo_sdg.errors import CheckpointError, StoreError
 from training.restarts import SETTINGS, fit, kill_while_saving, killed, recorded, same, straight_settings
 
 
@@ -58,6 +61,64 @@ def leftovers(mesh, world, out):
 
 def test_what_a_killed_save_has_left_is_no_restart_point_and_goes(world, tmp_path):
     assert run_ranks(leftovers, world, tmp_path / "work")[0] == ([4], ["step-00000004"])
+
+
+def test_a_clean_up_that_is_killed_leaves_no_restart_point(tmp_path, monkeypatch):
+    """Settings are changed, the start that takes the old fit away is killed, and they are changed back."""
+    from nemo_sdg.training import result
+
+    work = tmp_path / ".out.fit"
+    assert result.prepare(work, "one") == 0
+    for name in ("best-00000002", "step-00000003"):
+        (work / name / "weights").mkdir(parents=True)
+    assert result.prepare(work, "one") == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", lambda folder: [folder / name for name in sorted(os.listdir(folder))])
+        patched.setattr(result.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            result.prepare(work, "another")
+    assert result.prepare(work, "one") == 0 and os.listdir(work) == ["fit"]
+
+
+@pytest.mark.parametrize("torn", ["", '{"signature": "one", "los', "\udcff"])
+def test_a_torn_note_is_told_in_one_sentence(tmp_path, torn):
+    from nemo_sdg.training import result
+
+    for name in ("losses.json", "training.json"):
+        (tmp_path / name).write_text(torn, errors="surrogateescape")
+        with pytest.raises(StoreError, match=f"{name}: the file was torn or altered"):
+            result.losses_at(tmp_path, name) if name == "losses.json" else result.committed(tmp_path, "one")
+
+
+def refused(mesh, folder):
+    from nemo_sdg.training import randomness
+
+    with pytest.raises(StoreError) as caught:
+        randomness.save(folder / "whole" if mesh.writer else folder / "a file", mesh)
+    return str(caught.value)
+
+
+def test_a_rank_that_cannot_keep_its_random_state_stops_all(world, tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "a file").write_text("")
+    first, second = run_ranks(refused, tmp_path, dp=2, timeout_s=20)
+    assert first == second and "a file/random/rank-00001.json: cannot write, found Not a directory" in first
+
+
+def damaged(mesh, world, out):
+    with pytest.raises(CheckpointError) as caught:
+        fit(mesh, world, out, "sft")
+    return str(caught.value)
+
+
+def test_a_damaged_restart_point_is_named_with_the_way_out(world, tmp_path):
+    killed(recorded, world, tmp_path / "out", "sft", SETTINGS, 4, timeout_s=20, tp=2)
+    folder = tmp_path / ".out.fit" / "step-00000003"
+    file = max((folder / "weights").glob("*.distcp"))  # of the second rank
+    file.write_bytes(file.read_bytes()[:5000])
+    for message in run_ranks(damaged, world, tmp_path / "out", tp=2, timeout_s=20):
+        assert message.startswith(f"{folder}: what the fit has saved here cannot be read, found CheckpointException")
+        assert message.endswith("delete this folder; the fit goes on from the restart point before it, or begins again")
 
 
 def synced(mesh, world, out):

@@ -79,6 +79,7 @@ def test_reward_rows_end_at_the_token_that_is_read(tokenizer):
         ({"text": good["text"] + "\n"}, "does not end"),
         ({"label": good["label"][:8]}, "not nine numbers"),
         ({"label": good["label"][:8] + [float("nan")]}, "not nine numbers"),
+        ({"label": good["label"][:8] + [10**400]}, "not nine numbers"),
         ({"label": [-100.0] * 9}, "no score"),
     ]:
         with pytest.raises(RowError, match=message):
@@ -101,6 +102,16 @@ def test_long_and_faulty_rows_are_counted_and_never_cut(tokenizer, tmp_path):
     assert len(samples.read(samples.sft_sample, path, tokenizer, max_length=exact).rows) == 1
     with pytest.raises(UserError, match="no row can be used"):
         samples.read(samples.sft_sample, path, tokenizer, max_length=exact - 1)
+
+
+def test_rows_of_a_folder_or_a_glob_are_counted_on(tokenizer, tmp_path):
+    for name, texts in (("b", ["blue"]), ("a", ["red", None, "two"])):
+        lines = [json.dumps(row("one", text)) for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(["", *lines]))
+    for path in (tmp_path, str(tmp_path / "*.jsonl")):
+        found = samples.read(samples.sft_sample, path, tokenizer, max_length=100)
+        assert [sample.line for sample in found.rows] == [2, 4, 6] and list(found.first.values()) == [3]
+        assert trained_text(found.rows[2], tokenizer) == "blue\n<extra_id_1>"
 
 
 def test_rows_that_are_not_there(tokenizer):

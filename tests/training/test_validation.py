@@ -182,6 +182,40 @@ def test_better_weights_after_a_restart_point_do_not_take_the_place_of_its_own(t
     assert whole_steps(tmp_path, "best") == [1]
 
 
+def test_each_restart_point_keeps_the_best_weights_that_it_knows(tmp_path):
+    """Whoever deletes the last one, because it cannot be read, goes on from the one before."""
+    from nemo_sdg.training.checkpoint import CURVE, best_folder, keep_best, step_folder, whole_steps
+
+    curve = [{"step": step, "loss": 1 / step} for step in (1, 2, 3, 4)]
+    for step in (1, 2, 3, 4):
+        best_folder(tmp_path, step).mkdir()
+    for step in (2, 3):
+        step_folder(tmp_path, step).mkdir()
+        (step_folder(tmp_path, step) / CURVE).write_text(json.dumps(curve[:step]))
+    keep_best(tmp_path, curve)
+    assert whole_steps(tmp_path, "best") == [2, 3, 4]
+
+
+def _resumed(mesh, world, work):
+    from nemo_sdg.models.tokenizer import Tokenizer
+    from nemo_sdg.training.held_out import HeldOut
+    from nemo_sdg.training.tasks import task_of
+
+    rows, tokenizer = world / "reward.jsonl", Tokenizer(world / "tokenizer.model")
+    held_out = HeldOut(task_of("reward", SETTINGS), SETTINGS, rows, tokenizer, 256, mesh)
+    held_out.resume(work if mesh.writer else work / "not there yet", 2)
+    return held_out.curve
+
+
+def test_a_rank_that_sees_an_older_disk_goes_on_from_the_same_curve(world, tmp_path):
+    from nemo_sdg.training.checkpoint import CURVE, step_folder
+
+    curve = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.6}]
+    step_folder(tmp_path, 2).mkdir()
+    (step_folder(tmp_path, 2) / CURVE).write_text(json.dumps(curve))
+    assert run_ranks(_resumed, world, tmp_path, dp=2) == [curve, curve]
+
+
 def test_nothing_to_validate_on(world, tmp_path):
     def refused(mesh):
         with pytest.raises(UserError) as caught:
