@@ -1,7 +1,7 @@
 """The settings of a run: what they are (settings), where they come from (loading, recipes), what is
 allowed (checks), and how they are written and named (values)."""
 
-from nemo_sdg.config.checks import validate
+from nemo_sdg.config.checks import validate, validate_training
 from nemo_sdg.config.loading import from_yaml, load, load_recipe, override, read_mapping
 from nemo_sdg.config.lora import Lora
 from nemo_sdg.config.recipes import Recipe, rule_digests
@@ -65,4 +65,5 @@ __all__ = [
     "rule_digests",
     "to_yaml",
     "validate",
+    "validate_training",
 ]

@@ -15,6 +15,7 @@ from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.starting import check_start
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
+from nemo_sdg.config.training import Training
 from nemo_sdg.config.values import flatten, nearest
 from nemo_sdg.errors import ConfigError
 
@@ -139,13 +140,7 @@ def validate(config: RunConfig) -> RunConfig:
 
     A key whose default is null may be null; all others were typed before.
     """
-    values = flatten(config)
-    for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError("the value is not finite", where=key, found=value, expected="a number")
-    for key, (expected, holds) in RULES.items():
-        if values[key] is not None and not holds(values[key]):
-            raise ConfigError("the value is not allowed", where=key, found=values[key], expected=expected)
+    _hold(flatten(config))
     if config.generate.min_tokens > config.generate.max_tokens:
         raise ConfigError(
             "no response could be long enough", where="generate.min_tokens", found=config.generate.min_tokens,
@@ -185,6 +180,20 @@ def validate(config: RunConfig) -> RunConfig:
             way_out="set topology.pp to 2 or more, or topology.virtual_stages=1",
         )  # fmt: skip
     return config
+
+
+def validate_training(group: str, settings: Training) -> None:
+    """Raises ConfigError for a value that the group of a whole run (sft, preference, reward) would not allow."""
+    _hold({f"{group}.{key}": value for key, value in flatten(settings).items()})
+
+
+def _hold(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError("the value is not finite", where=key, found=value, expected="a number")
+    for key, (expected, holds) in RULES.items():
+        if values.get(key) is not None and not holds(values[key]):
+            raise ConfigError("the value is not allowed", where=key, found=values[key], expected=expected)
 
 
 def _select(config: RunConfig) -> None:

@@ -31,8 +31,8 @@ _TRAINING = ("models.base", "sft.", "reward.", *(f"preference.{key}" for key in 
 """Keys that say what is trained in a round, when its datasets are there."""
 
 
-def flatten(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its dotted key, in the order of the file; the entries of a dict count as settings."""
+def flatten(config: Any) -> dict[str, Any]:
+    """Every setting, of a run or of a group, by its dotted key, in the order of the file; the entries of a dict count as settings."""
     return dict(_flat(dataclasses.asdict(config), ""))
 
 

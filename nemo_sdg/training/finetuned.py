@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from nemo_sdg.checkpoints.description import write_description
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
-from nemo_sdg.config import Lora, Models, Preference, RewardTraining, Training
+from nemo_sdg.config import Lora, Models, Preference, RewardTraining, Training, flatten, validate_training
+from nemo_sdg.errors import ConfigError
 from nemo_sdg.models.lora import attach
 from nemo_sdg.models.nemotron import DTYPE_NAMES, DTYPES
 from nemo_sdg.models.tokenizer import Tokenizer
@@ -36,6 +37,8 @@ from nemo_sdg.training.trainer import untouched
 
 GROUPS: dict[str, type[Training]] = {"sft": Training, "preference": Preference, "reward": RewardTraining}
 """The class of settings of each task."""
+_OWN_FITS = ("restart_every", "keep_last", "validate_every", "validation", "keep_best", "iterations", "lora.apart")
+"""Settings of what NeMo does in its own way, or not at all."""
 
 
 def model_config(
@@ -114,9 +117,21 @@ class _Loss(TargetLoss):
 
 
 def settings_of(task: str, fields: dict[str, Any]) -> Training:
-    """The settings of a task from their fields by name."""
-    lora = Lora(**fields.get("lora", {}))
-    return GROUPS[task](**{**fields, "lora": lora})
+    """The settings of a task from their fields by name.
+
+    Raises:
+        ConfigError: a value that may not be so, or a field that only our own fits heed.
+    """
+    settings = GROUPS[task](**{**fields, "lora": Lora(**fields.get("lora", {}))})
+    validate_training(task, settings)
+    values, usual = flatten(settings), flatten(GROUPS[task]())
+    for key in _OWN_FITS:
+        if values.get(key) != usual.get(key):
+            raise ConfigError(
+                "NeMo's trainer does not heed this setting", where=f"{task}.{key}", found=values[key],
+                expected=usual[key], way_out="change the recipe's own callbacks, logger and trainer, or use nemo-sdg run",
+            )  # fmt: skip
+    return settings
 
 
 class Rows(pl.LightningDataModule, io.IOMixin):

@@ -15,8 +15,9 @@ import torch
 from nemo_sdg.checkpoints.description import write_description
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
-from nemo_sdg.config import Models, Training, fingerprint
+from nemo_sdg.config import Models, Training, fingerprint, validate_training
 from nemo_sdg.engine.load import resolve_dtype
+from nemo_sdg.errors import ConfigError
 from nemo_sdg.models.nemotron import DTYPE_NAMES
 from nemo_sdg.models.tokenizer import Tokenizer
 from nemo_sdg.parallel import device
@@ -70,15 +71,21 @@ def fit(
     Returns:
         What `training.json` holds: losses, rows, tokens, rows set aside by reason, what validation told.
     Raises:
-        UserError: nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
+        UserError: a setting that may not be so, nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
             a loss that is not finite, a disk that is full, or an `out` that holds another model.
         Stopped: the process was told to stop; a restart point is saved.
     """
     out = Path(out)
     folder = ModelFolder.open(start)
+    validate_training(task, settings)
     folder.shape.check_topology(mesh.tp, mesh.pp, **mesh.uneven_stages, virtual_stages=virtual_stages)
     if not TASKS[task].reward:
         folder.require(reward=False)
+    elif settings.lora.rank is not None and settings.lora.apart and folder.contents.head_bias:
+        raise ConfigError(
+            "adapters that are kept apart cannot carry the bias of a reward head", where=f"{task}.lora.apart",
+            found=f"true with {folder.path}, whose head has one", expected="false",
+        )  # fmt: skip
     check_global_batch(settings, mesh.dp, task, mesh.pp if virtual_stages > 1 else 1)
     if isinstance(rows, Online):
         rows.check(task, settings, virtual_stages)

@@ -17,7 +17,9 @@ from nemo_sdg.checkpoints.peft import CONFIG, WEIGHTS, adapter_config, adapter_n
 from nemo_sdg.config import Lora
 from nemo_sdg.models.lora import Adapter, merge
 from nemo_sdg.models.shapes import NemotronShape
+from nemo_sdg.parallel.agree import on_all, on_writer
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.training import room
 
 FOLDER = "adapter"
 """Where the adapters lie in the folder of a model whose weights have them, too."""
@@ -74,10 +76,19 @@ def save_part(chunks: list[torch.nn.Module], shape: NemotronShape, mesh: Mesh, w
     All ranks call it; the first tensor-parallel rank of the first replica writes.
     """
     tensors = {name: tensor for chunk in chunks for name, tensor in _whole(chunk, shape, mesh)}
-    if mesh.tp_rank == 0 and mesh.dp_rank == 0:
-        (work / _PARTS).mkdir(exist_ok=True)
-        save_file(tensors, work / _PARTS / f"{mesh.pp_rank:05d}.safetensors")
-    mesh.barrier()
+    parts, needed = work / _PARTS, sum(tensor.nbytes for tensor in tensors.values())
+
+    def fresh() -> None:
+        shutil.rmtree(parts, ignore_errors=True)  # of a fit that was killed, perhaps with more stages
+        parts.mkdir()
+
+    def write() -> None:
+        if mesh.tp_rank == 0 and mesh.dp_rank == 0:
+            with room.explained(work, needed, "a stage's adapters", "make room; the same command goes on"):
+                save_file(tensors, parts / f"{mesh.pp_rank:05d}.safetensors")
+
+    on_writer(mesh, fresh)
+    on_all(mesh, write)
 
 
 def write_adapter(work: Path, folder: Path, base: str, settings: Lora, reward: bool) -> None:

@@ -98,7 +98,7 @@ def reward_sample(row: dict[str, Any], tokenizer: Tokenizer, outputs: Mapping[st
     HelpSteer2's, whose labels people gave: whole or not, they lie between 0 and 4.
 
     Args:
-        outputs: the output that learns each label of a row that names them.
+        outputs: the names of those that are trained; labels of others are as if they were missing.
     Raises:
         RowError: the text does not end in the read-out token, the labels are not nine finite numbers, or a person's label
             is missing or out of range.
@@ -114,8 +114,9 @@ def reward_sample(row: dict[str, Any], tokenizer: Tokenizer, outputs: Mapping[st
         raise RowError(
             "the label is not nine numbers", found=repr(label)[:80], expected=f"{NUM_REWARD_OUTPUTS} numbers"
         )
+    label = [x if slot in outputs.values() else MISSING for slot, x in enumerate(label)]
     if all(x == MISSING for x in label):
-        raise RowError("the label has no score", found="nine times -100", expected="at least one score")
+        raise RowError("the label has no score", found="no number but -100", expected="a score of one of " + ", ".join(outputs))
     tokens, targets = torch.tensor(tokenizer.encode(text)), torch.tensor(label, dtype=torch.float64)
     return Sample((tokens,), targets=targets, prompt=hash_of(text.rpartition(templates.TURN)[0]))
 

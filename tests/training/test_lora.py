@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ranks import TOPOLOGIES, run_ranks
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Lora, Models, Training
+from nemo_sdg.errors import ConfigError
 from training import worlds
 
 SETTINGS = Training(
@@ -178,6 +180,33 @@ def test_bf16_and_packed_rows(world, alone, tmp_path):
     assert run_ranks(train, world, tmp_path / "packed", "sft", packed)[0] == pytest.approx(alone["sft"][0], abs=1e-9)
     bf16 = run_ranks(lambda mesh: train(mesh, world, tmp_path / "bf16", models=Models(dtype="bf16")))[0]
     assert bf16 == pytest.approx(alone["sft"][0], abs=0.05)
+
+
+def _with_a_bias(mesh: Any, world: Path, out: Path) -> str:
+    worlds.write_start(mesh, out / "start", world / "tokenizer.model", reward=True, head_bias=True)
+    with pytest.raises(ConfigError) as caught:
+        train(mesh, world, out / "trained", "reward", APART, start=out / "start")
+    return str(caught.value)
+
+
+def test_what_cannot_be_kept_apart_is_refused(world, tmp_path):
+    told = run_ranks(_with_a_bias, world, tmp_path)[0]
+    assert told.startswith("reward.lora.apart: adapters that are kept apart cannot carry the bias of a reward head")
+    assert os.listdir(tmp_path) == ["start"]
+
+
+def _beside_an_old_stage(mesh: Any, world: Path, out: Path) -> None:
+    def left(step: int, loss: float) -> None:
+        parts = out.with_name(f".{out.name}.fit") / "adapter-parts"
+        parts.mkdir(exist_ok=True)
+        (parts / "00007.safetensors").write_bytes(b"torn")  # of a fit with more stages that was killed as it wrote
+
+    train(mesh, world, out, settings=APART, on_step=left)
+
+
+def test_adapters_of_an_attempt_that_was_killed_are_not_taken(world, alone, tmp_path):
+    run_ranks(_beside_an_old_stage, world, tmp_path / "out")
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 APART = replace(SETTINGS, lora=replace(SETTINGS.lora, apart=True))

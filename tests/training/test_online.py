@@ -256,14 +256,6 @@ def test_the_first_loss_of_online_rpo_is_known(world, head, tmp_path):
         assert loss == pytest.approx(np.mean(each), abs=1e-12)
 
 
-def test_online_rpo_is_validated_against_the_reference(world, head, tmp_path):
-    """Held-out pairs are there before the fit, and their loss compares with the start as that of pairs that train."""
-    settings = replace(PAIRS, steps=2, validate_every=1, keep_best=False)
-    result = run_ranks(train_pairs, world, head, tmp_path / "out", settings, None, world / "pairs.jsonl")[0]
-    first, second = result["validation"]
-    assert first["pairs"] == second["pairs"] == 37 and first["loss"] != second["loss"]
-
-
 def _nothing_kept(mesh, world, head, out):
     from nemo_sdg.errors import UserError
 

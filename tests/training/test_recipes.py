@@ -115,6 +115,20 @@ def test_llm_finetune_gives_the_losses_and_weights_of_our_own_fit(world, tmp_pat
     assert list((tmp_path / "nemo").rglob("events.out.tfevents.*"))
 
 
+def test_settings_that_are_not_so_or_not_heeded_are_refused():
+    from nemo_sdg.errors import ConfigError
+    from nemo_sdg.training.recipes import finetune
+
+    def refused(task: str, **settings: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            finetune(task, "start", "rows", settings={**FIELDS, **settings})
+        return str(caught.value)
+
+    assert refused("preference", objective="DPO").startswith("preference.objective: the value is not allowed, found DPO")
+    assert refused("sft", validate_every=10).startswith("sft.validate_every: NeMo's trainer does not heed this setting, found 10")
+    assert refused("sft", lora={"rank": 2, "apart": True}).startswith("sft.lora.apart: NeMo's trainer does not heed")
+
+
 SIZES = ("minitron_4b", "nemotron4_15b", "nemotron4_340b")
 
 

@@ -75,6 +75,11 @@ def test_reward_rows_end_at_the_token_that_is_read(tokenizer):
     sample = samples.reward_sample(good, tokenizer)
     assert tokenizer.decode(sample.sequences[0][-1:].tolist()) == LABEL
     assert sample.targets.tolist() == good["label"] and sample.targets.dtype == torch.float64
+    all_labelled = {**good, "label": [float(slot) for slot in range(9)]}
+    own = samples.reward_sample(all_labelled, tokenizer, {"helpfulness": 4, "clinical_safety": 0})
+    assert own.targets.tolist() == [0.0, -100.0, -100.0, -100.0, 4.0, -100.0, -100.0, -100.0, -100.0]
+    with pytest.raises(RowError, match="expected a score of one of helpfulness"):
+        samples.reward_sample({**good, "label": [4.0] + [-100.0] * 8}, tokenizer, {"helpfulness": 4})
     for change, message in [
         ({"text": good["text"] + "\n"}, "does not end"),
         ({"label": good["label"][:8]}, "not nine numbers"),
