@@ -39,7 +39,7 @@ MEDIAN, SIGMA, LONGEST = 220, 0.7, 1900
 BATCH = 8
 WARM, STEPS = 2, (2 if QUICK else 10)
 """Steps before the clock starts, and steps that it counts."""
-ROUNDS = 1 if QUICK else 5
+ROUNDS = 1 if QUICK else 3
 PACKED = 2048
 clock = time.process_time if BY_PROCESSOR else time.perf_counter
 
