@@ -30,7 +30,8 @@ SETTINGS = Training(
 KINDS: dict[str, tuple[str, type, dict[str, Any], str]] = {
     "sft": ("sft", Training, {}, "sft"),
     "reward": ("reward", RewardTraining, {}, "reward"),
-    "bradley_terry": ("reward", RewardTraining, {"objective": "bradley_terry_scaled"}, "pairs"),
+    # At the rate of the others one step, the 13th, makes of a difference in the last digit one that is 270 times as large.
+    "bradley_terry": ("reward", RewardTraining, {"objective": "bradley_terry_scaled", "learning_rate": 2e-4}, "pairs"),
     "dpo": ("preference", Preference, {"objective": "dpo", "sft_weight": 0.1}, "pairs"),
     "rpo": ("preference", Preference, {"objective": "rpo"}, "pairs"),
 }
@@ -41,7 +42,7 @@ def fit(mesh: Any, world: Path, out: Path, kind: str, settings: Training = SETTI
     from nemo_sdg.training import fit as module
 
     task, made, own, rows = KINDS[kind]
-    settings = made(**{field.name: getattr(settings, field.name) for field in fields(Training)}, **own)
+    settings = made(**{**{field.name: getattr(settings, field.name) for field in fields(Training)}, **own})
     options = {"models": Models(dtype="fp64"), "start": world / "base", "rows": world / f"{rows}.jsonl", "seed": 5}
     return module.fit(task, settings, out=out, mesh=mesh, **options, **more)
 
