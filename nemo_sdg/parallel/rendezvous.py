@@ -42,12 +42,16 @@ def fresh_store(rank: int, world_size: int, timeout_s: float, store: Any = None)
             raise LostPeer(f"some of {world_size} ranks did not come in {timeout_s} s") from error
         store.set(f"nemo_sdg/join/{mine}", json.dumps([store.get(answer).decode() for answer in answers]))
         return dist.PrefixStore(f"nemo_sdg/{mine}", store)
+    answered, pause = "", 0.02
     while time.monotonic() < until:
         if store.check(["nemo_sdg/join"]):
             name = store.get("nemo_sdg/join").decode()
-            store.set(f"nemo_sdg/join/{name}/{rank}", mine)
             told = f"nemo_sdg/join/{name}"
+            if name != answered:
+                store.set(f"{told}/{rank}", mine)
+                answered = name
             if store.check([told]) and mine in json.loads(store.get(told)):
                 return dist.PrefixStore(f"nemo_sdg/{name}", store)
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(0.5, 1.3 * pause)  # hundreds of ranks may wait for one that is late
     raise LostPeer(f"rank 0 did not come in {timeout_s} s")

@@ -105,6 +105,7 @@ def finetune(
                 sequence_parallel=sequence_parallel and tp > 1,
                 pipeline_dtype=torch_dtype,
                 gradient_as_bucket_view=True,
+                ckpt_async_save=False,  # NeMo's default writes behind the steps; a folder is described when it is whole
                 ckpt_optim_fully_reshardable=True,
                 ddp=run.Config(
                     DistributedDataParallelConfig, use_distributed_optimizer=distributed, grad_reduce_in_fp32=half

@@ -37,7 +37,6 @@ def recipe_of(world: Path, task: str, out: Path, tp: int, pp: int, settings: dic
     )  # fmt: skip
     strategy, trainer = recipe.trainer.strategy, recipe.trainer
     strategy.replace_progress_bar = strategy.ckpt_parallel_save = strategy.ckpt_parallel_load = False
-    strategy.ckpt_async_save = False
     trainer.accelerator, trainer.enable_progress_bar = "cpu", False
     trainer.plugins = [trainer.plugins, TorchElasticEnvironment()]
     recipe.log.use_datetime_version = False

@@ -43,16 +43,15 @@ def test_losses_are_those_of_one_rank(world, alone, tmp_path, task, settings):
         assert found["losses"] == pytest.approx(alone[task], abs=1e-9)
 
 
-@pytest.mark.parametrize("task, then", [("sft", dict(pp=2)), ("reward", dict(tp=2))])
-def test_it_goes_on_to_the_bit_and_elsewhere(world, alone, tmp_path, task, then):
-    straight = run_ranks(virtual, world, tmp_path / "straight", task, straight_settings(PLAIN), pp=2)
-    killed(virtual, world, tmp_path / "out", task, PLAIN, 5, timeout_s=20, pp=2)
-    resumed = run_ranks(virtual, world, tmp_path / "out", task, replace(PLAIN, steps=8), pp=2)
+def test_it_goes_on_to_the_bit_and_elsewhere(world, alone, tmp_path):
+    straight = run_ranks(virtual, world, tmp_path / "straight", "reward", straight_settings(PLAIN), pp=2)
+    killed(virtual, world, tmp_path / "out", "reward", PLAIN, 5, timeout_s=20, pp=2)
+    resumed = run_ranks(virtual, world, tmp_path / "out", "reward", replace(PLAIN, steps=8), pp=2)
     for one, other in zip(straight, resumed):
         same(one, other, since=3)
-    killed(virtual, world, tmp_path / "moved", task, PLAIN, 5, timeout_s=20, pp=2)
-    losses = run_ranks(fit, world, tmp_path / "moved", task, PLAIN, **then)[0]["losses"]
-    assert losses == pytest.approx(alone[task], abs=1e-9)
+    killed(virtual, world, tmp_path / "moved", "reward", PLAIN, 5, timeout_s=20, pp=2)
+    losses = run_ranks(fit, world, tmp_path / "moved", "reward", PLAIN, tp=2)[0]["losses"]
+    assert losses == pytest.approx(alone["reward"], abs=1e-9)
 
 
 def test_it_comes_from_elsewhere(world, alone, tmp_path):
