@@ -71,8 +71,8 @@ def fit(
     Returns:
         What `training.json` holds: losses, rows, tokens, rows set aside by reason, what validation told.
     Raises:
-        UserError: a setting that may not be so, nothing to train on, batch sizes that do not divide, a start that is no fitting checkpoint,
-            a loss that is not finite, a disk that is full, or an `out` that holds another model.
+        UserError: a setting or a start that does not fit, nothing to train on, batch sizes that do not divide, a loss
+            that is not finite, a disk that is full, or an `out` that holds another model.
         Stopped: the process was told to stop; a restart point is saved.
     """
     out = Path(out)
@@ -285,8 +285,8 @@ class _Fit:
             trainer.callbacks.insert(0, asking)
         if self.held_out is not None:
             self.held_out.follow(trainer, checkpoint)
-        if self.listeners is not None and self.mesh.writer:
-            self.listeners.attach(trainer, self.losses, getattr(self.batches, "step_tokens", None))
+        if (listeners := self.listeners) is not None:
+            on_writer(self.mesh, lambda: listeners.attach(trainer, self.losses, getattr(self.batches, "step_tokens", None)))
         with doing(self.task.name):
             trainer.fit(module, datamodule, ckpt_path=None if resume_from is None else str(resume_from))
 

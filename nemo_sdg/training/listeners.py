@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import Run
+from nemo_sdg.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Listeners:
     """What the fit is called there."""
 
     def loggers(self) -> list[Any]:
-        """Lightning's loggers, which are NeMo's."""
+        """Lightning's loggers, which are NeMo's. Raises UserError where Weights & Biases cannot be told."""
         from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
         made: list[Any] = []
@@ -30,6 +31,13 @@ class Listeners:
             made.append(TensorBoardLogger(self.folder, name="", version=""))
         if self.project is not None:
             made.append(WandbLogger(project=self.project, name=self.name, save_dir=self.folder or Path.cwd()))
+            try:
+                made[-1].experiment  # begins the run there; otherwise the first step would
+            except Exception as error:
+                raise UserError(
+                    "Weights & Biases does not take the curves", where="run.wandb", found=str(error).partition("\n")[0][:120],
+                    way_out="log in there, set WANDB_MODE=offline to send them later, or run.wandb=null",
+                ) from error  # fmt: skip
         return made
 
     def attach(self, trainer: Any, losses: Sequence[float], tokens: Sequence[int] | None) -> None:

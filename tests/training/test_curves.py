@@ -11,6 +11,7 @@ import torch
 from ranks import run_ranks
 
 from nemo_sdg.config import Models, Run, Training
+from nemo_sdg.errors import UserError
 from nemo_sdg.training.listeners import Listeners
 
 SETTINGS = Training(
@@ -86,6 +87,25 @@ def test_weights_and_biases_is_told_the_same(world, tmp_path, monkeypatch):
 
     run_ranks(fitted, timeout_s=120)
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def _not_logged_in(mesh, world, out):
+    from nemo_sdg.training.fit import fit
+
+    with pytest.raises(UserError) as caught:
+        fit("sft", replace(SETTINGS, steps=2), models=Models(dtype="fp64"), start=world / "base", rows=world / "sft.jsonl",
+            out=out / "policy", mesh=mesh, seed=5, listeners=Listeners(None, "project", "mine"))  # fmt: skip
+    return str(caught.value)
+
+
+def test_who_is_not_logged_in_is_told_so_on_every_rank(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for told in run_ranks(_not_logged_in, world, tmp_path, dp=2):
+        assert told.startswith("run.wandb: Weights & Biases does not take the curves, found ") and "WANDB_MODE=offline" in told
 
 
 def _stopped(mesh: Any, world: Path, out: Path) -> list[float]:
