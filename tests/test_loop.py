@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -14,8 +13,6 @@ from ranks import run_ranks
 from small_run import make_inputs, row_files, small_config, whole
 
 import nemo_sdg.loop
-from nemo_sdg.config import Topology
-from nemo_sdg.console import Console
 from nemo_sdg.store import Run, StageStore
 
 

@@ -16,7 +16,7 @@ from small_run import make_inputs, small_config, whole
 import nemo_sdg.loop
 from nemo_sdg import fork, plan
 from nemo_sdg.checkpoints.folder import ModelFolder
-from nemo_sdg.config import RunConfig, Topology, to_yaml, validate
+from nemo_sdg.config import RunConfig, to_yaml, validate
 from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, UserError

@@ -14,7 +14,6 @@ from ranks import TOPOLOGIES, run_ranks
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Lora, Models
 from nemo_sdg.errors import UserError
-from training import worlds
 from training.test_stock_nemo import on_stock_ranks
 
 FIELDS = dict(
