@@ -12,7 +12,6 @@ import pytest
 from ranks import run_ranks
 from small_run import make_inputs, row_files, small_config, whole
 
-import nemo_sdg.loop
 from nemo_sdg.store import Run, StageStore
 
 

@@ -13,7 +13,6 @@ import pytest
 from ranks import run_ranks
 from small_run import make_inputs, small_config, whole
 
-import nemo_sdg.loop
 from nemo_sdg import fork, plan
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import RunConfig, to_yaml, validate
