@@ -28,12 +28,12 @@ FLOORS = (
     ("session",),
     ("serve",),
     ("loop", "plan"),
-    ("verbs", "file_verbs", "folder_verbs", "select_verb", "download", "fork", "tracing"),
+    ("verbs", "file_verbs", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing"),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LIGHT = ("cli", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
+LIGHT = ("cli", "row_commands", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
 LIGHT += ("download", "hub", "hub.cache", "fork", "synthesis", "synthesis.plans")
 LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
