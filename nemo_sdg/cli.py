@@ -42,10 +42,19 @@ _THREADS = typer.Option(None, "--threads", min=1, help="Files at a time; by defa
 
 
 @app.command()
-def run(recipe: str = _RECIPE, overrides: List[str] = _OVERRIDES, out: Optional[Path] = _OUT) -> int:
+def run(
+    recipe: str = _RECIPE,
+    overrides: List[str] = _OVERRIDES,
+    out: Optional[Path] = _OUT,
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Build every rank without memory, hold it against the plan, and do nothing else."
+    ),
+) -> int:
     """Whole rounds; continues what the folder already holds."""
     from nemo_sdg import verbs
 
+    if dry_run:
+        return verbs.dry_run(recipe, overrides or [])
     return verbs.run(recipe, overrides or [], _run_folder(recipe, out))
 
 

@@ -69,7 +69,7 @@ class Session:
             self._load(console)
             from nemo_sdg.parallel import launch, watch
         except Exception as error:
-            return _report(console, self.log_dir, own_log, error, may_speak=rank() == 0)
+            return report_failure(console, self.log_dir, own_log, error, may_speak=rank() == 0)
         if local == 1:
             return self._rank(work, console)
         console.close()
@@ -108,19 +108,19 @@ class Session:
                     # Who is missing is asked first: a launcher that sees a rank die says it better.
                     missing = watch.silent() if watch.is_lost_peer(error) else []
                     speaks = launch.claim_report()
-                    return _report(console, self.log_dir, rank(), error, may_speak=speaks, missing=missing)
+                    return report_failure(console, self.log_dir, rank(), error, may_speak=speaks, missing=missing)
             console.close()
             mesh.leave()
             return int(status or 0)
         except KeyboardInterrupt:
             return 130
         except Exception as error:
-            return _report(console, self.log_dir, rank(), error, may_speak=launch.claim_report())
+            return report_failure(console, self.log_dir, rank(), error, may_speak=launch.claim_report())
         finally:
             console.close()
 
 
-def _report(
+def report_failure(
     console: Console,
     log_dir: Path,
     own_rank: int | None,

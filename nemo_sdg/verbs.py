@@ -5,15 +5,17 @@ Everything that can be refused without a model is refused first: settings, check
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_sdg import plan as planning
-from nemo_sdg.config import RunConfig, Topology, load_recipe, rule_digests
-from nemo_sdg.console import Console
+from nemo_sdg.config import RunConfig, Topology, load, load_recipe, rule_digests
+from nemo_sdg.console import Console, redirect
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
-from nemo_sdg.session import Session, rank
+from nemo_sdg.session import Session, rank, report_failure
 from nemo_sdg.store import Run, StageStore, digest, read_json
 from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.fits import fits
@@ -74,6 +76,26 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         return 0
 
     return session.start(work)
+
+
+def dry_run(recipe: str, overrides: list[str]) -> int:
+    """Builds every rank of a run on meta tensors and holds it against the plan; returns the exit status."""
+    if rank() != 0:  # one process does it all
+        return 0
+    config, console = load(recipe, overrides), Console()
+    plan = planning.make(config, files=False)
+    plan.show(console)
+    console.say("loading Megatron ...")
+    logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
+    console = redirect(logs, None)
+    try:
+        from nemo_sdg.dry_run import dry_run
+
+        status = dry_run(config, plan, console)
+    except Exception as error:
+        return report_failure(console, logs, None, error, may_speak=True)
+    shutil.rmtree(logs, ignore_errors=True)
+    return status
 
 
 def _summary(out: Path, console: Console) -> None:

@@ -28,6 +28,7 @@ FLOORS = (
     ("session",),
     ("serve",),
     ("loop", "plan"),
+    ("dry_run",),
     ("verbs", "file_verbs", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing"),
     ("cli",),
     ("__main__",),

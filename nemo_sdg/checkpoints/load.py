@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from nemo_sdg.checkpoints.names import (
     HEAD,
     HEAD_BIAS,
     OUTPUT_LAYER,
+    Region,
     TensorPlace,
     architecture,
     region,
@@ -22,12 +24,26 @@ from nemo_sdg.checkpoints.names import (
 )
 from nemo_sdg.checkpoints.pages import prefer_huge_pages
 from nemo_sdg.checkpoints.reading import Box, Put, Reading, read_boxes
-from nemo_sdg.checkpoints.tensors import StoredTensor
+from nemo_sdg.checkpoints.tensors import Contents, StoredTensor
 from nemo_sdg.errors import CheckpointError
 from nemo_sdg.parallel.mesh import Mesh
 
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+class Wanted(NamedTuple):
+    """What one parameter of a rank needs of a checkpoint."""
+
+    name: str
+    parameter: Parameter
+    place: TensorPlace
+    layer: int | None
+    """Global index; None outside the layers."""
+    region: Region
+    """The box of the tensor that the parameter holds, without the entries of a padded vocabulary."""
+    tensor: StoredTensor | None
+    """None for a head that is drawn fresh."""
 
 
 def fill(
@@ -49,52 +65,61 @@ def fill(
     Raises:
         CheckpointError: a tensor is missing, unknown, of another shape, cut short, or not finite.
     """
-    contents = folder.contents
     boxes = []
     for chunk in [model] if isinstance(model, Module) else model:
-        places = contents.places(reward=chunk.is_reward)
-        _require_same_model(chunk, places, folder)
-        for name, key, layer, parameter in parameters(chunk):
-            if key in (HEAD, HEAD_BIAS) and fresh_head_seed is not None:
-                place = architecture(folder.shape)[key]
-                _require_shape(name, parameter, place, None, mesh, folder)
-                std = chunk.config.init_method_std if key == HEAD else 0.0
+        for wanted in wants(chunk, folder.contents, mesh, fresh_head=fresh_head_seed is not None):
+            name, parameter, place, layer, box, tensor = wanted
+            if tensor is None:
+                std = chunk.config.init_method_std if place.key == HEAD else 0.0
                 parameter.detach().copy_(fresh_tensor(name, place, std, fresh_head_seed, mesh))
                 continue
-            if key not in places or key not in contents.tensors:
-                raise CheckpointError(
-                    "the model has a tensor that the checkpoint lacks", where=folder.path, found=f"no {key}",
-                    way_out="build the model as the checkpoint says: its kind and its head",
-                )  # fmt: skip
-            wanted = _require_shape(name, parameter, places[key], layer, mesh, folder)
-            tensor = contents.tensors[key]
-            rows = wanted[-parameter.dim()]
+            rows = box[-parameter.dim()]
             parameter.detach()[rows.stop - rows.start :].zero_()  # entries of a padded vocabulary
-            boxes.append(Box(tensor, wanted, layer, _destination(parameter, tensor)))
-    return read_boxes(contents.files, boxes, reading, threads=threads)
+            boxes.append(Box(tensor, box, layer, _destination(parameter, tensor)))
+    return read_boxes(folder.contents.files, boxes, reading, threads=threads)
 
 
-def _require_same_model(chunk: Module, places: dict[str, TensorPlace], folder: ModelFolder) -> None:
-    """Refuses a model of other sizes (not all show in a tensor's shape), or without a tensor of the checkpoint."""
-    held = {key for _, key, _, _ in parameters(chunk)}
-    for size in _SIZES:
-        if getattr(chunk.config, size) != getattr(folder.shape, size):
+def wants(chunk: Module, contents: Contents, mesh: Mesh, *, fresh_head: bool) -> Iterator[Wanted]:
+    """What a rank's model, or one of its virtual stages, needs of a checkpoint; it may be on the meta device.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape.
+    """
+    places, where = contents.places(reward=chunk.is_reward), contents.files.where
+    _require_same_model(chunk, places, contents)
+    for name, key, layer, parameter in parameters(chunk):
+        fresh = fresh_head and key in (HEAD, HEAD_BIAS)
+        if not fresh and (key not in places or key not in contents.tensors):
             raise CheckpointError(
-                f"the model's {size} is not the checkpoint's", where=folder.path, found=getattr(folder.shape, size),
+                "the model has a tensor that the checkpoint lacks", where=where, found=f"no {key}",
+                way_out="build the model as the checkpoint says: its kind and its head",
+            )  # fmt: skip
+        place = architecture(contents.shape)[key] if fresh else places[key]
+        box = _require_shape(name, parameter, place, layer, mesh, where)
+        yield Wanted(name, parameter, place, layer, box, None if fresh else contents.tensors[key])
+
+
+def _require_same_model(chunk: Module, places: dict[str, TensorPlace], contents: Contents) -> None:
+    """Refuses a model of other sizes (not all show in a tensor's shape), or without a tensor of the checkpoint."""
+    held, where = {key for _, key, _, _ in parameters(chunk)}, contents.files.where
+    for size in _SIZES:
+        if getattr(chunk.config, size) != getattr(contents.shape, size):
+            raise CheckpointError(
+                f"the model's {size} is not the checkpoint's", where=where, found=getattr(contents.shape, size),
                 expected=getattr(chunk.config, size), way_out="build the model with the shape of the checkpoint",
             )  # fmt: skip
     here = {"first": chunk.pre_process, "last": chunk.post_process, "layers": len(chunk.decoder.layers) > 0}
     for key, place in places.items():
         if here[place.stage] and key not in held:
             raise CheckpointError(
-                "the checkpoint has a tensor that the model lacks", where=folder.path, found=key,
+                "the checkpoint has a tensor that the model lacks", where=where, found=key,
                 way_out="build the model as the checkpoint says: its kind and its head",
             )  # fmt: skip
 
 
 def _require_shape(
-    name: str, parameter: Parameter, place: TensorPlace, layer: int | None, mesh: Mesh, folder: ModelFolder
-) -> tuple[slice, ...]:
+    name: str, parameter: Parameter, place: TensorPlace, layer: int | None, mesh: Mesh, where: object
+) -> Region:
     """The box of the tensor that a parameter holds, which must be of its shape.
 
     All shards of a vocabulary are as long as the first one: the model pads the last ones.
@@ -106,7 +131,7 @@ def _require_shape(
     shape = tuple(slab.stop - slab.start for slab in expected[place.stacked :])
     if shape != tuple(parameter.shape):
         raise CheckpointError(
-            f"{place.key} does not fit the model's {name}", where=folder.path, found=shape,
+            f"{place.key} does not fit the model's {name}", where=where, found=shape,
             expected=tuple(parameter.shape), way_out="build the model with the shape of the checkpoint",
         )  # fmt: skip
     return wanted

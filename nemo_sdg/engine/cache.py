@@ -22,7 +22,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from nemo_sdg.engine.budget import BLOCK, FOURS
 from nemo_sdg.engine.jobs import Copy, Decode, Prefill
 from nemo_sdg.models.attention import KeyValues
-from nemo_sdg.parallel import device
 
 
 class KeyValueCache:
@@ -31,7 +30,7 @@ class KeyValueCache:
     def __init__(self, model: torch.nn.Module, blocks: int) -> None:
         config, layers = model.config, model.decoder.layers
         groups = config.num_query_groups // config.tensor_model_parallel_size
-        place = {"dtype": config.params_dtype, "device": device.device()}
+        place = {"dtype": config.params_dtype, "device": next(model.parameters()).device}
         shape = (len(layers), blocks, groups, BLOCK, config.kv_channels)
         # Zeros: what a mask hides is still multiplied, and 0 x nan would be nan.
         self.key_LKGPD = torch.zeros(shape, **place)

@@ -121,8 +121,9 @@ def attach(model: torch.nn.Module, shape: NemotronShape, settings: Lora, seed: i
             )  # fmt: skip
         places = adapter_places(shape, layer, target, settings.rank)
         adapter = Adapter(linear, settings.rank, settings.alpha / settings.rank, places)
-        std = math.sqrt(2.0 / sum(places[0].shape))
-        adapter.a_RI.detach().copy_(fresh_tensor(places[0].key, places[0], std, seed, mesh))
+        if not adapter.a_RI.is_meta:
+            std = math.sqrt(2.0 / sum(places[0].shape))
+            adapter.a_RI.detach().copy_(fresh_tensor(places[0].key, places[0], std, seed, mesh))
         adapters.add(layer, target, adapter)
         linear.register_forward_hook(_adding(adapters, adapter))
     model.adapters = adapters

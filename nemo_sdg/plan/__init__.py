@@ -139,8 +139,9 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     if world is None:
         world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else ranks_wanted(config)
     laid = grids(config, world)
-    for group, settings in _fitted(config).items():
-        check_global_batch(settings, laid.train.dp, group)
+    turns = laid.train.pp if config.topology.virtual_stages > 1 else 1
+    for group, settings in fitted(config).items():
+        check_global_batch(settings, laid.train.dp, group, turns)
     gpu = os.path.exists("/dev/nvidia0")
     dtype = config.models.dtype or ("bf16" if gpu else "fp32")
     if config.revise.passes:
@@ -176,7 +177,7 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
     )
 
 
-def _fitted(config: RunConfig) -> dict[str, Training]:
+def fitted(config: RunConfig) -> dict[str, Training]:
     """The settings of all that is trained, by their group."""
     first = [GROUPS[kind] for kind in begins_with(config)]
     return {group: getattr(config, group) for group in (*first, *(fit.task for fit in fits(config)))}

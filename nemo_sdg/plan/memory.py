@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_sdg.checkpoints.names import HEAD, adapter_places, architecture, tensor_places
+from nemo_sdg.checkpoints.tensors import Contents
 from nemo_sdg.config import Lora, RunConfig
 from nemo_sdg.engine.budget import make_budget
 from nemo_sdg.models.shapes import NemotronShape
@@ -57,6 +58,10 @@ class ModelPlan:
     loading: Loading
     """What each rank reads of it."""
     stages: list[StagePlan]
+    contents: Contents
+    """What its folder holds, or would hold."""
+    chunks: list[list[range]]
+    """The layers of each chunk of each pipeline stage."""
     note: str = ""
     """What of it is not here."""
 
@@ -107,10 +112,16 @@ def adapter_parameters(shape: NemotronShape, tp: int, layers: int, settings: Lor
     return total * layers
 
 
-def pipeline_stages(shape: NemotronShape, grid: Grid) -> list[range]:
-    """The layers of each pipeline stage. Raises TopologyError if they cannot be cut like this."""
+def lora_of(config: RunConfig, role: str) -> Lora:
+    """The adapters that a model of this role is trained with."""
+    groups = {"train sft": config.sft, "train preference": config.preference, "train rm": config.reward}
+    return groups[role].lora if role in groups else Lora()
+
+
+def stage_chunks(shape: NemotronShape, grid: Grid, virtual_stages: int = 1) -> list[list[range]]:
+    """The layers of each chunk of each pipeline stage. Raises TopologyError if they cannot be cut like this."""
     ends = {"first": grid.first_stage_layers, "last": grid.last_stage_layers}
-    return [chunks[0] for chunks in stage_layers(shape.num_layers, grid.pp, **ends)]
+    return stage_layers(shape.num_layers, grid.pp, **ends, vp=virtual_stages)
 
 
 def stage_plans(
@@ -128,7 +139,7 @@ def stage_plans(
     Raises:
         ConfigError: generate.kv_cache_bytes does not hold a row.
     """
-    item, layers = ITEM_BYTES[dtype], [len(stage) for stage in pipeline_stages(shape, grid)]
+    item, layers = ITEM_BYTES[dtype], [sum(map(len, chunks)) for chunks in stage_chunks(shape, grid)]
     kv_cache = [0] * grid.pp
     if role.startswith(("generate", "judge")):  # all run as `generate` says
         settings = config.generate
@@ -145,7 +156,7 @@ def stage_plans(
         kv_cache = [budget.bytes(stage) for stage in range(grid.pp)]
     per_parameter, lora = 0.0, Lora()
     if role.startswith("train"):
-        lora = {"train sft": config.sft, "train preference": config.preference}.get(role, config.reward).lora
+        lora = lora_of(config, role)
         # On GPUs the replicas share Megatron's distributed optimizer; bf16 is not meant for anything else.
         shards = grid.dp if gpu or dtype == "bf16" else 1
         per_parameter = GRADIENT_BYTES[dtype] + OPTIMIZER_BYTES[dtype] / shards

@@ -14,7 +14,7 @@ from nemo_sdg.errors import CheckpointError, ConfigError
 from nemo_sdg.models.shapes import sizes
 from nemo_sdg.parallel.topology import Grids
 from nemo_sdg.plan.loading import Loading, loading
-from nemo_sdg.plan.memory import ModelPlan, pipeline_stages, stage_plans
+from nemo_sdg.plan.memory import ModelPlan, stage_chunks, stage_plans
 from nemo_sdg.resources import resolve
 
 
@@ -55,14 +55,15 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
         phase = role.split()[0]
         own = phase in ("generate", "score") and getattr(config, phase).topology != PhaseTopology()
         where_set = f"{phase}.topology" if own else "topology"
-        chunks = {"virtual_stages": config.topology.virtual_stages if phase == "train" else 1}
-        contents.shape.check_topology(grid.tp, grid.pp, **grid.uneven_stages, **chunks, where=where_set)
-        key = (where, reward, grid.tp, grid.pp, *grid.uneven_stages.values())
+        virtual = config.topology.virtual_stages if phase == "train" else 1
+        contents.shape.check_topology(grid.tp, grid.pp, **grid.uneven_stages, virtual_stages=virtual, where=where_set)
+        chunks = stage_chunks(contents.shape, grid, virtual)
+        key = (where, reward, grid.tp, grid.pp, virtual, *grid.uneven_stages.values())
         if key not in seen:
-            places = contents.places(reward=reward)
-            seen[key] = loading(contents, places, grid.tp, pipeline_stages(contents.shape, grid))
+            layers = [[layer for chunk in stage for layer in chunk] for stage in chunks]
+            seen[key] = loading(contents, contents.places(reward=reward), grid.tp, layers)
         stages = stage_plans(config, role, contents.shape, reward, grid, seen[key], dtype, gpu)
-        made.append(ModelPlan(role, where, contents.shape, reward, grid, seen[key], stages, note))
+        made.append(ModelPlan(role, where, contents.shape, reward, grid, seen[key], stages, contents, chunks, note))
     return made
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lone_ranks import chunks, lone_rank
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints.description import write_description
@@ -28,7 +27,10 @@ from nemo_sdg.checkpoints.load import fill
 from nemo_sdg.checkpoints.names import tensor_places
 from nemo_sdg.checkpoints.reading import Reading, default_threads
 from nemo_sdg.checkpoints.release_writer import array_header, write_metadata
+from nemo_sdg.engine.load import build_chunks
 from nemo_sdg.models.shapes import sizes
+from nemo_sdg.parallel.lone import lone_rank
+from nemo_sdg.parallel.topology import Grid
 
 TP = 8
 SHAPE = replace(sizes()["nemotron4_340b"], num_layers=2)
@@ -82,8 +84,8 @@ class Peak(threading.Thread):
 
 def load(_, path, tp_rank, watched):
     """Load one rank's model; what was read, and how much memory it took (watched) or how long."""
-    with lone_rank(TP, tp_rank, 1, 0) as mesh:
-        (model,) = chunks(mesh, SHAPE, dtype=torch.bfloat16)
+    with lone_rank(Grid(TP), tp_rank) as mesh:
+        (model,) = build_chunks(SHAPE, mesh, dtype=torch.bfloat16)
         opened = ModelFolder.open(path)
         assert opened.shape.hidden_size == SHAPE.hidden_size  # the metadata are read before the clock starts
         if watched:

@@ -12,16 +12,17 @@ from cuts import cut_of
 from folders import make_model, make_tokenizer, small_shape
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lone_ranks import chunks, lone_rank
 from plain_forward import forward, gather_vocabulary
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints import save
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.checkpoints.load import fill
-from nemo_sdg.engine.load import load_model
+from nemo_sdg.engine.load import build_chunks, load_model
 from nemo_sdg.errors import TopologyError
 from nemo_sdg.models.stages import stage_layers
+from nemo_sdg.parallel.lone import lone_rank
+from nemo_sdg.parallel.topology import Grid
 
 SHAPE = replace(
     small_shape(), num_layers=8, hidden_size=48, ffn_hidden_size=64, num_attention_heads=8, num_query_groups=4,
@@ -63,8 +64,8 @@ def wrong_parameters(_, shape, folder, whole, tp, pp, ends, vp, reward):
     wrong, held = [], []
     for pp_rank in range(pp):
         for tp_rank in range(tp):
-            with lone_rank(tp, tp_rank, pp, pp_rank, vp=vp, **ends) as mesh:
-                parts = chunks(mesh, shape, vp=vp, reward=reward)
+            with lone_rank(Grid(tp, pp, **ends), pp_rank * tp + tp_rank, vp) as mesh:
+                parts = build_chunks(shape, mesh, dtype=torch.float32, reward=reward, virtual_stages=vp)
                 with torch.no_grad():
                     for parameter in (p for part in parts for p in part.parameters()):
                         parameter.fill_(float("nan"))
@@ -98,7 +99,7 @@ CASES = {
 def check(made, kind, saved, *, tp=1, pp=1, vp=1, first=None, last=None):
     whole, folders = made[kind]
     shape = EIGHT_GROUPS if kind == "eight" else SHAPE
-    ends = {"first": first, "last": last}
+    ends = {"first_stage_layers": first, "last_stage_layers": last}
     arguments = (shape, folders[saved], whole, tp, pp, ends, vp, kind == "reward")
     wrong, held = run_ranks(wrong_parameters, *arguments)[0]
     assert not wrong, f"{len(wrong)} parameters differ, among them {wrong[:3]}"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lone_ranks import chunks, lone_rank
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints.names import region, released_key, tensor_places
+from nemo_sdg.engine.load import build_chunks
 from nemo_sdg.models.shapes import sizes
 from nemo_sdg.models.stages import stage_layers
+from nemo_sdg.parallel.lone import lone_rank
+from nemo_sdg.parallel.topology import Grid
 
 SHAPE = sizes()["nemotron4_340b"]
 Boxes = dict[tuple[str, int | None], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -22,8 +24,9 @@ def of_megatron(
 ) -> tuple[Boxes, Boxes, dict[str, tuple[int, ...]]]:
     """By name and layer number of each parameter, and by the offsets of Megatron's own checkpoints."""
     by_name, by_offset, global_shapes = {}, {}, {}
-    with lone_rank(tp, tp_rank, pp, pp_rank, vp=vp, first=first, last=last) as mesh, torch.device("meta"):
-        for chunk in chunks(mesh, SHAPE, vp=vp, reward=reward, dtype=torch.bfloat16):
+    grid = Grid(tp, pp, first_stage_layers=first, last_stage_layers=last)
+    with lone_rank(grid, pp_rank * tp + tp_rank, vp) as mesh, torch.device("meta"):
+        for chunk in build_chunks(SHAPE, mesh, dtype=torch.bfloat16, reward=reward, virtual_stages=vp):
             first_layer = chunk.decoder.layers[0].layer_number - 1
             for name, parameter in chunk.named_parameters():
                 by_name[released_key(name, first_layer)] = tuple(parameter.shape)

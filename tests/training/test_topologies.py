@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lone_ranks import lone_rank
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Models, Training
+from nemo_sdg.parallel.lone import lone_rank
+from nemo_sdg.parallel.topology import Grid
 from training import worlds
 
 SETTINGS = Training(
@@ -122,7 +123,7 @@ def nemo_chunks(_):
 
     found = []
     for pp_rank in range(2):
-        with lone_rank(1, 0, 2, pp_rank, vp=2):
+        with lone_rank(Grid(pp=2), pp_rank, virtual_stages=2):
             config = config_of(worlds.SHAPE, dtype=torch.float32, reward=False, head_bias=False, spec="local")
             config.pipeline_model_parallel_size = config.virtual_pipeline_model_parallel_size = 2
             for stage in range(2):
