@@ -86,7 +86,7 @@ def fork(
     return forking.fork(run, new, overrides or [])
 
 
-for verb in (row_commands.generate, row_commands.score, row_commands.select, serving.serve):
+for verb in (row_commands.generate, row_commands.score, row_commands.select, row_commands.evaluate, serving.serve):
     app.command()(verb)
 
 

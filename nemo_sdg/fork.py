@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import PAIRS, TUNING, RunConfig, from_yaml, identity, load
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
@@ -25,7 +26,7 @@ from nemo_sdg.store.verifying import STAGES
 from nemo_sdg.store.waves import START, begun_parts, part_folders, round_folders
 
 _MODELS = ("models.dtype", "models.spec")
-_HELD_OUT = ("evaluate.exact_match", "evaluate.helpsteer2")
+_HELD_OUT = tuple(f"evaluate.{name}" for name in FILES)
 _LIMITS = tuple(
     f"select.{name}" for name in ("minimum", "maximum", "weights", "minimum_scalar", "finished", "checks")
 )

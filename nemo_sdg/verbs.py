@@ -14,7 +14,7 @@ from nemo_sdg import plan as planning
 from nemo_sdg.config import RunConfig, Topology, load, load_recipe, rule_digests
 from nemo_sdg.console import Console, redirect
 from nemo_sdg.errors import ConfigError
-from nemo_sdg.evaluation import report
+from nemo_sdg.evaluation import files, report
 from nemo_sdg.session import Session, rank, report_failure
 from nemo_sdg.store import Run, StageStore, digest, read_json
 from nemo_sdg.store.datasets import read_summary
@@ -39,8 +39,11 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
             way_out="set run.rounds",
         )  # fmt: skip
     plan = planning.make(config)
+    held_out = files.read(config)  # a mistake in them is not to be found when all is trained
     console = Console(speaks=rank() == 0)
     plan.show(console)
+    for note in held_out.notes:
+        console.say(note)
     if rank() == 0:
         # Settles whose folder this is before the slow imports; the rank takes the lock again.
         Run.open(out, config, writer=True, rules=rules).close()

@@ -29,7 +29,7 @@ FLOORS = (
     ("serve",),
     ("loop", "plan"),
     ("dry_run",),
-    ("verbs", "file_verbs", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing"),
+    ("verbs", "file_verbs", "evaluate_verb", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing"),
     ("cli",),
     ("__main__",),
 )
@@ -40,6 +40,7 @@ LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
 LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")
 LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs", "select_verb")
+LIGHT += ("evaluate_verb", "evaluation.files", "evaluation.rewardbench", "evaluation.instructions", "evaluation.tables")
 LIGHT += ("stages.examples", "stages.shapes", "stages.card", "tracing")
 STAGES = ("start", "prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")

@@ -24,6 +24,7 @@ from nemo_sdg.config import (
     Budget, Revise, RewardTraining, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
 )  # fmt: skip
 from nemo_sdg.config import Run as RunSettings
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.console import Console
 from nemo_sdg.engine import residents
 from nemo_sdg.errors import UserError
@@ -333,6 +334,8 @@ TRAINED = {"policy", "reward", "evaluation.json"}
         ("data.labelled={x: 1}", {"datasets", "reward", "evaluation.json"}, None),
         ("data.validation_share=0.5", {"datasets", *TRAINED}, None),
         ("evaluate.exact_match=x", {"datasets", *TRAINED}, None),
+        ("evaluate.win_rate=x", {"datasets", *TRAINED}, None),
+        ("evaluate.weights={helpfulness: 1}", {"evaluation.json"}, {"evaluation.json"}),
         ("sft.steps=9", {"policy", "evaluation.json"}, None),
         ("models.base=x", TRAINED, None),
         ("select.unique=true", {"decisions", "datasets", *TRAINED}, None),
@@ -399,14 +402,15 @@ def test_a_step_towards_the_policy_is_taken_over_under_its_new_name(
 
 def test_the_datasets_are_named_by_what_stands_in_them_and_in_their_card():
     config = fork.load("tiny")
-    apart = {"models.base", "evaluate.max_tokens", *(key for key, _ in leaves() if key.startswith(("sft.", "reward.")))}
+    measured = {key for key, _ in leaves() if key.startswith("evaluate.")} - {f"evaluate.{name}" for name in FILES}
+    apart = {"models.base", *measured, *(key for key, _ in leaves() if key.startswith(("sft.", "reward.")))}
     pairs = ("judge", "margin", "per_prompt", "selected")
     apart |= {key for key, _ in leaves() if key.startswith("preference.") and not key.endswith(pairs)}
     apart.remove("reward.outputs")  # which score stands where in a row
     for key, _ in leaves():
         if identity(changed(config, key)) != identity(config):
             differs = [dataset_settings(changed(config, key), n) != dataset_settings(config, n) for n in (0, 1)]
-            assert differs == [key not in apart, key != "evaluate.max_tokens"], key
+            assert differs == [key not in apart, key not in measured], key
 
 
 def test_revisions_depend_on_the_limits_and_waves_do_not(finished):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
+from nemo_sdg.config.evaluating import Evaluate
 from nemo_sdg.config.rewarding import RewardTraining
 from nemo_sdg.config.selection import Budget, Revise, Select
 from nemo_sdg.config.synthesis import Synthesis
@@ -177,16 +178,6 @@ class Data:
     """Share of the prompts whose rows are set apart for validation, by a hash of the first user turn."""
     licence: str = "unknown"
     """What the dataset card says of the licence, an identifier that Hugging Face knows."""
-
-
-@dataclass(kw_only=True)
-class Evaluate:
-    exact_match: Optional[str] = None
-    """Held-out prompts with their right answers: {"id", "prompt", "answer"} rows."""
-    helpsteer2: Optional[str] = None
-    """Held-out rows in HelpSteer2's schema: agreement of the reward model with people."""
-    max_tokens: int = 512
-    """Tokens per held-out answer at most (greedy)."""
 
 
 @dataclass(kw_only=True)

@@ -268,8 +268,7 @@ def _require_files(config: RunConfig) -> None:
         *(("data.sft", path) for path in config.data.sft),
         *(("data.labelled", path) for path in config.data.labelled),
         *(("data.preference", path) for path in config.data.preference),
-        ("evaluate.exact_match", config.evaluate.exact_match),
-        ("evaluate.helpsteer2", config.evaluate.helpsteer2),
+        *((f"evaluate.{name}", path) for name, path in config.evaluate.files.items()),
         *(("select.decontaminate", path) for path in config.select.decontaminate),
         ("select.likeness", config.select.likeness),
     ):

@@ -53,7 +53,7 @@ def run(context: Context) -> dict:
 def _write(context: Context) -> dict:
     final, config = context.folder / "datasets", context.config
     decisions = StageStore.finished(context.folder / "decisions")
-    files = [*examples.paths(config.data), config.evaluate.exact_match, config.evaluate.helpsteer2]
+    files = [*examples.paths(config.data), *config.evaluate.files.values()]
     compared, said = examples.verdicts(config, context.folder)
     inputs = [decisions.digest, *said, *(file and rows_digest(file) for file in files)]
     settings = fingerprint(dataset_settings(config, context.round))

@@ -44,7 +44,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def _write(context: Context, final: Path) -> dict[str, Any]:
     config = context.config
-    files = [*examples.paths(config.data), config.evaluate.exact_match, config.evaluate.helpsteer2]
+    files = [*examples.paths(config.data), *config.evaluate.files.values()]
     settings = {key: value for key, value in identity(config).items() if key.startswith(("data.", "reward.outputs"))}
     inputs = [file and rows_digest(file) for file in files]
     name = context.fingerprint("start", version=VERSION, inputs=inputs, settings=fingerprint(settings))

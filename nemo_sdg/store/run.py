@@ -17,6 +17,7 @@ from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity
 from nemo_sdg.config.briefs import brief_files
 from nemo_sdg.config.endpoints import other_server
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.config.judging import has_judge
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
@@ -26,7 +27,7 @@ from nemo_sdg.store.lock import release, take
 from nemo_sdg.store.seals import check_text, commit_text
 
 _INPUTS = ("models.base", "models.instruct", "models.reward", "models.judge", "data.prompts", "data.helpsteer2")
-_INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2", "select.likeness", "data.synthesis.brief")
+_INPUTS += (*(f"evaluate.{name}" for name in FILES), "select.likeness", "data.synthesis.brief")
 _WEIGHED = ("data.sft", "data.labelled", "data.preference")
 """Settings whose keys are files."""
 _VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")

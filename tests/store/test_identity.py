@@ -13,6 +13,7 @@ from fields import changed, leaves
 from processes import ROOT
 
 from nemo_sdg.config import RunConfig, fingerprint, identity, load, to_yaml
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import Run
 
@@ -39,7 +40,7 @@ EMPTY += ("generate.others",)
 def settings() -> RunConfig:
     """The tiny recipe with inputs that are not there: only names are asked for."""
     names = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
-    names += ("evaluate.exact_match", "evaluate.helpsteer2")
+    names += tuple(f"evaluate.{name}" for name in FILES)
     return load("tiny", [f"{key}=nowhere" for key in names])
 
 

@@ -27,7 +27,7 @@ INPUT = [{"id": i, "text": f"row {i} \u2028 \u00e4"} for i in range(ROWS)]
 def settings(*words: str) -> RunConfig:
     """The tiny recipe with inputs that are not there: a store does not need them."""
     inputs = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
-    inputs += ("evaluate.exact_match", "evaluate.helpsteer2")
+    inputs += tuple(f"evaluate.{name}" for name in FILES)
     return load("tiny", [f"{key}=nowhere" for key in inputs] + list(words))
 
 
@@ -330,6 +330,7 @@ def test_a_full_folder_that_is_no_run_is_left_alone(tmp_path: Path):
 HELPED_WRITER = """
 import os, sys, time
 from nemo_sdg.config import load
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.store import Run
 Run.open(sys.argv[1], load(sys.argv[2]), writer=True)
 helper = os.fork()
