@@ -32,7 +32,7 @@ app = typer.Typer(
 _INTERRUPTED = 130
 """The exit status of a program that was interrupted (128 + SIGINT)."""
 
-STAGES = ("start", "prompts", "generate", "score", "judge", "revise", "select", "compare", "assemble", "train", "evaluate")
+STAGES = ("start", "prompts", "generate", "score", "judge", "revise", "select", "compare", "assemble", "train", "evaluate", "ablate")
 
 _RECIPE = typer.Argument(help="A name from recipes/, or a path to a .py or .yaml file.")
 _OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings that differ from the recipe.")

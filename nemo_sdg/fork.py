@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import PAIRS, TUNING, RunConfig, from_yaml, identity, load
-from nemo_sdg.config.evaluating import FILES
+from nemo_sdg.config.evaluating import FILES, GATES
 from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
@@ -60,6 +60,9 @@ DEPENDS = {
         "data.helpsteer2",
     ),
     "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
+    "ablation.json": (
+        "models.base", *_MODELS, "sft.", "data.sft", "data.validation_share", "run.seed", *_HELD_OUT, "evaluate.max_tokens",
+    ),
 }  # fmt: skip
 """What a stage leaves in a round, or by what fit a model was made, and the settings that it depends on beside what it
 reads. A model reads the rows of the datasets and not their card, which tells more settings."""
@@ -158,7 +161,11 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         stale["datasets"] = changed_rows or touched(DEPENDS["datasets"])
         models, earlier = _models(before, after, changed_rows, touched)
         stale |= {name: model.another for name, model in models.items()}
-        stale["evaluation.json"] = earlier or touched(DEPENDS["evaluation.json"])
+        measured = earlier or touched(DEPENDS["evaluation.json"])
+        stale["evaluation.json"] = measured
+        stale["ablation.json"] = changed_rows or touched(DEPENDS["ablation.json"])
+        # Other figures may let another model go on.
+        earlier = earlier or (measured and any(getattr(c.evaluate, key) for c in (before, after) for key in GATES))
         for name, redone in stale.items():
             source = models[name].source if name in models else name
             if (folder / source).exists():

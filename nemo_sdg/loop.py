@@ -18,7 +18,7 @@ from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
 from nemo_sdg.parallel.watch import doing
-from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
+from nemo_sdg.stages import ablate, assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
 from nemo_sdg.stages import start, train
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import OF_PARTS, Part, ready_parts, wave_parts
@@ -38,6 +38,7 @@ STAGES = {
     "assemble": assemble,
     "train": train,
     "evaluate": evaluate,
+    "ablate": ablate,
 }
 """The stages in their order: what a run begins with, then those of a round."""
 
@@ -54,6 +55,8 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
         del known  # its figures of every candidate, which training has no use for
         for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
             _stage(name, context)
+        if config.evaluate.ablation and number == 0:
+            _stage("ablate", context)
 
 
 def _candidates(context: Context, known: select.Candidates) -> Part:
@@ -94,7 +97,7 @@ def run_stage(
 
 
 def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
-    if name in ("start", "train"):
+    if name in ("start", "train", "ablate"):
         context.residents.clear()
     with doing(f"{name} of round {context.round}"):
         return _told(name, context, STAGES[name].run(context, *known))

@@ -14,7 +14,7 @@ from nemo_sdg import plan as planning
 from nemo_sdg.config import RunConfig, Topology, load, load_recipe, rule_digests
 from nemo_sdg.console import Console, redirect
 from nemo_sdg.errors import ConfigError
-from nemo_sdg.evaluation import files, report
+from nemo_sdg.evaluation import ablation, files, report
 from nemo_sdg.session import Session, rank, report_failure
 from nemo_sdg.store import Run, StageStore, digest, read_json
 from nemo_sdg.store.datasets import read_summary
@@ -51,7 +51,7 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         console.say(f"nothing to do: all {config.run.rounds} rounds in {out} are finished and whole")
         _summary(out, console)
         return 0
-    trains = stage in (None, "train")
+    trains = stage in (None, "train", "ablate")
     job = plan.grids.train
     session = Session(
         topology=Topology(tp=job.tp, pp=job.pp, dp=job.dp, **job.uneven_stages),
@@ -112,6 +112,8 @@ def _finished(out: Path, config: RunConfig) -> bool:
         folder = out / f"round-{number}"
         needed = [*(f"{fit.folder}/training.json" for fit in fits(config)), "datasets/summary.json"]
         if not all((folder / name).is_file() for name in needed) or read_json(folder / "evaluation.json") is None:
+            return False
+        if number == 0 and not ablation.finished(config.evaluate, read_json(folder / ablation.FILE)):
             return False
         stages = [stage for _, stage in report.stage_folders(folder, config)]
         if len(stages) == len(round_folders(config)) or not all((stage / "SUCCESS.json").is_file() for stage in stages):

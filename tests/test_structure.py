@@ -42,7 +42,7 @@ LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "s
 LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs", "select_verb")
 LIGHT += ("evaluate_verb", "evaluation.files", "evaluation.rewardbench", "evaluation.instructions", "evaluation.tables")
 LIGHT += ("stages.examples", "stages.shapes", "stages.card", "tracing")
-STAGES = ("start", "prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate")
+STAGES = ("start", "prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate", "ablate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any, Callable, Mapping
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
-from nemo_sdg.config.evaluating import RULES as EVALUATING
+from nemo_sdg.config.evaluating import RULES as EVALUATING, check_evaluate
 from nemo_sdg.config.judging import check_judge
 from nemo_sdg.config.lessons import check_lessons
 from nemo_sdg.config.lora import TARGETS
@@ -159,6 +159,7 @@ def validate(config: RunConfig) -> RunConfig:
     check_judge(config)
     check_start(config)
     check_preference(config)
+    check_evaluate(config.evaluate, config.sft.enabled)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
             "there is nothing to shard over with one tensor-parallel rank",

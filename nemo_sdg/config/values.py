@@ -25,10 +25,12 @@ _NOT_IDENTITY += tuple(
 _NOT_IDENTITY += tuple(
     f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")
 )
-_NOT_IDENTITY += ("budget.",)
+_NOT_IDENTITY += ("budget.", "evaluate.ablation")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 _MEASURING = ("evaluate.max_tokens", "evaluate.weights.", "evaluate.drift_")
 """Keys that say how held-out rows are measured, not which prompts are held out."""
+_GATES = ("evaluate.gate_",)
+"""Keys that say which models an earlier round has handed on."""
 _TRAINING = ("models.base", "sft.", "reward.", *(f"preference.{key}" for key in TUNING))
 """Keys that say what is trained in a round, when its datasets are there."""
 
@@ -46,7 +48,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
 def dataset_settings(config: RunConfig, number: int) -> dict[str, Any]:
     """Those of `identity` that the datasets of a round follow from, and that their card tells: of training only what
     made the models that an earlier round has trained."""
-    apart = _MEASURING if number else (*_MEASURING, *_TRAINING)
+    apart = _MEASURING if number else (*_MEASURING, *_GATES, *_TRAINING)
     # Which scores stand in which column; where they are the usual ones the card need not say so.
     kept = () if config.reward.outputs == OUTPUTS else ("reward.outputs.",)
     told = identity(config).items()

@@ -60,6 +60,12 @@ def on_phase(job: Mesh, place: Phase, work: Callable[[Mesh], Any]) -> Any:
     return job.broadcast_object(found, src=place.grid.first)
 
 
+def asked(role: Role, prompts: Iterable[Prompt], job: Mesh, place: Phase, console: Console, title: str) -> dict[str, str]:
+    """`answers` of the ranks of a phase, on every rank of the job; nobody is loaded where nothing is asked."""
+    prompts = list(prompts)
+    return on_phase(job, place, lambda mesh: answers(role, prompts, mesh, console, title)) if prompts else {}
+
+
 def _rows(made: Iterable[Response | Refusal], mesh: Mesh, advance: Any) -> list[Any]:
     """What was answered or scored; what was refused is left out."""
     rows = []

@@ -14,6 +14,7 @@ from typing import Any
 from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.evaluation import files, held_out, measures
 from nemo_sdg.evaluation.drift import drift, kept
+from nemo_sdg.evaluation.gate import FILE, KINDS, deciding, verdict
 from nemo_sdg.evaluation.win_rate import Said, win_rate
 from nemo_sdg.records import Prompt
 from nemo_sdg.stages.context import Context
@@ -21,7 +22,6 @@ from nemo_sdg.store import commit_json, read_json
 from nemo_sdg.store.fits import fits
 from nemo_sdg.store.waves import START
 
-FILE = "evaluation.json"
 _OF_POLICY, _OF_REWARD = ("policy", "instructions"), ("reward", "reward_faulty", "rewardbench")
 
 
@@ -34,7 +34,8 @@ def run(context: Context) -> dict[str, Any]:
         "drift" and "win_rate" are of this round's models against those before (see `drift` and `win_rate`); the answers are
         judged by the reward model of before, so that all rounds have one judge. Where the policy was tuned on pairs after
         SFT, "sft" is the exact match of what SFT alone has made. "models" names those before, and "reference", in round 0,
-        is what drift and win rate compare with.
+        is what drift and win rate compare with. "gate" says of each kind that had to be better whether the model that this
+        round has trained goes on; see `gate.verdict`.
     """
     path = context.folder / FILE
     done = _read(context, path)
@@ -91,7 +92,23 @@ class _Measuring:
         models = self.config.models
         named = {"policy": models.instruct or f"{START}/policy", "reward": models.reward or f"{START}/reward"}
         told = {**after, "before": before, "models": named}
+        gate = self._gate(after, before)
+        told |= {"gate": gate} if gate else {}
         return {**told, "reference": reference} if first is None and reference else told
+
+    def _gate(self, after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+        """The verdict on each model that this round has trained and that has to be better than the one it would follow."""
+        context, found = self.context, {}
+        for kind in KINDS:
+            if deciding(self.config.evaluate, kind) is not None and self.new[kind] == context.folder / kind:
+                found[kind] = verdict(self.config.evaluate, kind, after, self._old(kind, before))
+                context.console.say(f"gate of the {kind} of round {context.round}: {found[kind]['why']}")
+        return found
+
+    def _old(self, kind: str, before: dict[str, Any]) -> dict[str, Any]:
+        """What was measured of the model that the round began with."""
+        old = self.context.trained(kind, self.context.round - 1)
+        return before if old is None else _read(self.context, old.parent / FILE) or before
 
     def _after_policy(self, said: dict[str, dict[str, str]], before: dict[str, Any]) -> dict[str, Any]:
         """A policy that was not trained is the one of before."""
@@ -126,14 +143,8 @@ class _Measuring:
         return found
 
     def _ask(self, role: Role, prompts: Iterable[Prompt], title: str) -> dict[str, str]:
-        """What a policy says, on every rank of the job; nobody is loaded where nothing is asked."""
-        prompts, console = list(prompts), self.context.console
-        if not prompts:
-            return {}
-        return held_out.on_phase(
-            self.context.mesh, self.context.place(role),
-            lambda mesh: held_out.answers(role, prompts, mesh, console, title),
-        )  # fmt: skip
+        context = self.context
+        return held_out.asked(role, prompts, context.mesh, context.place(role), context.console, title)
 
     def _score(self, role: Role, groups: list[measures.Conversations], title: str) -> list[list[held_out.Scores]]:
         if not any(groups):

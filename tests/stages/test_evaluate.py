@@ -177,3 +177,31 @@ def test_what_sft_alone_has_made_is_asked_for_the_right_answers_only(tmp_path, m
     asked = run(where, monkeypatch, {"/round-0/sft": ["1", "2", "3", "4"]})
     assert ("policy", "/round-0/sft", "evaluate sft", 4) in asked
     assert told(where)["sft"]["exact_match"] == 1.0 and told(where)["policy"]["exact_match"] == 0.75
+
+
+def test_a_model_that_is_no_better_stays_behind_and_the_next_is_held_against_the_one_before(tmp_path, monkeypatch, files):
+    words = (files["exact_match"], files["helpsteer2"], "evaluate.gate_policy=exact_match")
+    says = {"/round-0/policy": ["1", "2", "no", "no"], "/round-1/policy": ["1", "2", "3", "4"], "/round-3/policy": ["1", "no", "no", "no"]}
+    trained(first := context(tmp_path, *words), "policy", "reward")
+    assert first.trained("policy", 0) is not None  # nobody has said anything yet
+    run(first, monkeypatch, says)
+    gate = told(first)["gate"]
+    assert set(gate) == {"policy"}  # a reward model goes on unasked
+    assert (gate["policy"]["accepted"], gate["policy"]["new"], gate["policy"]["old"]) == (False, 0.5, 0.75)
+
+    trained(second := context(tmp_path, *words, number=1), "policy")
+    assert second.model("policy") == "nowhere" and second.model("reward") == first.folder / "reward"
+    run(second, monkeypatch, says)
+    gate = told(second)["gate"]["policy"]
+    assert (gate["accepted"], gate["new"], gate["old"]) == (True, 1.0, 0.75)  # not against the one that stayed behind
+
+    third = context(tmp_path, *words, number=2)  # trains no policy, so there is nothing to decide
+    assert third.model("policy") == second.folder / "policy"
+    run(third, monkeypatch, says)
+    assert "gate" not in told(third) and told(third)["policy"]["exact_match"] == 1.0
+
+    trained(fourth := context(tmp_path, *words, number=3), "policy")
+    run(fourth, monkeypatch, says)
+    gate = told(fourth)["gate"]["policy"]
+    assert (gate["accepted"], gate["new"], gate["old"]) == (False, 0.25, 1.0)
+    assert context(tmp_path, *words, number=4).model("policy") == second.folder / "policy"
