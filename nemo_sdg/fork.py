@@ -59,7 +59,9 @@ DEPENDS = {
         "models.base", *_MODELS, "reward.", "run.seed", *_HELD_OUT, "data.validation_share", "data.labelled",
         "data.helpsteer2",
     ),
-    "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
+    "evaluation.json": (
+        "evaluate.", *_MODELS, "models.instruct", "models.reward", "generate.backend", "score.backend", "run.seed",
+    ),
 }  # fmt: skip
 """What a stage leaves in a round, or by what fit a model was made, and the settings that it depends on beside what it
 reads. A model reads the rows of the datasets and not their card, which tells more settings."""

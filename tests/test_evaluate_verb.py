@@ -74,7 +74,7 @@ def test_all_of_it_end_to_end(measured, rows):
     assert set(told["models"]) == {"policy", "against", "reward"} and len(told["models"]["policy"]["policy"]) == 16
     shown = done.stdout
     for text in ("exact match", "win rate at equal length", "instructions, each, loose", "alpacaeval-easy", "the longer one",
-                 "calibrated mae", "1 of 9 rows of", "so its figures are others", "all figures are in"):  # fmt: skip
+                 "calibrated mae", "1 of 9 rows of", "not the split `filtered` of RewardBench", "all figures are in"):  # fmt: skip
         assert text in shown, text
     assert f"{told['rewardbench']['Overall']:.3f}" in shown
 

@@ -322,6 +322,17 @@ def test_what_a_change_leaves(finished, words, reused):
     assert {step.name for step in steps if step.reused} - {"evaluation.json"} == reused
 
 
+@pytest.mark.parametrize(
+    ("word", "reused"),
+    [("models.instruct=x", False), ("models.reward=x", False), ("score.backend=hf", False), ("data.licence=mit", True)],
+)
+def test_figures_of_other_models_are_not_taken_over(finished, word, reused):
+    """Nothing is trained here, so that the models of before are those that are measured."""
+    before = fork.from_yaml(finished[0] / "run.yaml")
+    steps = fork.plan(finished[0], before, fork.load(str(finished[0] / "run.yaml"), [word]))
+    assert {step.reused for step in steps if step.name == "evaluation.json"} == {reused}
+
+
 TRAINED = {"policy", "reward", "evaluation.json"}
 
 
