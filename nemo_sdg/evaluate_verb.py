@@ -53,7 +53,7 @@ def evaluate(
     models = {"policy": policy, "reward": reward, "against": against}
     _check_models(config, models)
     if out is not None:
-        check_result(out, [file for path in config.evaluate.files.values() for file in row_files(path)], [])
+        check_result(out, [file for path in config.evaluate.files.values() for file in row_files(path)], [], ".json")
     data_parallel_size(config.topology, world_size(config.topology))
     held_out = files.read(config)
     console = Console(speaks=rank() == 0)

@@ -59,7 +59,9 @@ DEPENDS = {
         "models.base", *_MODELS, "reward.", "run.seed", *_HELD_OUT, "data.validation_share", "data.labelled",
         "data.helpsteer2",
     ),
-    "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
+    "evaluation.json": (
+        "evaluate.", *_MODELS, "models.instruct", "models.reward", "generate.backend", "score.backend", "run.seed",
+    ),
     "ablation.json": (
         "models.base", *_MODELS, "sft.", "data.sft", "data.validation_share", "run.seed", *_HELD_OUT, "evaluate.max_tokens",
     ),

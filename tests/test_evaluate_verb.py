@@ -74,7 +74,7 @@ def test_all_of_it_end_to_end(measured, rows):
     assert set(told["models"]) == {"policy", "against", "reward"} and len(told["models"]["policy"]["policy"]) == 16
     shown = done.stdout
     for text in ("exact match", "win rate at equal length", "instructions, each, loose", "alpacaeval-easy", "the longer one",
-                 "calibrated mae", "1 of 9 rows of", "so its figures are others", "all figures are in"):  # fmt: skip
+                 "calibrated mae", "1 of 9 rows of", "not the split `filtered` of RewardBench", "all figures are in"):  # fmt: skip
         assert text in shown, text
     assert f"{told['rewardbench']['Overall']:.3f}" in shown
 
@@ -92,11 +92,16 @@ def test_on_two_ranks_the_figures_are_the_same(measured, rows, tmp_path):
 
 def test_servers_in_the_place_of_folders(rows, tmp_path):
     with serving() as server:
-        words = [f"score.endpoint.url={server.url}", "score.backend=endpoint", "score.endpoint.retries=0"]
-        done = shell(*words, "--rewardbench", rows / "rewardbench.jsonl", "--out", tmp_path / "served.json")
+        words = [f"{group}.{key}" for group in ("score", "generate") for key in
+                 (f"endpoint.url={server.url}", "backend=endpoint", "endpoint.retries=0")]  # fmt: skip
+        asked = ["--rewardbench", rows / "rewardbench.jsonl", "--exact-match", rows / "heldout.jsonl"]
+        done = shell(*words, *asked, "--out", tmp_path / "served.json", "--tp", 2)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "served.json").read_text())
-    assert len(server.asked) == 276 and told["rewardbench"]["faulty"] == 1 and told["policy"] is None
+    assert len(server.asked) == 276 + 8, "each row is asked about once, by one rank"
+    assert told["rewardbench"]["faulty"] == 1 and told["policy"]["n"] == 8 and told["policy"]["exact_match"] == 0.0
+    assert told["models"] == {"policy": {"folder": None, "policy": "endpoint:policy"},
+                              "reward": {"folder": None, "reward": "endpoint:policy"}}  # fmt: skip
 
 
 @pytest.mark.parametrize(

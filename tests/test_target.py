@@ -21,7 +21,7 @@ from small_run import make_inputs, row_files, small_config
 import nemo_sdg.loop
 from nemo_sdg import fork, tracing
 from nemo_sdg.config import (
-    Budget, Revise, RewardTraining, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
+    Budget, Evaluate, Revise, RewardTraining, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
 )  # fmt: skip
 from nemo_sdg.config import Run as RunSettings
 from nemo_sdg.config.evaluating import FILES
@@ -52,7 +52,7 @@ def settings(inputs: Path, target: int | None = TARGET, **select) -> RunConfig:
     off = {"sft": Training(enabled=False), "reward": RewardTraining(enabled=False)}
     config = dataclasses.replace(small_config(inputs, rounds=1), **off)
     config.data.prompts_per_round, config.models.dtype = 6, "fp64"
-    config.evaluate.exact_match = config.evaluate.helpsteer2 = None
+    config.evaluate = Evaluate()
     config.select = Select(**{"minimum": {"helpfulness": 0.0}, "unique": False, "target": target, **select})
     config.revise = Revise(passes=1, margin=0.5, request="{{ prompt }}")
     return config
@@ -320,6 +320,17 @@ def test_what_a_change_leaves(finished, words, reused):
     after = fork.load(str(finished[0] / "run.yaml"), words)
     steps = [step for step in fork.plan(finished[0], before, after) if "/" not in step.name]
     assert {step.name for step in steps if step.reused} - {"evaluation.json"} == reused
+
+
+@pytest.mark.parametrize(
+    ("word", "reused"),
+    [("models.instruct=x", False), ("models.reward=x", False), ("score.backend=hf", False), ("data.licence=mit", True)],
+)
+def test_figures_of_other_models_are_not_taken_over(finished, word, reused):
+    """Nothing is trained here, so that the models of before are those that are measured."""
+    before = fork.from_yaml(finished[0] / "run.yaml")
+    steps = fork.plan(finished[0], before, fork.load(str(finished[0] / "run.yaml"), [word]))
+    assert {step.reused for step in steps if step.name == "evaluation.json"} == {reused}
 
 
 TRAINED = {"policy", "reward", "evaluation.json"}

@@ -34,7 +34,7 @@ class Evaluate:
     drift_shift: float = 0.5
     """An attribute has drifted when the mean of its scores on the rows of `helpsteer2` lies further than so many standard
     deviations from the mean of the first reward model's; the deviation is that one's."""
-    drift_ks: float = 0.25
+    drift_ks: float = 0.3
     """It has drifted, too, when the Kolmogorov-Smirnov distance of the two distributions is above this."""
     drift_outside: float = 0.05
     """It has drifted, too, when more than this share of the scores lie outside the range of the first reward model's."""

@@ -8,7 +8,7 @@ from typing import Any
 from nemo_sdg.config import RunConfig
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.evaluation.instructions import verifiable
-from nemo_sdg.evaluation.rewardbench import Comparison, check_subset, unlike_the_benchmark
+from nemo_sdg.evaluation.rewardbench import Comparison, check_subset
 from nemo_sdg.records import Fault, Labelled, Prompt, each_row, labelled
 from nemo_sdg.records.fields import Message
 from nemo_sdg.synthesis.requirements import Requirement
@@ -80,10 +80,6 @@ def read(config: RunConfig) -> HeldOut:
             found.notes.append(f"{told}; the first is line {faults[0].line}: {faults[0].reason}")
     for row in found.rewardbench:
         check_subset(row.subset, row.where)
-    unlike = unlike_the_benchmark(found.rewardbench) if found.rewardbench else None
-    if unlike is not None:
-        path = config.evaluate.rewardbench
-        found.notes.append(f"{path} is not the split `filtered` of RewardBench, so its figures are others: {unlike}")
     return found
 
 

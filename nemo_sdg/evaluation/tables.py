@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_sdg.console import Console
-from nemo_sdg.evaluation.rewardbench import SECTIONS
+from nemo_sdg.evaluation.rewardbench import SECTIONS, unlike_the_benchmark
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
@@ -45,6 +45,9 @@ def _rewardbench(told: Mapping[str, Any], console: Console) -> None:
     console.table("RewardBench, by subset", ["", "accuracy", "n"], rows)
     rows = [(name, told[name], length[name]) for name in (*SECTIONS, "Overall") if name in told]
     console.table("RewardBench", ["", "accuracy", "the longer one"], rows)
+    unlike = unlike_the_benchmark({name: one["n"] for name, one in subsets.items()})
+    if unlike is not None:
+        console.say(f"  not the split `filtered` of RewardBench, so these are not its leaderboard's figures: {unlike}")
     console.say(f"  {told['faulty']} faulty rows; one that the model cannot score counts as wrong, as a tie does")
 
 

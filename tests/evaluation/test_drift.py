@@ -26,10 +26,11 @@ def test_the_same_scores_have_not_moved():
 
 
 def test_a_shift_is_told_in_deviations_of_the_first():
-    first = [0.0, 2.0] * 50  # mean 1, deviation 1
-    told = moved(first, [value + 0.25 for value in first])
+    first = [0.0, 4.0] * 50  # mean 2, deviation 2
+    told = moved(first, [value + 0.5 for value in first])
     assert told["shift"] == pytest.approx(0.25) and told["ks"] == pytest.approx(0.5) and told["outside"] == 0.5
-    assert moved(first, [value - 3 for value in first])["shift"] == pytest.approx(-3)
+    told = moved(first, [value - 3 for value in first])
+    assert told["shift"] == pytest.approx(-1.5) and told["outside"] == 0.5 and told["drifted"]
 
 
 def test_scipy_finds_the_same_distance():
@@ -66,6 +67,7 @@ def test_a_limit_itself_is_no_drift():
     wide = Evaluate(drift_shift=1.0, drift_ks=1, drift_outside=1)
     assert not moved(first, [value + 1 for value in first], wide)["drifted"]
     assert moved(first, [value + 1.01 for value in first], wide)["drifted"]
+    assert moved(first, [value - 1.01 for value in first], wide)["drifted"]
 
 
 def test_scores_that_were_all_one_number_have_no_deviation():

@@ -81,10 +81,10 @@ def test_all_23_subsets_as_the_leaderboard_counts_them():
 
 
 def test_the_longer_response_is_a_rule_of_its_own_beside_it():
-    told = result(*rows_of({name: (2, 2) for name in RIGHT}))
-    assert told["Overall"] == 1 and set(told["length_only"].values()) == {0.5}
+    told = result(*rows_of({name: (3, 3) for name in RIGHT}))  # of which the second has the longer chosen one
+    assert told["Overall"] == 1 and list(told["length_only"].values()) == pytest.approx([1 / 3] * 5)
     assert set(told["length_only"]) == {"Chat", "Chat Hard", "Safety", "Reasoning", "Overall"}
-    same = Comparison(({"role": "user", "content": "x"},), "abc", "äöü", "donotanswer", "f:1")  # as many characters
+    same = Comparison(({"role": "user", "content": "x"},), "äöü", "abc", "donotanswer", "f:1")  # as many characters
     assert result([same], [(1.0, 0.0)])["length_only"] == {"Safety": 0.0}
 
 
@@ -104,9 +104,8 @@ def test_missing_subsets_leave_out_what_needs_them():
 
 
 def test_what_is_not_the_public_split_is_said():
-    rows, _ = rows_of({name: (0, n) for name, n in ROWS.items()})
-    assert len(rows) == 2985 and unlike_the_benchmark(rows) is None
-    told = unlike_the_benchmark([row for row in rows if row.subset != "hep-go"][1:])
+    assert sum(ROWS.values()) == 2985 and unlike_the_benchmark(ROWS) is None
+    told = unlike_the_benchmark({name: n for name, n in ROWS.items() if name != "hep-go"} | {"alpacaeval-easy": 99})
     assert told == "1 of 23 subsets are missing and 1 have another number of rows (as alpacaeval-easy 99 in place of 100)"
 
 

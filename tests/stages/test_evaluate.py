@@ -153,7 +153,10 @@ def test_the_scalar_of_the_settings_says_who_wins(tmp_path, monkeypatch, files):
 
 def test_a_policy_that_was_not_trained_is_even_with_itself(tmp_path, monkeypatch, files):
     trained(where := context(tmp_path, files["win_rate"]), "reward")
-    run(where, monkeypatch)
+    assert run(where, monkeypatch) == [
+        ("policy", "nowhere", "evaluate policy before training", 4),
+        ("reward", "nowhere", "evaluate reward before training", 4),
+    ]
     assert told(where)["win_rate"]["ties"] == 4 and told(where)["win_rate"]["win_rate"] == 0.5
 
 
@@ -172,11 +175,13 @@ def test_an_older_first_round_without_what_is_compared_with_is_read(tmp_path, mo
 
 
 def test_what_sft_alone_has_made_is_asked_for_the_right_answers_only(tmp_path, monkeypatch, files):
-    words = ("preference.enabled=true", "preference.beta=0.3", files["exact_match"], files["win_rate"])
+    words = ("preference.enabled=true", "preference.beta=0.3", files["win_rate"])
+    words += (f"evaluate.exact_match={tmp_path}/three.jsonl",)
+    commit_rows(tmp_path / "three.jsonl", [{"prompt": text, "answer": str(i + 1)} for i, text in enumerate(PROMPTS[:3])])
     trained(where := context(tmp_path, *words), "policy", "sft")
     asked = run(where, monkeypatch, {"/round-0/sft": ["1", "2", "3", "4"]})
-    assert ("policy", "/round-0/sft", "evaluate sft", 4) in asked
-    assert told(where)["sft"]["exact_match"] == 1.0 and told(where)["policy"]["exact_match"] == 0.75
+    assert ("policy", "/round-0/sft", "evaluate sft", 3) in asked
+    assert told(where)["sft"]["exact_match"] == 1.0 and told(where)["policy"]["exact_match"] == 2 / 3
 
 
 def test_a_model_that_is_no_better_stays_behind_and_the_next_is_held_against_the_one_before(tmp_path, monkeypatch, files):

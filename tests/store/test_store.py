@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from nemo_sdg.config import RunConfig, load, to_yaml
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder, lock
 
@@ -330,7 +331,6 @@ def test_a_full_folder_that_is_no_run_is_left_alone(tmp_path: Path):
 HELPED_WRITER = """
 import os, sys, time
 from nemo_sdg.config import load
-from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.store import Run
 Run.open(sys.argv[1], load(sys.argv[2]), writer=True)
 helper = os.fork()
