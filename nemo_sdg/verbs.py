@@ -55,12 +55,15 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         threads=config.run.threads,
         loading="loading NeMo and Megatron" if trains else "loading Megatron",
         modules=(*MODULES, NEMO) if trains else MODULES,
+        resumable=True,
+        stop_after=config.run.stop_after,
     )
 
     def work(mesh: Mesh, console: Console) -> int:
         from nemo_sdg import loop
+        from nemo_sdg.parallel import stopping
 
-        with Run.open(out, config, writer=mesh.writer, rules=rules) as opened:
+        with Run.open(out, config, writer=mesh.writer, rules=rules) as opened, stopping.together(mesh, opened.stopped):
             if stage is None:
                 loop.run(config, opened, mesh, console, found.rules)
             else:

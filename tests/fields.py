@@ -24,6 +24,7 @@ _OTHERS = {
     "reward.objective": "bradley_terry",
     "reward.outputs": dict(helpfulness=4, correctness=5, coherence=6, complexity=7, verbosity=3),
     "reward.compare": "coherence",
+    "run.stop_after": "3h50m",
 }
 """Settings of which only certain texts are allowed."""
 

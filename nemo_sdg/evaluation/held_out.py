@@ -17,6 +17,7 @@ from nemo_sdg.engine.requests import Sampling
 from nemo_sdg.errors import UserError
 from nemo_sdg.evaluation.agreement import agreement
 from nemo_sdg.evaluation.exact_match import exact_match
+from nemo_sdg.parallel import stopping
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Prompt, Response, labelled, read_rows
 
@@ -62,8 +63,10 @@ def reward(role: Role, rows: str, mesh: Mesh, console: Console, title: str) -> d
 def _rows(made: Iterable[Response | Refusal], mesh: Mesh, advance: Any) -> list[Any]:
     """What was answered or scored; what was refused is left out."""
     rows = []
-    for row in made:
+    for number, row in enumerate(made, start=1):
         mesh.alive()
+        if number % stopping.HEED_EVERY == 0:
+            stopping.heed(mesh)
         advance()
         if not isinstance(row, Refusal):
             rows.append(row)
