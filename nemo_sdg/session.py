@@ -114,7 +114,12 @@ class Session:
                         status = work(grid, console)
                 except Exception as error:
                     # Who is missing is asked first: a launcher that sees a rank die says it better.
-                    missing = watch.silent() if watch.is_lost_peer(error) else []
+                    try:
+                        missing = watch.silent() if watch.is_lost_peer(error) else []
+                    except watch.Unreachable:
+                        self._cut_off(console, error)
+                        watch.end_launcher()
+                        return 1
                     speaks = launch.claim_report()
                     return _report(console, self.log_dir, rank(), error, may_speak=speaks, missing=missing)
             console.close()
@@ -126,6 +131,16 @@ class Session:
             return _report(console, self.log_dir, rank(), error, may_speak=launch.claim_report())
         finally:
             console.close()
+
+    def _cut_off(self, console: Console, error: Exception) -> None:
+        """Said once on a node that has lost the first one."""
+        traceback.print_exception(error)  # into the log
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            where, log = os.environ["MASTER_ADDR"], log_file(self.log_dir, rank())
+            console.fail(
+                f"nemo-sdg: rank {rank()} cannot reach {where}, which holds the job together{_during(_phase())}: the node is "
+                f"gone, or the network to it; see {log}"
+            )
 
     def _listening(self, console: Console) -> AbstractContextManager:
         from nemo_sdg.parallel import launch, stopping

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nemo_sdg import plan as planning
 from nemo_sdg.config import RunConfig, Topology, load_recipe, rule_digests
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import report
@@ -46,7 +47,7 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         console.say(f"nothing to do: all {config.run.rounds} rounds in {out} are finished and whole")
         _summary(out, console)
         return 0
-    trains = stage in (None, "train")
+    trains = stage in (None, "train") and bool(fits(config) or begins_with(config))
     job = plan.grids.train
     session = Session(
         topology=Topology(tp=job.tp, pp=job.pp, dp=job.dp, **job.uneven_stages),

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_sdg.config import Topology
-from nemo_sdg.parallel import device, stopping
+from nemo_sdg.parallel import device, interface, stopping
 from nemo_sdg.parallel.rendezvous import fresh_store
 from nemo_sdg.parallel.topology import Grid, data_parallel_size
 from nemo_sdg.parallel.watch import LostPeer
@@ -213,6 +213,7 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         rank, world = int(os.environ["RANK"]), world_size()
+        interface.settle()
         alone = world == 1 and "MASTER_ADDR" not in os.environ  # needs no port
         dist.init_process_group(
             "nccl" if device.has_cuda() else "gloo",
