@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import stops
+from processes import ROOT
 from small_run import row_files, write_recipe
 
 LAYOUTS = {
@@ -51,3 +57,29 @@ def test_rows_are_those_of_the_run_that_nobody_disturbed(recipe, straight, tmp_p
     same = {name: data for name, data in row_files(out).items() if "evaluation" not in name}
     assert same == {name: data for name, data in straight.items() if "evaluation" not in name}
     print(f"\nSTOPS, {layout}: {len(same)} files equal byte for byte after stops in {' and '.join(PHASES)}")
+
+
+def test_torchrun_does_not_start_again_what_was_told_to_stop(recipe, straight, tmp_path):
+    """It has a restart left, and takes the status 75 for a failure."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+    command += ["-m", "nemo_sdg", "run", str(recipe), "topology.dp=2", "generate.slots=1", "--out", str(out)]
+    job = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        while not list(out.glob("round-0/responses/part-*")) and job.poll() is None:
+            time.sleep(0.01)
+        worker = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()[1]
+        os.kill(int(worker), signal.SIGUSR1)
+        text = job.communicate(timeout=900)[0]
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 1 and text.count("told to stop (SIGUSR1)") == 1, text[-3000:]
+    assert "torchrun starts what has stopped once more" in text and "small: finished" not in text
+    assert (out / "logs/stopped.json").exists()
+    done = stops.start(recipe, out, "topology.dp=2")
+    assert done.returncode == 0 and not (out / "logs/stopped.json").exists()
+    assert row_files(out) == straight
