@@ -16,6 +16,7 @@ from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel import stopping
 from nemo_sdg.parallel.phases import Phases
 from nemo_sdg.parallel.watch import doing
 from nemo_sdg.stages import ablate, assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
@@ -100,6 +101,7 @@ def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
     if name in ("start", "train", "ablate"):
         context.residents.clear()
     with doing(f"{name} of round {context.round}"):
+        stopping.heed_all(context.mesh)
         return _told(name, context, STAGES[name].run(context, *known))
 
 

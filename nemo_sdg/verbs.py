@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nemo_sdg import plan as planning
 from nemo_sdg.config import RunConfig, Topology, load, load_recipe, rule_digests
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console, redirect
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import ablation, files, report
@@ -51,7 +52,7 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         console.say(f"nothing to do: all {config.run.rounds} rounds in {out} are finished and whole")
         _summary(out, console)
         return 0
-    trains = stage in (None, "train", "ablate")
+    trains = stage in (None, "train", "ablate") and bool(fits(config) or begins_with(config))
     job = plan.grids.train
     session = Session(
         topology=Topology(tp=job.tp, pp=job.pp, dp=job.dp, **job.uneven_stages),
@@ -60,12 +61,15 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         threads=config.run.threads,
         loading="loading NeMo and Megatron" if trains else "loading Megatron",
         modules=(*MODULES, NEMO) if trains else MODULES,
+        resumable=True,
+        stop_after=config.run.stop_after,
     )
 
     def work(mesh: Mesh, console: Console) -> int:
         from nemo_sdg import loop
+        from nemo_sdg.parallel import stopping
 
-        with Run.open(out, config, writer=mesh.writer, rules=rules) as opened:
+        with Run.open(out, config, writer=mesh.writer, rules=rules) as opened, stopping.together(mesh, opened.stopped):
             if stage is None:
                 loop.run(config, opened, mesh, console, found.rules)
             else:

@@ -26,6 +26,7 @@ _OTHERS = {
     "reward.compare": "coherence",
     "evaluate.gate_policy": "exact_match",
     "evaluate.gate_reward": "rewardbench",
+    "run.stop_after": "3h50m",
 }
 """Settings of which only certain texts are allowed."""
 

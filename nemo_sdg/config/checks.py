@@ -15,6 +15,7 @@ from nemo_sdg.config.rewarding import OBJECTIVES
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.starting import check_start
+from nemo_sdg.config.stopping import STOPPING
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
 from nemo_sdg.config.training import Training
 from nemo_sdg.config.values import flatten, nearest
@@ -124,6 +125,7 @@ RULES: dict[str, Rule] = {
     "run.seed": _AT_LEAST_0,
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
+    **STOPPING,
     "run.wandb": ("a name", lambda x: bool(x.strip())),
     **{f"{kind}.{key}": rule for kind in ("sft", "reward", "preference") for key, rule in _TRAINING.items()},
     "reward.start_from": _one_of("base", "latest", "policy"),

@@ -190,6 +190,8 @@ class Run:
     """Seed of everything random in the run."""
     timeout_s: int = 600
     """Seconds that a collective operation waits for a missing rank."""
+    stop_after: Optional[str] = None
+    """End by itself so long after the job has begun, between two units of work, with status 75; for example 3h50m."""
     threads: Optional[int] = None
     """CPU threads per rank; null shares the cores of the machine among its ranks."""
     tensorboard: bool = False

@@ -15,7 +15,7 @@ from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.training import TUNING
 
-_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.threads", "run.rounds", "run.strict", "run.tensorboard", "run.wandb")
+_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.stop_after", "run.threads", "run.rounds", "run.strict", "run.tensorboard", "run.wandb")
 _NOT_IDENTITY += ("generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape")
 _NOT_IDENTITY += ("models.placement", "generate.topology.", "score.topology.", "score.pack_tokens")
 _NOT_IDENTITY += tuple(

@@ -13,6 +13,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.engine.requests import Sampling
+from nemo_sdg.parallel import stopping
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phase
 from nemo_sdg.records import Prompt, Response, hash_of
@@ -69,8 +70,10 @@ def asked(role: Role, prompts: Iterable[Prompt], job: Mesh, place: Phase, consol
 def _rows(made: Iterable[Response | Refusal], mesh: Mesh, advance: Any) -> list[Any]:
     """What was answered or scored; what was refused is left out."""
     rows = []
-    for row in made:
+    for number, row in enumerate(made, start=1):
         mesh.alive()
+        if number % stopping.HEED_EVERY == 0:
+            stopping.heed(mesh)
         advance()
         if not isinstance(row, Refusal):
             rows.append(row)

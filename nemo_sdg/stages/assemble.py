@@ -20,6 +20,7 @@ from typing import Any
 
 from nemo_sdg.config import RunConfig, dataset_settings, fingerprint
 from nemo_sdg.errors import UserError
+from nemo_sdg.parallel import stopping
 from nemo_sdg.records import Decision, Fault
 from nemo_sdg.stages import card, examples, shapes
 from nemo_sdg.stages.joining import Joined
@@ -67,6 +68,7 @@ def _write(context: Context) -> dict:
         schemas = {kind: shapes.schema(kind, config.reward.own) for kind in CONFIGS}
         maker = Maker(config, compared)
         for kind, made in _everything(maker, config, decisions, facts):
+            stopping.heed()  # the datasets are one unit: nothing of them is kept
             tally.add(kind, made)
             if isinstance(made, Fault):
                 folder.add_line("faulty.jsonl", made.to_row())

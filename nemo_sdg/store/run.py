@@ -21,7 +21,7 @@ from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.config.judging import has_judge
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
-from nemo_sdg.store.files import append, digest, make_folder, refusing
+from nemo_sdg.store.files import append, commit_file, digest, make_folder, refusing
 from nemo_sdg.store.inputs import rows_digest, texts_digest
 from nemo_sdg.store.lock import release, take
 from nemo_sdg.store.seals import check_text, commit_text
@@ -36,6 +36,8 @@ _MAY_STAND = {"run.lock", "logs"}
 _LEFTOVERS = (".*.tmp-*", "round-*/**/.*.tmp-*")
 """Files and folders that a killed process was writing."""
 RUN = "run.yaml"
+STOPPED = "logs/stopped.json"
+"""There is such a file while the last start was told to stop: for scripts, to which a launcher may hide the exit status."""
 
 
 class Run:
@@ -96,6 +98,10 @@ class Run:
         line = json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=str) + "\n"
         append(self.out / "logs" / "events.jsonl", line.encode())
 
+    def stopped(self, why: str) -> None:
+        """Leaves the note that this run was told to stop and the same command goes on; the next start takes it away."""
+        commit_file(self.out / STOPPED, (json.dumps({"time": round(time.time(), 3), "why": why}) + "\n").encode())
+
     def close(self) -> None:
         """Lets the next process write here."""
         if self._lock is not None:
@@ -136,6 +142,7 @@ class Run:
         """Takes away what killed processes were writing. Nobody else writes yet: the other ranks wait for this one."""
         leftovers = [file for pattern in _LEFTOVERS for file in self.out.glob(pattern)]
         with refusing(self.out):
+            (self.out / STOPPED).unlink(missing_ok=True)
             for path in leftovers:
                 if path.is_dir():
                     shutil.rmtree(path)
