@@ -39,7 +39,7 @@ LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
 LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")
 LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs", "select_verb")
-LIGHT += ("stages.examples", "stages.shapes", "stages.card", "tracing")
+LIGHT += ("evaluation.report", "evaluation.report.page", "stages.examples", "stages.shapes", "stages.card", "tracing")
 STAGES = ("start", "prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")
 
