@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -259,9 +260,10 @@ def test_what_only_the_selection_can_see_stays_as_it_was_decided(tmp_path):
 def test_a_sample_is_of_whole_prompts_and_never_more_than_asked(tmp_path):
     rows = [scored(f"p{i // 4}", i % 4, f"text {i}") for i in range(400)]
     result = run_of(tmp_path, rows)
-    (found,) = page.rows_of(result, 100)
-    prompts = {name.split("#")[0] for name in found.ids.values()}
-    assert 40 < len(found.ids) <= 100 and len(found.ids) == 4 * len(prompts) and len(found) == 400
+    for most in (30, 60, 100, 150, 200, 300):
+        (found,) = page.rows_of(result, most)
+        prompts = {name.split("#")[0] for name in found.ids.values()}
+        assert most / 2 < len(found.ids) <= most and len(found.ids) == 4 * len(prompts) and len(found) == 400
     told = whatif.of_run([found], result.config)["rounds"][0]
     assert told["of"] == 400 and len(told["ids"]) == len(found.ids)
     (all_of_them,) = page.rows_of(result, 400)
@@ -295,6 +297,22 @@ def test_what_revision_changed(tmp_path):
     text = page.page(result)
     assert "the sky is <del>gren</del><ins>blue &lt;b&gt;</ins>" in text and "2.00 → 4.00" in text
     assert "This run has answers revised" in text
+
+
+def test_the_guide_names_the_sections_as_they_are(tmp_path):
+    """And its figures are written as the page writes them."""
+    guide = (Path(__file__).parents[2] / "examples" / "reading_the_report.md").read_text(encoding="utf-8")
+    result = run_of(tmp_path, [scored(f"p{i}") for i in range(4)])
+    sections = re.findall(r'<h2 id="[a-z]+">(.*?)</h2>', page.page(result))
+    told = re.findall(r"^## (.*)$", guide, flags=re.MULTILINE)[1:]
+    shown_here = [title for title in told if title not in ("Before and after, on held-out rows", "Training", "Time")]
+    assert [title for title in sections if title in told] == shown_here and len(shown_here) > 4
+    text = "".join((HERE / name).read_text(encoding="utf-8") for name in ("whatif.js", "whatif.html"))
+    for figure in ("also among as many longest rows", "prompts with an accepted row", "different texts", "different pairs of words", "evenness"):
+        assert f"*{figure}" in guide and figure in text
+
+
+HERE = Path(page.__file__).parent
 
 
 def test_word_diff():

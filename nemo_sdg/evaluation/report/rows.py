@@ -109,6 +109,9 @@ def read_rows(folder: Path, number: int, config: RunConfig, most: int, most_gram
     size = sum(_size(file) for file in rows.files)
     thin = 1 << max(0, math.ceil(math.log2(max(size / 6 * min(1.0, most_grams / count) / 400_000, 1.0))))
     _fill(rows, config.select, min(1.0, most / count), min(1.0, most_grams / count), np.uint64(thin))
+    if len(rows.ids) > most:  # a hash draws about so many
+        beyond = sorted(_unit(rows.prompts[row]) for row in rows.ids)[most]
+        rows.ids = {row: name for row, name in rows.ids.items() if _unit(rows.prompts[row]) < beyond}
     return rows if len(rows) else None
 
 
@@ -183,8 +186,9 @@ def _numbers(rows: Rows, row: Scored, number: int, select: Select) -> None:
     for column, known in rows.topic_names.items():
         value = word if column == "word" else row.extra.get(column)
         name = value if isinstance(value, str) else "none"
-        full = len(known) > (_FEW if column == "word" else _MOST_TOPICS)
-        rows.topics[column].append(known.get(name, 0) if full else known.setdefault(name, len(known)))
+        if name not in known and len(known) > _MOST_TOPICS:
+            name = "others"
+        rows.topics[column].append(known.setdefault(name, len(known)))
     for role in ("policy", "reward"):
         rows.makers[role, str(row.provenance.get(role))] += 1
 
@@ -213,4 +217,4 @@ def _unit(name: int) -> float:
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and 0 <= value < 1 << 31 else 0
