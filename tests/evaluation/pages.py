@@ -93,7 +93,15 @@ def drawn(rng: np.random.Generator, count: int, *, revisions: bool = False, wave
             }
             of = {**provenance, "revision": 1, "root": f"{prompt}#{sample}", "revises": f"{prompt}#{sample}"}
             made.append(
-                Scored(f"{prompt}#{sample}/r1#0", prompt, sample, made[-1].messages, f"{text} again", provenance=of, scores=better)
+                Scored(
+                    f"{prompt}#{sample}/r1#0",
+                    prompt,
+                    sample,
+                    made[-1].messages,
+                    f"{text} again",
+                    provenance=of,
+                    scores=better,
+                )
             )
     return made
 

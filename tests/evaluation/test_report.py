@@ -84,9 +84,16 @@ def test_steps_towards_the_policy(finished):
     result = report.read(finished)
     assert list(result.losses) == [(0, "sft"), (0, "preference-1"), (0, "policy")]
     values = {measure.name: measure.values for measure in report.measures(result)}
-    assert values["policy: exact match, 200 prompts"] == [0.5, 0.55] and values["after SFT alone: exact match"] == [None, 0.52]
+    assert values["policy: exact match, 200 prompts"] == [0.5, 0.55] and values["after SFT alone: exact match"] == [
+        None,
+        0.52,
+    ]
     text = page.write(result).read_text()
-    for label in ("SFT loss of the policy", "RPO loss of the policy, iteration 1", "RPO loss of the policy, iteration 2"):
+    for label in (
+        "SFT loss of the policy",
+        "RPO loss of the policy, iteration 1",
+        "RPO loss of the policy, iteration 2",
+    ):
         assert text.count(f"<figcaption>{label}</figcaption>") == 1
     shown = [stage.stage for stage in result.rows if stage.stage.startswith("train")]
     assert shown == ["train sft", "train preference-1", "train policy"]
@@ -109,14 +116,28 @@ def test_everything_that_an_evaluation_may_say(finished):
     file = finished / "round-1" / "evaluation.json"
     state = json.loads(file.read_text())
     state["policy"] |= {"low": 0.58, "high": 0.71}
-    state["instructions"] = {"prompt_strict": 0.5, "instruction_strict": 0.6, "prompt_loose": 0.7, "instruction_loose": 0.8}
+    state["instructions"] = {
+        "prompt_strict": 0.5,
+        "instruction_strict": 0.6,
+        "prompt_loose": 0.7,
+        "instruction_loose": 0.8,
+    }
     state["reward"]["helpfulness"]["calibrated_mae"] = 0.321
     bench = {"Chat": 0.9, "Chat Hard": 0.5, "Safety": 0.6, "Reasoning": 0.7, "Overall": 0.675}
     subsets = {"hep-cpp": {"accuracy": 0.7251, "n": 164}}
     state["rewardbench"] = {**bench, "subsets": subsets, "length_only": {**bench, "Overall": 0.4141}}
     state["drift"] = {"helpfulness": {"shift": 0.111, "ks": 0.222, "outside": 0.03, "drifted": True}}
     controlled = {"win_rate": 0.55, "low": 0.51, "high": 0.59}
-    state["win_rate"] = {"wins": 61, "ties": 3, "losses": 36, "n": 100, "win_rate": 0.625, "low": 0.53, "high": 0.71, "controlled": controlled}
+    state["win_rate"] = {
+        "wins": 61,
+        "ties": 3,
+        "losses": 36,
+        "n": 100,
+        "win_rate": 0.625,
+        "low": 0.53,
+        "high": 0.71,
+        "controlled": controlled,
+    }
     state["gate"] = {"accepted": False, "why": f"{HOSTILE} no better"}
     file.write_text(json.dumps(state))
     result = report.read(finished)
@@ -127,7 +148,16 @@ def test_everything_that_an_evaluation_may_say(finished):
     assert "policy: wins, of equal length - - 0.550 (0.510 to 0.590) -" in lines
     assert "RewardBench: Chat Hard - - 0.500 -" in lines and "RewardBench: Overall - - 0.675 -" in lines
     text = Strict(page.page(result)).text
-    for said in ("0.321", "0.725", "0.414", "0.222", "drifted", "the old one stays", f"{HOSTILE} no better", "0.625 (0.530 to 0.710)"):
+    for said in (
+        "0.321",
+        "0.725",
+        "0.414",
+        "0.222",
+        "drifted",
+        "the old one stays",
+        f"{HOSTILE} no better",
+        "0.625 (0.530 to 0.710)",
+    ):
         assert said in text, said
 
 
@@ -150,7 +180,14 @@ def test_while_it_goes_on(tmp_path, capsys):
     torn = sorted((place / "scored").glob("part-*"))[1]
     torn.write_bytes(torn.read_bytes()[:-20])
     (tmp_path / "logs").mkdir(exist_ok=True)
-    event = {"time": 100.0, "event": "stage", "stage": "generate", "round": 0, "totals": {"kept": 160, "tokens": 320}, "seconds": 4.0}
+    event = {
+        "time": 100.0,
+        "event": "stage",
+        "stage": "generate",
+        "round": 0,
+        "totals": {"kept": 160, "tokens": 320},
+        "seconds": 4.0,
+    }
     (tmp_path / "logs" / "events.jsonl").write_text(json.dumps(event) + '\n{"time": 1')
     assert cli.main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
@@ -183,7 +220,9 @@ class Strict(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list) -> None:
         assert tag not in ("link", "img", "iframe", "object", "base", "form")
         named = dict(attributes)
-        assert not any(name.startswith("on") or name in ("src", "action", "data", "style") and tag not in SVG for name in named), attributes
+        assert not any(
+            name.startswith("on") or name in ("src", "action", "data", "style") and tag not in SVG for name in named
+        ), attributes
         assert named.get("href", "#").startswith("#") and named.get("xlink:href", "#").startswith("#")
         if tag not in self.VOID:
             self.open.append(tag)
@@ -308,7 +347,13 @@ def test_the_guide_names_the_sections_as_they_are(tmp_path):
     shown_here = [title for title in told if title not in ("Before and after, on held-out rows", "Training", "Time")]
     assert [title for title in sections if title in told] == shown_here and len(shown_here) > 4
     text = "".join((HERE / name).read_text(encoding="utf-8") for name in ("whatif.js", "whatif.html"))
-    for figure in ("also among as many longest rows", "prompts with an accepted row", "different texts", "different pairs of words", "evenness"):
+    for figure in (
+        "also among as many longest rows",
+        "prompts with an accepted row",
+        "different texts",
+        "different pairs of words",
+        "evenness",
+    ):
         assert f"*{figure}" in guide and figure in text
 
 
@@ -323,6 +368,7 @@ def test_word_diff():
 
 def test_times(tmp_path):
     """Stages that overlap count once; a stage of a second start adds to the first; what lies between is idle."""
+
     def stage(end: float, name: str, seconds: float | None, **totals) -> dict:
         more = {} if seconds is None else {"seconds": seconds}
         return {"time": end, "event": "stage", "stage": name, "round": 0, "totals": totals, **more}
@@ -341,7 +387,9 @@ def test_times(tmp_path):
     assert times.accepted_per_hour() == pytest.approx(8 * 3600 / 40)
     by_name = {one.stage: one for one in times.stages}
     assert by_name["select"].rows == 8 and by_name["train"].tokens == 1000 and by_name["generate"].seconds == 20.0
-    file.write_text(json.dumps(stage(30.0, "generate", None, kept=1)) + "\n" + json.dumps(stage(40.0, "score", None, kept=1)))
+    file.write_text(
+        json.dumps(stage(30.0, "generate", None, kept=1)) + "\n" + json.dumps(stage(40.0, "score", None, kept=1))
+    )
     assert read_times(tmp_path).idle is None and read_times(tmp_path).wall == 10.0
     assert union([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4 and read_times(tmp_path / "nothing") is None
 

@@ -57,13 +57,21 @@ def test_a_moved_slider_shows_the_rows_and_its_command_makes_them(driver, small)
     """The printed command, then the one that the fork prints, but for selection alone, which needs no model."""
     opened(driver, small)
     before = set(accepted(driver))
-    for label, value in (("minimum of helpfulness", 1.25), ("maximum of verbosity", 3.5), ("weight of coherence", -0.4)):
+    for label, value in (
+        ("minimum of helpfulness", 1.25),
+        ("maximum of verbosity", 3.5),
+        ("weight of coherence", -0.4),
+    ):
         move(driver, label, value)
     move(driver, "best responses of a prompt", 2)
     shown = accepted(driver)
     assert set(shown) - before and before - set(shown), "nothing moved, so this shows nothing"
     said = {name: int(driver.find_element("id", name).text) for name in ("enter-count", "leave-count", "count")}
-    assert said == {"enter-count": len(set(shown) - before), "leave-count": len(before - set(shown)), "count": len(shown)}
+    assert said == {
+        "enter-count": len(set(shown) - before),
+        "leave-count": len(before - set(shown)),
+        "count": len(shown),
+    }
     listed = {cell.text for cell in driver.find_elements("css selector", "#enter code")}
     assert listed <= set(shown) - before and len(listed) == min(50, said["enter-count"])
 
@@ -133,12 +141,20 @@ def test_the_rule_of_the_page_is_that_of_selection(driver, small, tmp_path, seed
 def test_sums_and_percentiles_are_those_of_python(driver, small):
     opened(driver, small)
     rng = np.random.default_rng(3)
-    sums = [[1e16, 1.0, -1e16], [0.1] * 10, [1e100, 1.0, -1e100, 1e-20], [], *(rng.normal(size=7) * 10.0 ** rng.integers(-20, 20, 7) for _ in range(500))]
+    sums = [
+        [1e16, 1.0, -1e16],
+        [0.1] * 10,
+        [1e100, 1.0, -1e100, 1e-20],
+        [],
+        *(rng.normal(size=7) * 10.0 ** rng.integers(-20, 20, 7) for _ in range(500)),
+    ]
     sums = [list(map(float, values)) for values in sums]
     found = driver.execute_script("return arguments[0].map((values) => Selection.fsum(values, values.length))", sums)
     assert found == [math.fsum(values) for values in sums]
     some = [(rng.normal(size=n).tolist(), float(rng.random() * 100)) for n in range(1, 200)]
-    found = driver.execute_script("return arguments[0].map(([values, share]) => Selection.percentile(values, share))", some)
+    found = driver.execute_script(
+        "return arguments[0].map(([values, share]) => Selection.percentile(values, share))", some
+    )
     assert found == [cut(np.array(values), share) for values, share in some]
 
 
@@ -153,7 +169,15 @@ def test_rows_stay_text(driver, tmp_path):
 
 def stays_text(driver, tmp_path, address):
     hostile = f'<script>window.hit = 1</script><img src="{address}" onerror="window.hit = 1">'
-    texts = [hostile, f"</script>{hostile}", "<!--<script>", "a\u2028b\u2029c", "a\x00b\x1b[31mc", "\u202eabc", "&lt;b&gt; ]]>"]
+    texts = [
+        hostile,
+        f"</script>{hostile}",
+        "<!--<script>",
+        "a\u2028b\u2029c",
+        "a\x00b\x1b[31mc",
+        "\u202eabc",
+        "&lt;b&gt; ]]>",
+    ]
     rows = [scored(f"p{i}", 0, text, asked=f"{hostile} {i}", helpfulness=i / 2) for i, text in enumerate(texts)]
     rows[0] = dataclasses.replace(rows[0], id=f"{hostile}#0", extra={"topic": hostile})
     file = page.write(run_of(tmp_path, rows, "select.minimum={helpfulness: 1.0}", f"run.name='{hostile}'"))
@@ -166,7 +190,9 @@ def stays_text(driver, tmp_path, address):
     assert body.count(hostile) > 3 and driver.title == hostile
     # Whatever got in would be held by the page's policy.
     driver.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", hostile)
-    driver.execute_script("const s = document.createElement('script'); s.textContent = 'window.hit = 1'; document.body.append(s)")
+    driver.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.hit = 1'; document.body.append(s)"
+    )
     driver.execute_script("fetch(arguments[0]).catch(() => 0)", address)
     time.sleep(0.2)
     assert driver.execute_script("return window.hit") is None
@@ -176,12 +202,18 @@ def stays_text(driver, tmp_path, address):
 def test_dark_narrow_and_on_paper(driver, small):
     shades = {}
     for scheme in ("light", "dark"):
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
         assert opened(driver, small) == []
-        colours = driver.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
+        colours = driver.execute_script(
+            "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        )
         shades[scheme] = [sum(map(int, colour[4:-1].split(","))) / 3 for colour in colours]
     assert shades["light"][1] - shades["light"][0] > 150 and shades["dark"][0] - shades["dark"][1] > 150
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True})
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+    )
     assert opened(driver, small) == []
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 360
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -218,7 +250,10 @@ def test_the_words_of_the_command_are_read_back(driver, small):
     opened(driver, small)
     move(driver, "minimum of helpfulness, exactly", "")
     move(driver, "lowest scalar, exactly", "1e-7")
-    driver.execute_script("const f = document.getElementById('run'); f.value = arguments[0]; f.dispatchEvent(new Event('input'))", "/a b/it's")
+    driver.execute_script(
+        "const f = document.getElementById('run'); f.value = arguments[0]; f.dispatchEvent(new Event('input'))",
+        "/a b/it's",
+    )
     words = shlex.split(driver.find_element("id", "command").text)
     assert words[2:4] == ["/a b/it's", "/a b/it's-what-if"]
     config = load("tiny", words[4:])

@@ -25,7 +25,8 @@ def evaluations(result: Result) -> str:
     times = ["before", *(f"round {number}" for number in sorted(result.evaluations))]
     rows = []
     for measure in measures(result):
-        colour = "up" if (measure.gain or 0) >= 0 else "down"
+        gained = round(measure.gain or 0.0, 3)
+        colour = "up" if gained > 0 else "down" if gained < 0 else ""
         rows.append([text(measure.name), *measure.cells(), f'<b class="{colour}">{measure.gained()}</b>'])
     parts = [html.table(["measure", *times, "gain"], rows, range(1, len(times) + 2))] if rows else []
     parts += [_gates(result), _wins(some, times), _rewardbench(some, times)]
@@ -73,23 +74,38 @@ def _rewardbench(some: Sequence[State], times: Sequence[str]) -> str:
     if not told:
         return ""
     length = length_only_of(some)
-    sections = [name for name in ("Chat", "Chat Hard", "Safety", "Reasoning", "Overall") if any(name in found for _, found in told)]
-    rows = [[name, *(shown(number(found.get(name))) for _, found in told), shown(number(length.get(name)))] for name in sections]
+    sections = [
+        name
+        for name in ("Chat", "Chat Hard", "Safety", "Reasoning", "Overall")
+        if any(name in found for _, found in told)
+    ]
+    rows = [
+        [name, *(shown(number(found.get(name))) for _, found in told), shown(number(length.get(name)))]
+        for name in sections
+    ]
     heads = ["section", *(when for when, _ in told), "the longer answer"]
     made = f"<h3>RewardBench</h3>{html.table(heads, rows, range(1, len(heads)))}"
     subsets = dict.fromkeys(name for _, found in told for name in found.get("subsets") or {})
     rows = [
-        [text(name), *(shown(number(at(found, "subsets", name, "accuracy"))) for _, found in told), text(at(told[-1][1], "subsets", name, "n") or "")]
+        [
+            text(name),
+            *(shown(number(at(found, "subsets", name, "accuracy"))) for _, found in told),
+            text(at(told[-1][1], "subsets", name, "n") or ""),
+        ]
         for name in subsets
-    ]  # fmt: skip
+    ]
     heads = ["subset", *(when for when, _ in told), "pairs"]
     return made + (html.details("its subsets", html.table(heads, rows, range(1, len(heads)))) if rows else "")
 
 
-def _by_attribute(some: Sequence[State], times: Sequence[str], group: str, named: Mapping[str, str], flag: str = "") -> str:
+def _by_attribute(
+    some: Sequence[State], times: Sequence[str], group: str, named: Mapping[str, str], flag: str = ""
+) -> str:
     """A row for each attribute and figure of a group of the state."""
     names = dict.fromkeys(name for state in some for name in (state.get(group) or {}))
-    ordered = [name for name in attributes(some) if name in names] + [name for name in names if name not in attributes(some)]
+    ordered = [name for name in attributes(some) if name in names] + [
+        name for name in names if name not in attributes(some)
+    ]
     rows = []
     for name in ordered:
         for key, said in named.items():

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nemo_sdg.config import MISSING
 from nemo_sdg.evaluation.report import html
 from nemo_sdg.evaluation.report.rows import Rows, shown
-from nemo_sdg.config import MISSING
 from nemo_sdg.records import Decision, Scored
 
 SHOWN = 3
@@ -59,9 +59,9 @@ def examples(rows: Rows) -> str:
     columns = []
     for kind, some in groups.items():
         cards = "".join(_card(found[row]) for row in some if row in found)
-        columns.append(f'<div><h4>{kind}</h4>{cards}</div>')
+        columns.append(f"<div><h4>{kind}</h4>{cards}</div>")
     changed = [_change(found[new], found[old]) for new, old in pairs if new in found and old in found]
-    below = f'<h4>what revision changed</h4>{"".join(changed)}' if changed else ""
+    below = f"<h4>what revision changed</h4>{''.join(changed)}" if changed else ""
     return f'<div class="three">{"".join(columns)}</div>{below}'
 
 
@@ -98,8 +98,9 @@ def _score(score: float) -> str:
 
 
 def _change(new: Scored, old: Scored) -> str:
+    changed = word_diff(cut(old.response), cut(new.response))
     return (
-        f'<article class="row">{_asked(new)}<div class="text answer" dir="auto">{word_diff(cut(old.response), cut(new.response))}</div>'
+        f'<article class="row">{_asked(new)}<div class="text answer" dir="auto">{changed}</div>'
         f"{scores(new, old)}{_fate(new)}</article>"
     )
 

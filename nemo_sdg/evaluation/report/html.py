@@ -29,7 +29,9 @@ def data(value: Any) -> str:
     return _IN_SCRIPT.sub(lambda found: f"\\u{ord(found[0]):04x}", plain)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] | range = (), kind: str = "") -> str:
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] | range = (), kind: str = ""
+) -> str:
     """Heads and cells are HTML already; columns in `numbers` stand to the right."""
 
     def line(cells: Sequence[str], tag: str) -> str:
@@ -52,4 +54,5 @@ def details(summary: str, content: str) -> str:
 
 def bar(share: float) -> str:
     width = 100 * min(max(share, 0.0), 1.0)
-    return f'<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true"><rect width="{width:.1f}" height="6"></rect></svg>'
+    head = '<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
+    return f'{head}<rect width="{width:.1f}" height="6"></rect></svg>'

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
@@ -43,23 +42,25 @@ def page(result: Result, most_rows: int = MOST_ROWS) -> str:
     """
     rounds = rows_of(result, most_rows)
     times = read_times(result.folder)
-    parts: list[tuple[str, str, Callable[[], str]]] = [
-        ("asked", "What was asked", lambda: sections.asked(result)),
-        ("measures", "Before and after, on held-out rows", lambda: evaluations(result)),
-        ("rows", "Rows", lambda: sections.funnel(result)),
-        ("scores", "Scores, before selection and after", lambda: sections.histograms(result, rounds)),
-        ("examples", "Best, median and worst rows", lambda: sections.best_and_worst(rounds)),
-        ("what", "What if", lambda: _what_if(result, rounds)),
-        ("training", "Training", lambda: sections.training(result)),
-        ("time", "Time", lambda: sections.time_and_tokens(times)),
-        ("provenance", "Where it comes from", lambda: sections.provenance(result, rounds)),
-        ("places", "Where things lie", lambda: sections.places_of(result)),
+    parts = [
+        ("asked", "What was asked", sections.asked(result)),
+        ("measures", "Before and after, on held-out rows", evaluations(result)),
+        ("rows", "Rows", sections.funnel(result)),
+        ("scores", "Scores, before selection and after", sections.histograms(result, rounds)),
+        ("examples", "Best, median and worst rows", sections.best_and_worst(rounds)),
+        ("what", "What if", _what_if(result, rounds)),
+        ("training", "Training", sections.training(result)),
+        ("time", "Time", sections.time_and_tokens(times)),
+        ("provenance", "Where it comes from", sections.provenance(result, rounds)),
+        ("places", "Where things lie", sections.places_of(result)),
     ]
-    made = [(name, title, content) for name, title, make in parts if (content := make())]
+    made = [part for part in parts if part[2]]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in made)
     body = "".join(f'<h2 id="{name}">{title}</h2><div class="card">{content}</div>' for name, title, content in made)
     head = f"<h1>{text(result.config.run.name)}</h1>{sections.state(result, rounds, times)}<nav>{links}</nav>"
-    return _whole(text(result.config.run.name), f"{head}{sections.summary(result, times)}{body}", _script(result, rounds))
+    return _whole(
+        text(result.config.run.name), f"{head}{sections.summary(result, times)}{body}", _script(result, rounds)
+    )
 
 
 def rows_of(result: Result, most_rows: int = MOST_ROWS) -> list[Rows]:
@@ -77,14 +78,17 @@ def _what_if(result: Result, rounds: list[Rows]) -> str:
     own = list(result.written.get("rules", {}))
     which = [f"<code>{text(name)}</code>" for name in taken] + [f"the rule <code>{text(name)}</code>" for name in own]
     said = (
-        f"What {', '.join(which)} dropped stays dropped here, and what never came before it counts as passed; the fork decides that anew, "
-        "and its rows may differ from these by that." if which else "Nothing else takes part in this run's selection, so that the ids are those of the fork."
-    )  # fmt: skip
+        f"What {', '.join(which)} dropped stays dropped here, and what never came before it counts as passed; the fork "
+        "decides that anew, and its rows may differ from these by that."
+        if which
+        else "Nothing else takes part in this run's selection, so that the ids are those of the fork."
+    )
     revises = (
-        "<p>This run has answers revised. Other limits or weights let other answers go back, so a fork that changes them asks the policy for these revisions "
-        "anew; here the revisions count that are there.</p>" if result.config.revise.passes else ""
-    )  # fmt: skip
-    return Template((_HERE / "whatif.html").read_text(encoding="utf-8")).substitute(TAKEN=said, REVISES=revises)
+        "<p>This run has answers revised. Other limits or weights let other answers go back, so a fork that changes them "
+        "asks the policy for these revisions anew; here the revisions count that are there.</p>"
+    )
+    revises = revises if result.config.revise.passes else ""
+    return Template(_part("whatif.html")).substitute(TAKEN=said, REVISES=revises)
 
 
 def _script(result: Result, rounds: list[Rows]) -> str:
@@ -93,12 +97,15 @@ def _script(result: Result, rounds: list[Rows]) -> str:
     if told is None:
         return ""
     told["name"] = result.folder.absolute().name
-    program = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    program = "\n".join(map(_part, _SCRIPTS))
     return f'<script type="application/json" id="data">{html.data(told)}</script><script>{program}</script>'
 
 
+def _part(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
 def _whole(title: str, body: str, script: str) -> str:
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
     program = script.rpartition("<script>")[2].removesuffix("</script>")
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     allowed = f"script-src 'sha256-{digest}'" if script else "script-src 'none'"
@@ -107,7 +114,8 @@ def _whole(title: str, body: str, script: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f'<title>{title}</title><style>{style}</style></head>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{title}</title><style>{_part('page.css')}</style></head>"
         f"<body>{body}{script}</body></html>\n"
     )

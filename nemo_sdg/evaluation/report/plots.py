@@ -79,7 +79,14 @@ def curves(name: str, lines: Mapping[str, Sequence[float]], dots: Mapping[str, S
                 axes.plot(*zip(*points), color=colours[label], label=label, marker="" if len(points) > 1 else "o")
         for label, points in told.items():
             if points:
-                axes.plot(*zip(*points), color=colours[label], label=f"{label}, validation", linestyle="--", marker="o", markersize=3)
+                axes.plot(
+                    *zip(*points),
+                    color=colours[label],
+                    label=f"{label}, validation",
+                    linestyle="--",
+                    marker="o",
+                    markersize=3,
+                )
         axes.set_xlabel("step")
         axes.locator_params(axis="x", nbins=8, integer=True)
         axes.grid(axis="y", color=_LINE, linewidth=0.5)
@@ -122,7 +129,9 @@ def _svg(figure: Figure, name: str) -> str:
     head, _, rest = drawn.partition(">")
     box = re.search(r'viewBox="[^"]*"', head)[0]
     rest = re.sub(r"<!--.*?-->|<defs>\s*<style.*?</defs>|<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
-    rest = re.sub(r' id="[A-Za-z.]*[a-z]\d*(_\d+)+"| id="[A-Za-z0-9.]*_\d+"', "", rest)  # of groups that nothing refers to
+    rest = re.sub(
+        r' id="[A-Za-z.]*[a-z]\d*(_\d+)+"| id="[A-Za-z0-9.]*_\d+"', "", rest
+    )  # of groups that nothing refers to
     rest = re.sub(r"font-family: [^;\"]*; ?", "", rest)  # the page's
     rest = re.sub(r"(\d\.\d\d)\d+", r"\1", rest)
     rest = re.sub(r"\n\s*", "\n", rest)

@@ -10,13 +10,13 @@ import json
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from nemo_sdg.config import ATTRIBUTES, MISSING, RunConfig, Select
+from nemo_sdg.config import MISSING, RunConfig, Select
 from nemo_sdg.errors import StoreError
 from nemo_sdg.quality.among import decided_anew
 from nemo_sdg.quality.revision import root_of

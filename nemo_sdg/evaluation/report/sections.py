@@ -29,14 +29,19 @@ def state(result: Result, rounds: Sequence[Rows], times: Times | None) -> str:
             last = max(times.stages, key=lambda stage: max(end for _, end in stage.spans))
             said += f", the last stage that ended is {text(last.stage)} of round {last.round} at {_moment(times.ended)}"
     skipped = sum(rows.skipped for rows in rounds)
-    left_out = f'<p class="down">{skipped} parts of rows could not be read and are left out here.</p>' if skipped else ""
+    left_out = (
+        f'<p class="down">{skipped} parts of rows could not be read and are left out here.</p>' if skipped else ""
+    )
     return f'<p class="under">{said}; seed {result.config.run.seed}, fingerprint {result.fingerprint}</p>{left_out}'
 
 
 def summary(result: Result, times: Times | None) -> str:
     """The three numbers that a person wants."""
     cards = [_accepted(result), _gained(result), _pace(times)]
-    made = [f'<div class="card"><div class="big">{big}</div><div>{what}</div><div class="under">{under}</div></div>' for big, what, under in cards]
+    made = (
+        f'<div class="card"><div class="big">{big}</div><div>{what}</div>{_under(under)}</div>'
+        for big, what, under in cards
+    )
     return f'<div class="summary">{"".join(made)}</div>'
 
 
@@ -80,10 +85,13 @@ def asked(result: Result) -> str:
     per_round = config.data.prompts_per_round
     told = {
         "prompts": prompts + ("" if per_round is None else f", {per_round:,} a round and wave"),
-        "responses": f"{samples} to each prompt, {config.generate.max_tokens} tokens at most, temperature {config.generate.temperature:g}",
+        "responses": f"{samples} to each prompt, {config.generate.max_tokens} tokens at most, "
+        f"temperature {config.generate.temperature:g}",
         "accepted are": _limits(config),
         "aimed at": f"{select.target:,} accepted rows a round" if select.target else "whatever passes",
-        "revised": f"{config.revise.passes} times, what is within {config.revise.margin:g} of its limits" if config.revise.passes else "nothing",
+        "revised": f"at most {config.revise.passes} times, what is within {config.revise.margin:g} of its limits"
+        if config.revise.passes
+        else "nothing",
         "trained": "; ".join(_trained(fit, config) for fit in fits(config)) or "nothing",
         "rounds": str(config.run.rounds),
     }
@@ -107,19 +115,24 @@ def _limits(config: RunConfig) -> str:
 
 def _trained(fit: Fit, config: RunConfig) -> str:
     settings = fit.settings(config)
-    what = {"sft": "SFT", "reward": f"reward model ({config.reward.objective})"}.get(fit.task, config.preference.objective.upper())
+    what = {"sft": "SFT", "reward": f"reward model ({config.reward.objective})"}.get(
+        fit.task, config.preference.objective.upper()
+    )
     return f"{what}, {settings.steps:,} steps of {settings.global_batch_size} from {text(settings.start_from)}"
 
 
 def funnel(result: Result) -> str:
     rows = []
     for stage in result.rows:
-        counts = [f"{n:,}" for n in (stage.rows_in, stage.kept, sum(stage.dropped.values()), sum(stage.faulty.values()))]
+        counts = [
+            f"{n:,}" for n in (stage.rows_in, stage.kept, sum(stage.dropped.values()), sum(stage.faulty.values()))
+        ]
         share = html.bar(stage.kept / stage.rows_in if stage.rows_in else 0.0)
         rows.append([str(stage.round), text(stage.stage), *counts, share, text(reasons(stage))])
     heads = ["round", "stage", "in", "kept", "dropped", "set aside", "share kept", "reasons"]
     won = [
-        [str(number), str(n), *(f"{one[key]:,}" for key in ("asked", "better", "accepted")), shown(one["before"]), shown(one["after"])]
+        [str(number), str(n), *(f"{one[key]:,}" for key in ("asked", "better", "accepted")),
+         shown(one["before"]), shown(one["after"])]
         for number, passes in sorted(result.revised.items()) for n, one in enumerate(passes, start=1)
     ]  # fmt: skip
     columns = ["round", "pass", "asked again", "better", "accepted now", "mean scalar before", "after"]
@@ -136,8 +149,12 @@ def histograms(result: Result, rounds: Sequence[Rows]) -> str:
             there = np.isfinite(values) & (values != MISSING)
             if there.any():
                 limits = (select.minimum.get(name), select.maximum.get(name))
-                drawn = plots.histogram(f"{name}, round {rows.round}", values[there], kept[there] if rows.decided else None, limits)
-                means = f"{values[there].mean():.2f}" + (f" → {values[there & kept].mean():.2f}" if (there & kept).any() else "")
+                drawn = plots.histogram(
+                    f"{name}, round {rows.round}", values[there], kept[there] if rows.decided else None, limits
+                )
+                means = f"{values[there].mean():.2f}" + (
+                    f" → {values[there & kept].mean():.2f}" if (there & kept).any() else ""
+                )
                 figures.append(f"<figure><figcaption><b>{text(name)}</b>mean {means}</figcaption>{drawn}</figure>")
         count = f"{len(rows):,} scored rows" + (f", {np.count_nonzero(kept):,} kept" if rows.decided else " so far")
         parts.append(f'<h3>Round {rows.round}: {count}</h3><div class="plots">{"".join(figures)}</div>')
@@ -151,7 +168,11 @@ def best_and_worst(rounds: Sequence[Rows]) -> str:
     if not made:
         return ""
     head = '<p class="under">By the scalar, of all scored rows; no text twice.</p>'
-    return head + f"<h3>{made[0][0]}</h3>{made[0][1]}" + "".join(html.details(title, content) for title, content in made[1:])
+    return (
+        head
+        + f"<h3>{made[0][0]}</h3>{made[0][1]}"
+        + "".join(html.details(title, content) for title, content in made[1:])
+    )
 
 
 def training(result: Result) -> str:
@@ -201,8 +222,10 @@ def time_and_tokens(times: Times | None) -> str:
     idle = "not known" if times.idle is None else f"{100 * times.idle:.1f} %"
     told = {
         "from first to last": f"{duration(times.wall)}, {_moment(times.began)} to {_moment(times.ended)}",
-        "idle": f'{idle}<div class="under">the share of that in which no stage was at work that came to its end: starts, loading, and what a kill threw away</div>',
-        "accepted rows an hour": f'{"; ".join(rates) or "–"}<div class="under">over the hours in which prompts, responses, scores, verdicts and decisions were made</div>',
+        "idle": idle + _under("the share of that in which no stage was at work that came to its end: starts, loading, and "
+                              "what a kill threw away"),
+        "accepted rows an hour": ("; ".join(rates) or "–") + _under("over the hours in which prompts, responses, scores, "
+                                                                    "verdicts and decisions were made"),
         "generated": f"{times.tokens:,} tokens",
     }  # fmt: skip
     return html.pairs(told) + html.table(["round", "stage", "rows", "tokens", "time", "rate"], rows, (2, 3, 4, 5))
@@ -216,19 +239,29 @@ def provenance(result: Result, rounds: Sequence[Rows]) -> str:
             digests.setdefault(role, set()).update([] if digest == "None" else [digest])
     models = {name: path for name in ("base", "instruct", "reward", "judge") if (path := getattr(config.models, name))}
     inputs = written.get("inputs") or {}
-    told = {f"{name} model": f"<code>{text(path)}</code> {_code(inputs.get(f'models.{name}'))}" for name, path in models.items()}
+    told = {
+        f"{name} model": f"<code>{text(path)}</code> {_code(inputs.get(f'models.{name}'))}"
+        for name, path in models.items()
+    }
     told |= {f"rows say {role}": ", ".join(map(_code, sorted(found))) for role, found in digests.items() if found}
     told |= {text(key): _code(digest) for key, digest in inputs.items() if not key.startswith("models.") and digest}
     told |= {f"rule {name}": _code(digest) for name, digest in (written.get("rules") or {}).items()}
     versions = ", ".join(f"{name} {version}" for name, version in (written.get("versions") or {}).items())
     told |= {"versions": text(versions), "fingerprint": _code(result.fingerprint), "seed": str(config.run.seed)}
-    told |= {"topology": f"tp {config.topology.tp} x pp {config.topology.pp}", "licence of the rows": text(config.data.licence)}
+    told |= {
+        "topology": f"tp {config.topology.tp} x pp {config.topology.pp}",
+        "licence of the rows": text(config.data.licence),
+    }
     return html.pairs(told)
 
 
 def places_of(result: Result) -> str:
     rows = [[text(what), f"<code>{text(path)}</code>"] for what, path in places(result)]
     return html.table(["what", "path inside the run"], rows)
+
+
+def _under(said: str) -> str:
+    return f'<div class="under">{said}</div>'
 
 
 def _code(value: object) -> str:

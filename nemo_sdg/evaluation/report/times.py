@@ -92,7 +92,9 @@ def read_times(folder: Path) -> Times | None:
     for (number, name, *_), totals in counted.items():
         kept, tokens = totals.get("kept"), totals.get("tokens")
         # Selection is of all waves so far, so the last event of a round tells it.
-        stages[number, name].rows = (0 if name == "select" else stages[number, name].rows) + (kept if isinstance(kept, int) else 0)
+        stages[number, name].rows = (0 if name == "select" else stages[number, name].rows) + (
+            kept if isinstance(kept, int) else 0
+        )
         stages[number, name].tokens += tokens if isinstance(tokens, int) else 0
     for place, tokens in trained.items():
         if place in stages:
@@ -122,5 +124,9 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:
             continue  # the last line of a run that is at work, or was killed
-        if isinstance(event, dict) and isinstance(event.get("time"), (int, float)) and isinstance(event.get("event"), str):
+        if (
+            isinstance(event, dict)
+            and isinstance(event.get("time"), (int, float))
+            and isinstance(event.get("event"), str)
+        ):
             yield event

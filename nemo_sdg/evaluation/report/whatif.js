@@ -63,7 +63,8 @@ const WhatIf = (() => {
   function build() {
     const labels = data.settings.labels, samples = Math.max(1, ...sizes());
     page = { minimum: {}, maximum: {}, weights: {} };
-    const head = element("div", ["", "minimum", "maximum", "weight"].map((text) => element("b", text)), { className: "dials head" });
+    const heads = ["", "minimum", "maximum", "weight"].map((text) => element("b", text));
+    const head = element("div", heads, { className: "dials head" });
     const lines = labels.map((name) => {
       const [low, high] = bounds(name);
       page.minimum[name] = dial(`minimum of ${name}`, data.settings.minimum[name], low, high, 0.05, "low");
@@ -107,7 +108,8 @@ const WhatIf = (() => {
 
   function problem(settings) {
     for (const name in settings.minimum)
-      if (settings.minimum[name] > settings.maximum[name]) return `The minimum of ${name} lies above its maximum, so nothing could pass.`;
+      if (settings.minimum[name] > settings.maximum[name])
+        return `The minimum of ${name} lies above its maximum, so nothing could pass.`;
     if (!Object.keys(settings.weights).length) return "Without weights there is no scalar.";
     if (settings.per_prompt !== null && !(settings.per_prompt >= 1 && Number.isInteger(settings.per_prompt)))
       return "The best responses of a prompt are 1 or more, a whole number.";
@@ -140,6 +142,7 @@ const WhatIf = (() => {
   function figures([before, after], entered) {
     const scale = rows.of / Math.max(rows.count, 1), about = rows.of > rows.count ? "about " : "";
     const topic = rows.topic ? rows.topic.what : "";
+    const largest = (one) => (one.topicName === null ? "–" : `${percent(one.topicShare)} (${one.topicName})`);
     const lines = [
       ["accepted rows", `${about}${whole(before.accepted * scale)}`, `${about}${whole(after.accepted * scale)}`],
       ["share of the candidates", percent(before.share), percent(after.share)],
@@ -149,13 +152,14 @@ const WhatIf = (() => {
       ["different pairs of words", percent(before.pairs), percent(after.pairs)],
     ];
     if (topic) lines.push(
-      [`largest share, by ${topic}`, ...[before, after].map((one) => one.topicName === null ? "–" : `${percent(one.topicShare)} (${one.topicName})`)],
+      [`largest share, by ${topic}`, largest(before), largest(after)],
       [`evenness, by ${topic}`, three(before.topicEven), three(after.topicEven)]);
     byId("figures").replaceChildren(...lines.map(([name, was, is]) =>
       element("tr", [element("td", name), element("td", was, { className: "n" }), element("td", is, { className: `n${was === is ? "" : " moved"}` })])));
     byId("count").textContent = `${about}${whole(after.accepted * scale)}`;
     const more = (after.accepted - before.accepted) * scale;
-    byId("change").textContent = more ? `${more > 0 ? "+" : "−"}${whole(Math.abs(more))} against the run` : entered ? "as many as in the run, not the same" : "as in the run";
+    const same = entered ? "as many as in the run, not the same" : "as in the run";
+    byId("change").textContent = more ? `${more > 0 ? "+" : "−"}${whole(Math.abs(more))} against the run` : same;
   }
 
   function reasons(all) {
@@ -173,9 +177,11 @@ const WhatIf = (() => {
     byId(`${id}-count`).textContent = whole(some.length);
     byId(`${id}-more`).textContent = some.length > SHOWN ? `and ${whole(some.length - SHOWN)} more` : "";
     byId(id).replaceChildren(...some.slice(0, SHOWN).map((row) => {
-      const text = rows.texts[row], scores = data.settings.labels.map((name) => three(rows.scores[name] ? rows.scores[name][row] : null));
-      const said = text ? [element("div", text[0], { className: "asked text", dir: "auto" }), element("div", text[1], { className: "text", dir: "auto" })] : [];
-      const under = element("div", [element("code", rows.ids[row]), ` scalar ${three(now.scalar[row])} (${scores.join(", ")})`], { className: "under" });
+      const scores = data.settings.labels.map((name) => three(rows.scores[name] ? rows.scores[name][row] : null));
+      const said = (rows.texts[row] || []).map((text, i) =>
+        element("div", text, { className: i ? "text" : "asked text", dir: "auto" }));
+      const figures = ` scalar ${three(now.scalar[row])} (${scores.join(", ")})`;
+      const under = element("div", [element("code", rows.ids[row]), figures], { className: "under" });
       return element("tr", element("td", [...said, under]));
     }));
     return some.length;
