@@ -132,8 +132,8 @@ def plan(
 def report(folder: Path = typer.Argument(metavar="RUN", help="Folder of a run.")) -> None:
     """Before and after, rows and reasons; also writes RUN/report.html."""
     from nemo_sdg.console import Console
-    from nemo_sdg.evaluation import page
     from nemo_sdg.evaluation import report as reporting
+    from nemo_sdg.evaluation.report import page
     from nemo_sdg.session import rank
 
     console = Console(speaks=rank() == 0)

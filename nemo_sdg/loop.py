@@ -6,6 +6,7 @@ continues a run that was killed anywhere, and does nothing on a run that is fini
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
@@ -100,9 +101,10 @@ def run_stage(
 def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
     if name in ("start", "train", "ablate"):
         context.residents.clear()
+    began = time.monotonic()
     with doing(f"{name} of round {context.round}"):
         stopping.heed_all(context.mesh)
-        return _told(name, context, STAGES[name].run(context, *known))
+        return _told(name, context, STAGES[name].run(context, *known), began)
 
 
 def _revise(context: Context, wave: int) -> dict[str, Any]:
@@ -127,14 +129,15 @@ def _generate_and_score(context: Context) -> None:
         _stage("generate", context)
         _stage("score", context)
         return
-    generating = generate.Stage(context)
+    began, generating = time.monotonic(), generate.Stage(context)
     scoring = score.Stage(context, generating.store)
     for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
-        _told(name, context, totals)
+        _told(name, context, totals, began)
 
 
-def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]:
-    context.run.events("stage", stage=name, **context.provenance, totals=totals)
+def _told(name: str, context: Context, totals: dict[str, Any], began: float) -> dict[str, Any]:
+    seconds = round(time.monotonic() - began, 3)
+    context.run.events("stage", stage=name, **context.provenance, totals=totals, seconds=seconds)
     return totals
 
 

@@ -13,7 +13,8 @@ from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.console import Console
 from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.errors import RowError
-from nemo_sdg.evaluation import page, report
+from nemo_sdg.evaluation import report
+from nemo_sdg.evaluation.report import page
 from nemo_sdg.records import Prompt, Response, Scored
 from nemo_sdg.stages import assemble, groups, prompts, select
 from nemo_sdg.stages.context import Context

@@ -69,7 +69,7 @@ def test_make_targets_exist():
 
 
 def test_paths_in_the_text_exist():
-    for path in re.findall(r"(?<![\w/])(examples/[\w/]+(?:\.(?:py|jsonl|sbatch|sh))?|recipes/)", README):
+    for path in re.findall(r"(?<![\w/])(examples/[\w/]+(?:\.(?:py|md|jsonl|sbatch|sh))?|recipes/)", README):
         assert (ROOT / path).exists(), path
 
 
