@@ -105,8 +105,9 @@ def plan(
     ranges: Optional[Path] = typer.Option(
         None, "--ranges", metavar="FILE", help="Also write the byte ranges that each rank reads, as JSON lines."
     ),
+    details: bool = typer.Option(False, "--details", help="Also where each figure comes from, and which placements fit."),
 ) -> None:
-    """Ranks, rows, tokens, bytes and memory per rank, before anything starts."""
+    """Ranks, rows, tokens, memory per rank, disk and time, before anything starts."""
     from nemo_sdg import plan as planning
     from nemo_sdg.config import load
     from nemo_sdg.console import Console
@@ -116,7 +117,21 @@ def plan(
     made = planning.make(load(recipe, overrides or []), files=False)
     if ranges is not None and rank() == 0:
         commit_rows(ranges, made.ranges())
-    made.show(Console(speaks=rank() == 0))
+    made.show(Console(speaks=rank() == 0), details)
+
+
+@app.command()
+def clean(
+    folder: Path = typer.Argument(metavar="RUN", help="Folder of a run."),
+    overrides: List[str] = typer.Argument(None, metavar="[keep.KEY=VALUE]...", help="What stays, if not as the run says."),
+    yes: bool = typer.Option(False, "--yes", help="Delete what is listed."),
+) -> int:
+    """What of a run may be deleted, by its settings `keep`, and how large it is; deletes it with --yes."""
+    from nemo_sdg import clean as cleaning
+    from nemo_sdg.console import Console
+    from nemo_sdg.session import rank
+
+    return 0 if rank() != 0 else cleaning.clean(folder, overrides or [], Console(), yes=yes)
 
 
 @app.command()

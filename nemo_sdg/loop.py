@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
 
+from nemo_sdg.checkpoints import keeping
 from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
 from nemo_sdg.config.starting import begins_with
@@ -54,6 +55,7 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
         del known  # its figures of every candidate, which training has no use for
         for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
             _stage(name, context)
+        context.on_writer(lambda: keeping.tidy(opened.out, config))
 
 
 def _candidates(context: Context, known: select.Candidates) -> Part:

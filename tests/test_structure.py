@@ -28,7 +28,7 @@ FLOORS = (
     ("session",),
     ("serve",),
     ("loop", "plan"),
-    ("verbs", "file_verbs", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing"),
+    ("verbs", "file_verbs", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing", "clean", "calibrate"),
     ("cli",),
     ("__main__",),
 )
@@ -39,7 +39,7 @@ LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
 LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")
 LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs", "select_verb")
-LIGHT += ("stages.examples", "stages.shapes", "stages.card", "tracing")
+LIGHT += ("stages.examples", "stages.shapes", "stages.card", "tracing", "clean")
 STAGES = ("start", "prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")
 

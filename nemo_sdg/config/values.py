@@ -25,7 +25,7 @@ _NOT_IDENTITY += tuple(
 _NOT_IDENTITY += tuple(
     f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")
 )
-_NOT_IDENTITY += ("budget.",)
+_NOT_IDENTITY += ("budget.", "keep.", "hardware.", "expect.")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 _TRAINING = ("models.base", "sft.", "reward.", *(f"preference.{key}" for key in TUNING))
 """Keys that say what is trained in a round, when its datasets are there."""

@@ -26,7 +26,8 @@ BY_THE_WAY = {
     "generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape", "score.pack_tokens",
     *(f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")),
     "budget.candidates", "budget.tokens", "budget.hours", "run.rounds", "run.timeout_s", "run.threads", "run.strict",
-    "run.tensorboard", "run.wandb",
+    "run.tensorboard", "run.wandb", "keep.models", "keep.intermediate",
+    *(key for key, _ in leaves() if key.startswith(("hardware.", "expect."))),
 }  # fmt: skip
 """Where, how fast and how far a run runs. Apart from the code, so that a new field is thought about."""
 
