@@ -1,9 +1,12 @@
-"""What a real fit holds on this rank, storage by storage: weights, gradients, optimizer, and what autograd has saved."""
+"""What a real fit holds on this rank, storage by storage: weights, gradients, optimizer, and what autograd has saved; and
+what the process takes of the machine."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,3 +98,27 @@ def fit_bytes(mesh: Any, task: str, settings: Any, **options: Any) -> dict[str, 
     finally:
         FitStrategy.training_step = step
     return found
+
+
+def anonymous() -> int:
+    """Bytes of anonymous memory of this process that are in use."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) << 10
+
+
+class Peak(threading.Thread):
+    """Watches the anonymous memory of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.before = self.most = anonymous()
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.002):
+            self.most = max(self.most, anonymous())
+
+    def growth(self) -> int:
+        self.ended.set()
+        self.join()
+        return max(self.most, anonymous()) - self.before

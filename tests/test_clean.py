@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -31,14 +32,17 @@ WORDS = ["keep.models=last", "keep.intermediate=false"]
 def inputs(tmp_path_factory):
     import nemo.collections.llm  # noqa: F401  (once, before any rank is forked)
 
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+    root = make_inputs(tmp_path_factory.mktemp("inputs"))
+    pairs = [{"prompt": f"c{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return root
 
 
 def settings(inputs: Path, keep: Keep = Keep(), rounds: int = 2):
-    tuned = Preference(
-        enabled=True, steps=2, global_batch_size=4, micro_batch_size=2, max_length=256, margin=0.0, selected=False
-    )
-    return dataclasses.replace(small_config(inputs, rounds=rounds), preference=tuned, keep=keep)
+    tuned = Preference(enabled=True, objective="dpo", steps=2, global_batch_size=4, micro_batch_size=2, max_length=256)
+    config = small_config(inputs, rounds=rounds)
+    data = dataclasses.replace(config.data, preference={f"{inputs}/pairs.jsonl": 1.0})
+    return dataclasses.replace(config, preference=tuned, data=data, keep=keep)
 
 
 @pytest.fixture(scope="module")

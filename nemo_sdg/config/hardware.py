@@ -55,8 +55,14 @@ class Hardware:
     """Seconds of a decode step beside its layers and rows."""
     pass_s: Optional[float] = None
     """Seconds of a prefill or scoring pass beside its layers."""
+    decode_layer_s: Optional[float] = None
+    """Seconds of a layer in a decode step beside its arithmetic: launching and Python."""
     layer_s: Optional[float] = None
-    """Seconds of a layer in a forward pass beside its arithmetic: launching and Python."""
+    """The same of a prefill or scoring pass."""
+    train_layer_s: Optional[float] = None
+    """The same of a training micro batch, forward and backward."""
+    kv_passes: Optional[float] = None
+    """Times that a decode step goes through the keys and values of its rows."""
     row_s: Optional[float] = None
     """Seconds of a row in a decode step: choosing its token, keeping books."""
     sequence_s: Optional[float] = None
@@ -93,7 +99,9 @@ _POSITIVE: Rule = ("a number above 0", lambda x: x > 0)
 _NOT_NEGATIVE: Rule = ("a number of at least 0", lambda x: x >= 0)
 _SHARE: Rule = ("a number above 0 and up to 1", lambda x: 0 < x <= 1)
 _COUNT: Rule = ("a whole number of at least 1", lambda x: x >= 1)
-_SECONDS = ("message_s", "step_s", "pass_s", "layer_s", "row_s", "sequence_s", "micro_batch_s", "train_step_s", "fit_s", "start_s")
+_SECONDS = (
+    "message_s", "step_s", "pass_s", "decode_layer_s", "layer_s", "train_layer_s", "row_s", "sequence_s", "micro_batch_s", "train_step_s", "fit_s", "start_s",
+)
 _RATES = ("flops", "bandwidth_bytes_s", "link_bytes_s", "network_bytes_s", "host_bytes_s", "disk_bytes_s")
 _SHARES = ("decode_efficiency", "forward_efficiency", "train_efficiency", "bandwidth_efficiency")
 
@@ -102,7 +110,7 @@ RULES: dict[str, Rule] = {
     "hardware.calibration": ("a name", lambda x: bool(x.strip())),
     **{f"hardware.{key}": _COUNT for key in ("nodes", "gpus_per_node")},
     **{f"hardware.{key}": _POSITIVE for key in ("memory_bytes", "host_memory_bytes", *_RATES)},
-    **{f"hardware.{key}": _NOT_NEGATIVE for key in ("reserved_bytes", "sampling_passes", *_SECONDS)},
+    **{f"hardware.{key}": _NOT_NEGATIVE for key in ("reserved_bytes", "sampling_passes", "kv_passes", *_SECONDS)},
     **{f"hardware.{key}": _SHARE for key in _SHARES},
     **{f"expect.{key}": _POSITIVE for key in ("prompt_tokens", "response_tokens", "row_tokens", "bytes_per_token")},
     "expect.row_bytes": _NOT_NEGATIVE,

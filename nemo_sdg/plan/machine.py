@@ -96,9 +96,10 @@ def machine_of(config: RunConfig, dtype: str, ranks: int, gpu: bool) -> Machine:
     name = settings.gpu or (USUAL_GPU if gpu else CPU)
     names = [one for one in known if one != "defaults"]
     if name not in names:
+        near = next((one for one in names if one.lower().startswith(name.lower())), nearest(name, names))
         raise ConfigError(
             "unknown machine", where="hardware.gpu", found=name, expected="one of " + ", ".join(names),
-            way_out=f"the nearest is {nearest(name, names)}; or set the numbers of another one, hardware.memory_bytes and so on",
+            way_out=f"the nearest is {near}; or set the numbers of another one, hardware.memory_bytes and so on",
         )  # fmt: skip
     layers = [
         ("conf/hardware.yaml", known["defaults"]),

@@ -32,6 +32,13 @@ class Placement:
         """In short, for a table."""
         return ", ".join(f"{g.tp} x {g.pp} x {g.dp}" for g in self.grids)
 
+    def is_of(self, course: Course) -> bool:
+        """Whether the run is laid out so."""
+        grids = course.grids
+        ours = (grids.train,) if self.phase == "train" else (grids.generate, grids.score)
+        same = [(g.tp, g.pp, g.dp) for g in self.grids] == [(g.tp, g.pp, g.dp) for g in ours]
+        return same and self.how in ("", course.config.models.placement)
+
 
 def placements(course: Course, ranks: int) -> tuple[list[Placement], dict[str, Placement | None]]:
     """(the best that fit, by phase; of each phase the one that is nearest to fitting where none does)."""
@@ -41,7 +48,7 @@ def placements(course: Course, ranks: int) -> tuple[list[Placement], dict[str, P
         if not found:
             continue
         fitting = sorted((p for p in found if p.num_bytes <= course.machine.usable_bytes), key=lambda p: p.seconds)
-        tables += _varied(fitting)
+        tables += _varied(fitting, course)
         nearest[phase] = None if fitting else min(found, key=lambda p: p.num_bytes)
     return tables, nearest
 
@@ -55,11 +62,11 @@ def more_ranks(course: Course, ranks: int) -> Placement | None:
     return None
 
 
-def _varied(fitting: list[Placement]) -> list[Placement]:
-    """The best ones, and among them the best of each way to place."""
-    best = fitting[:_EACH]
+def _varied(fitting: list[Placement], course: Course) -> list[Placement]:
+    """The best ones, among them the best of each way to place, and the run's own."""
     first = {p.how: p for p in reversed(fitting)}
-    return sorted({id(p): p for p in (*best, *first.values())}.values(), key=lambda p: p.seconds)
+    own = [p for p in fitting if p.is_of(course)]
+    return sorted({id(p): p for p in (*fitting[:_EACH], *first.values(), *own)}.values(), key=lambda p: p.seconds)
 
 
 def grids_of(shape: NemotronShape, ranks: int, per_node: int) -> Iterator[Grid]:

@@ -39,10 +39,10 @@ def show(plan: Plan, console: Console, details: bool) -> None:
         _show_details(plan, console)
 
 
-def _on(plan: Plan) -> str:
+def _on(plan: Plan, nodes: int | None = None) -> str:
     if not plan.machine.gpu:
         return ""
-    nodes = plan.machine.nodes(plan.ranks)
+    nodes = nodes or plan.machine.nodes(plan.ranks)
     return f", {nodes} node{'s' if nodes > 1 else ''} of {plan.machine.ranks_per_node} x {plan.machine.name}"
 
 
@@ -64,9 +64,9 @@ def _show_memory(plan: Plan, console: Console) -> None:
     usable = f" of {bytes_text(plan.machine.usable_bytes)} that a rank can use" if plan.machine.gpu else ""
     console.say(f"  memory    at most, on a rank: {', '.join(parts)}{usable}")
     if plan.peak.waiting:
-        of = f" of {bytes_text(plan.machine.host_memory_bytes)} of a node"
-        full = "" if plan.machine.waiting_fits(plan.peak.waiting) else f", which is more than a node has{of}"
-        console.say(f"  waiting   at most {bytes_text(plan.peak.waiting)} in host memory, on a rank{full or of}")
+        has = f"a node has {bytes_text(plan.machine.host_memory_bytes)} for {plan.machine.ranks_per_node} ranks"
+        has += "" if plan.machine.waiting_fits(plan.peak.waiting) else ", which is too little"
+        console.say(f"  waiting   at most {bytes_text(plan.peak.waiting)} in host memory, on a rank; {has}")
     if not plan.fits_in:
         console.say(f"  does not fit on {plan.machine.name}: {_way_out(plan)}")
 
@@ -125,20 +125,18 @@ def _per_second(tokens: float, seconds: float, ranks: int) -> str:
 def _show_placements(plan: Plan, console: Console) -> None:
     found, nearest = plan.placements
     rows = [
-        (one.phase, one.grid, one.how, bytes_text(one.num_bytes), time_text(one.seconds), _same(plan, one)) for one in found
+        (one.phase, one.grid, one.how, bytes_text(one.num_bytes), time_text(one.seconds), _ours(plan, one)) for one in found
     ]
     columns = ("phase", "TP x PP x DP", "placement", "memory a rank", "a round", "")
     if rows:
-        console.table(f"  placements that fit, best first{_on(plan)}", columns, rows)
+        console.table(f"  placements that fit, best first{_on(plan, plan.course.config.hardware.nodes)}", columns, rows)
     for phase, one in nearest.items():
         if one is not None:
             console.say(f"  {phase}: nothing fits; {one.grid} comes nearest with {bytes_text(one.num_bytes)} on a rank")
 
 
-def _same(plan: Plan, one: Placement) -> str:
-    ours = (plan.grids.train,) if one.phase == "train" else (plan.grids.generate, plan.grids.score)
-    same = [(g.tp, g.pp, g.dp) for g in one.grids] == [(g.tp, g.pp, g.dp) for g in ours]
-    return "this run's" if same and one.how in ("", plan.placement) else ""
+def _ours(plan: Plan, one: Placement) -> str:
+    return "this run's" if one.is_of(plan.course) else ""
 
 
 def _show_assumptions(plan: Plan, console: Console) -> None:

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 from nemo_sdg.engine.budget import BLOCK
+from nemo_sdg.engine.packing import SHARED
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.plan.activations import ITEM_BYTES
@@ -109,8 +110,8 @@ def decode_s(laid: Laid, rows: float, context: float) -> float:
     for stage, layers in enumerate(laid.layers):
         last = stage == laid.grid.pp - 1
         flops = rows * (layers * laid.layer_flops(context) + (laid.head_flops() if last else 0.0))
-        work = max(laid.stages[stage].weights / bandwidth, flops / rate) + rows * layers * keys / bandwidth
-        took = layers * (machine.layer_s + laid.adding_s(rows)) + work
+        work = max(laid.stages[stage].weights / bandwidth, flops / rate) + machine.kv_passes * rows * layers * keys / bandwidth
+        took = layers * (machine.decode_layer_s + laid.adding_s(rows)) + work
         took += rows * machine.row_s + (choosing_s(laid, rows) if last else 0.0)
         worst = max(worst, took)
     return machine.step_s + worst + laid.sending_s(rows)
@@ -153,9 +154,11 @@ def generate_s(laid: Laid, asked: Asked, slots: int, prefill_tokens: int) -> flo
 def score_s(laid: Laid, asked: Asked, pack_tokens: int) -> float:
     """Seconds of scoring all responses on all replicas; what responses to one prompt share is computed once."""
     prompts = asked.prompts / laid.grid.dp
-    tokens = prompts * (asked.prompt_tokens + asked.samples * asked.response_tokens)
+    shared = asked.samples > 1 and asked.prompt_tokens >= SHARED
+    beginnings = prompts if shared else prompts * asked.samples
+    tokens = beginnings * asked.prompt_tokens + prompts * asked.samples * asked.response_tokens
     passes = max(1, math.ceil(tokens / pack_tokens))
-    pieces = prompts * (1 + asked.samples) / passes
+    pieces = prompts * (asked.samples + shared) / passes
     seen = (asked.prompt_tokens + asked.response_tokens) / 2
     # As many packs are under way as there are stages, so that the pipeline fills and empties once.
     return (passes + laid.grid.pp - 1) * pass_s(laid, tokens / passes, pieces, seen, 0)
@@ -174,8 +177,8 @@ def step_s(laid: Laid, *, rows: int, width: float, pieces: float, micro_batches:
     seen = width / max(1.0, pieces / rows) / 2
     for stage, layers in enumerate(laid.layers):
         flops = layers * laid.layer_flops(seen) + (laid.head_flops() if stage == grid.pp - 1 else 0.0)
-        each = layers * (machine.layer_s + pieces * machine.sequence_s + laid.adding_s(tokens))
-        worst = max(worst, 3 * (each + tokens * flops / rate))
+        each = machine.train_layer_s + 3 * (pieces * machine.sequence_s + laid.adding_s(tokens))
+        worst = max(worst, layers * each + 3 * tokens * flops / rate)
     each = machine.micro_batch_s + worst + 2 * laid.sending_s(tokens)
     pipeline = micro_batches * each * (1 + (grid.pp - 1) / (micro_batches * chunks))
     gradients = max(stage.gradients for stage in laid.stages)

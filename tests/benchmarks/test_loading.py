@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from lone_ranks import chunks, lone_rank
+from measured import Peak
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints.description import write_description
@@ -54,30 +55,6 @@ def folder(tmp_path_factory):
     write_metadata(path)
     write_description(path, SHAPE, b"", reward=False, tp=TP)
     return path, largest
-
-
-def anonymous() -> int:
-    """Bytes of anonymous memory of this process that are in use."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) << 10
-
-
-class Peak(threading.Thread):
-    """Watches the anonymous memory of this process."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.before = self.most = anonymous()
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.002):
-            self.most = max(self.most, anonymous())
-
-    def growth(self) -> int:
-        self.ended.set()
-        self.join()
-        return max(self.most, anonymous()) - self.before
 
 
 def load(_, path, tp_rank, watched):
