@@ -24,7 +24,8 @@ def clean(run: Path, overrides: list[str], console: Console, *, yes: bool) -> in
     for word in overrides:
         if not word.startswith("keep."):
             raise ConfigError(
-                "only what stays can be changed here", where=COMMAND_LINE, found=word, expected="keep.models=last or keep.intermediate=false"
+                "only what stays can be changed here", where=COMMAND_LINE, found=word,
+                expected="keep.models=last or keep.intermediate=false",
             )  # fmt: skip
     lock = take(run / "run.lock", "the run", "wait for it, or stop it")
     try:
@@ -33,7 +34,9 @@ def clean(run: Path, overrides: list[str], console: Console, *, yes: bool) -> in
         if not found:
             console.say(f"{run}: nothing to delete{_more(run, config)}")
             return 0
-        rows = [(one.path.relative_to(run), _what(one), f"{one.files:,}", size_text(one.num_bytes), one.why) for one in found]
+        rows = [
+            (one.path.relative_to(run), _what(one), f"{one.files:,}", size_text(one.num_bytes), one.why) for one in found
+        ]
         console.table(f"{run}: {'deleted' if yes else 'to delete'}", ("where", "what", "files", "size", "because"), rows)
         total = size_text(sum(one.num_bytes for one in found))
         if not yes:

@@ -140,7 +140,10 @@ def test_a_model_without_weights_says_what_it_was_and_cannot_be_loaded(run, inpu
     shape, dtype, tensors = there.shape, there.dtype, there.contents.tensors
     keeping.tidy(run, settings(inputs, LITTLE))
     left = ModelFolder.open(run / "round-0/reward")
-    assert (left.shape, left.dtype, left.is_reward, left.contents.tensors) == (shape, dtype, True, tensors)
+    assert (left.shape, left.dtype, left.is_reward) == (shape, dtype, True)
+    assert {key: dataclasses.replace(one, where=None) for key, one in left.contents.tensors.items()} == {
+        key: dataclasses.replace(one, where=None) for key, one in tensors.items()
+    }
 
     def load(mesh):
         with pytest.raises(CheckpointError, match="the weights were deleted by `nemo-sdg clean`"):

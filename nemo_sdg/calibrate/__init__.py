@@ -31,6 +31,8 @@ def calibrate(out: Path, dtype: str | None, threads: int | None) -> int:
     """
     if under_torchrun():
         raise ConfigError("one process measures", where="calibrate", found="torchrun", way_out="call nemo-sdg itself")
+    if out.is_dir():
+        raise ConfigError("a file is to be written", where=out, found="a folder", way_out="name a file in it")
     if not out.absolute().parent.is_dir():
         raise ConfigError("there is no such folder", where=out.absolute().parent, way_out="name a file in one that is there")
     logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
@@ -49,8 +51,9 @@ def calibrate(out: Path, dtype: str | None, threads: int | None) -> int:
             "errors": errors,
         }
         commit_file(out, (json.dumps(told, indent=1) + "\n").encode())
-        rows = [(kind, f"{count}", f"{100 * middle:.0f} %", f"{100 * worst:.0f} %") for kind, (count, middle, worst) in errors.items()]
-        console.table("the formulas with these rates against what was measured", ("what", "times", "median error", "largest"), rows)
+        rows = [(kind, count, f"{100 * middle:.0f} %", f"{100 * worst:.0f} %") for kind, (count, middle, worst) in errors.items()]
+        columns = ("what", "times", "median error", "largest")
+        console.table("the formulas with these rates against what was measured", columns, rows)
         busy = f"; {told['made']['load']} processes were running, so do it again when the machine is quiet"
         console.say(f"the rates are in {out}{busy if told['made']['load'] > 1.5 * (os.cpu_count() or 1) else ''}")
         console.say(f"next: nemo-sdg plan RECIPE hardware.calibration={out}")

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nemo_sdg.calibrate.samples import PassTimes, StepTimes, Times
 from nemo_sdg.checkpoints import save
 from nemo_sdg.config import Models, Training
 from nemo_sdg.console import Console
+from nemo_sdg.engine.budget import BLOCK
 from nemo_sdg.engine.generate import Engine
 from nemo_sdg.engine.requests import Request, Sampling
 from nemo_sdg.engine.score import score
@@ -32,7 +33,8 @@ from nemo_sdg.resources import resolve
 _MODELS = ((2, 64), (6, 64), (3, 128), (2, 256), (3, 512))
 """Layers and width; the FFN is four times as wide."""
 _CONTEXT, _PROMPT, _ANSWER = 512, 40, 24
-_LARGE = 2048
+_LARGE = 1024
+"""Rows and columns of a large product."""
 _FIRST_PIECE = 10
 """Below are control pieces and the markers of the prompt format."""
 
@@ -52,7 +54,11 @@ class Measured:
 
 def clock() -> float:
     """Seconds; with one thread those of the processor, which others on the machine hardly change."""
-    return time.process_time() if torch.get_num_threads() == 1 and not device.has_cuda() else time.perf_counter()
+    return time.process_time() if _by_processor() else time.perf_counter()
+
+
+def _by_processor() -> bool:
+    return torch.get_num_threads() == 1 and not device.has_cuda()
 
 
 def measure(mesh: Mesh, folder: Path, dtype: str | None, console: Console) -> Measured:
@@ -62,7 +68,8 @@ def measure(mesh: Mesh, folder: Path, dtype: str | None, console: Console) -> Me
         folder: where small models and rows may lie for a while.
     """
     dtype = dtype or ("bf16" if device.has_cuda() else "fp32")
-    machine = {"dtype": dtype, "threads": torch.get_num_threads(), "torch": torch.__version__, "clock": clock.__doc__ and _clock_name()}
+    told = "processor" if _by_processor() else "wall"
+    machine = {"dtype": dtype, "threads": torch.get_num_threads(), "torch": torch.__version__, "clock": told}
     found = Measured(machine, *_raw(DTYPES[dtype]))
     tokenizer_file = resolve("package:examples/tiny/tokenizer.model")
     tokenizer = Tokenizer(tokenizer_file)
@@ -79,25 +86,21 @@ def measure(mesh: Mesh, folder: Path, dtype: str | None, console: Console) -> Me
     return found
 
 
-def _clock_name() -> str:
-    return "processor" if clock() == time.process_time() or torch.get_num_threads() == 1 else "wall"
-
-
 def _shape(layers: int, width: int) -> NemotronShape:
     return dataclasses.replace(
-        sizes()["tiny"], num_layers=layers, hidden_size=width, ffn_hidden_size=4 * width, num_attention_heads=max(4, width // 64),
-        num_query_groups=2, kv_channels=max(16, min(64, width // 4)), seq_length=_CONTEXT,
+        sizes()["tiny"], num_layers=layers, hidden_size=width, ffn_hidden_size=4 * width,
+        num_attention_heads=max(4, width // 64), num_query_groups=2, kv_channels=max(16, min(64, width // 4)), seq_length=_CONTEXT,
     )  # fmt: skip
 
 
 def _raw(dtype: torch.dtype) -> tuple[float, float]:
     """(operations per second of a large matrix product, bytes per second of reading memory)."""
     at = device.device()
-    left, right = (torch.rand((_LARGE // 2, _LARGE // 2), device=at).to(dtype) for _ in range(2))
+    left, right = (torch.rand((_LARGE, _LARGE), device=at).to(dtype) for _ in range(2))
     product = _median(lambda: left @ right, 5)
     memory = torch.ones(1 << 26, device=at, dtype=torch.float32)
     reading = _median(lambda: memory.sum(), 5)
-    return 2 * (_LARGE // 2) ** 3 / product, memory.nbytes / reading
+    return 2 * _LARGE**3 / product, memory.nbytes / reading
 
 
 def _median(work: Callable[[], Any], times: int) -> float:
@@ -152,7 +155,8 @@ def _generation(found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, t
         # A pass is always as long, whatever it holds; the first one also warms up.
         for took, tokens in prefills[1:] or prefills:
             rows = round(tokens / prompt * samples) if prompt <= tokens else 0
-            found.passes.append(PassTimes(took, shape, dtype, 512, -(-tokens // 64) if prompt > 64 else tokens / prompt, prompt / 2, slots, rows))
+            pieces = -(-tokens // BLOCK) if prompt > BLOCK else tokens / prompt
+            found.passes.append(PassTimes(took, shape, dtype, 512, pieces, prompt / 2, slots, rows))
 
 
 def _scoring(found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, tokenizer: Tokenizer) -> None:
@@ -161,7 +165,8 @@ def _scoring(found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, toke
         texts = _pieces(count, length, length)
         took = _median(lambda: (score(model, tokenizer, mesh, texts, limit)), 3)
         passes = -(-count * length // limit)
-        found.passes.append(PassTimes(took / passes, shape, dtype, count * length / passes, count / passes, length / 2, 0, 0))
+        together = count / passes
+        found.passes.append(PassTimes(took / passes, shape, dtype, together * length, together, length / 2, 0, 0))
 
 
 def _training(found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, tokenizer: bytes, folder: Path) -> None:
@@ -177,7 +182,7 @@ def _training(found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, tok
         )  # fmt: skip
         ends: list[float] = []
         out, began = folder / f"out-{time.monotonic_ns()}", clock()
-        with _quiet():
+        with contextlib.redirect_stdout(None):  # what NeMo prints is of no interest here
             fit("sft", settings, models=Models(dtype=dtype), start=start, rows=rows, out=out, mesh=mesh, seed=1,
                 on_step=lambda step, loss, ends=ends: ends.append(clock()))  # fmt: skip
         steps = [after - before for before, after in zip(ends, ends[1:])]
@@ -199,10 +204,3 @@ def _write_rows(path: Path, words: int, tokenizer: bytes, folder: Path) -> int:
     path.write_text(f"{row}\n" * 64)
     (length,) = {sample.num_tokens for sample in read(sft_sample, path, Tokenizer(tokenizer, folder), _CONTEXT).rows}
     return length
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What NeMo prints goes to the log already; its warnings of CPU training are of no interest here."""
-    with contextlib.redirect_stdout(None):
-        yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,13 +42,13 @@ def rates(measured: Measured) -> tuple[dict[str, float], Errors]:
         errors[kind] = (len(off), statistics.median(off.tolist()), float(off.max()))
         return dict(zip(names, (found / scale).tolist()))
 
-    decode = solved("decode steps", ("step_s", "decode_layer_s", "row_s", "operation", "byte"), [_decode(t) for t in measured.decode], measured.decode)
+    names = ("step_s", "decode_layer_s", "row_s", "operation", "byte")
+    decode = solved("decode steps", names, [_decode(t) for t in measured.decode], measured.decode)
     known = [_without_rows(one, decode["row_s"]) for one in measured.passes]
-    passes = solved("prefill and scoring passes", ("pass_s", "layer_s", "sequence_s", "operation"), [_pass(t) for t in known], known)
-    train = solved(
-        "training steps", ("train_step_s", "micro_batch_s", "train_layer_s", "operation", "byte", "sequence_s"),
-        [_step(t) for t in measured.steps], measured.steps,
-    )  # fmt: skip
+    names = ("pass_s", "layer_s", "sequence_s", "operation")
+    passes = solved("prefill and scoring passes", names, [_pass(t) for t in known], known)
+    names = ("train_step_s", "micro_batch_s", "train_layer_s", "operation", "byte", "sequence_s")
+    train = solved("training steps", names, [_step(t) for t in measured.steps], measured.steps)
 
     def efficiency(seconds: float) -> float:
         return min(1.0, 1 / (seconds * measured.flops)) if seconds else 1.0
@@ -83,8 +84,6 @@ def _decode(one: Times) -> list[float]:
 
 def _without_rows(one: PassTimes, row_s: float) -> PassTimes:
     """The pass without what choosing tokens takes of it, which decode steps tell better."""
-    from dataclasses import replace
-
     return replace(one, seconds=max(one.seconds - one.rows * row_s, one.seconds / 4), rows=0)
 
 

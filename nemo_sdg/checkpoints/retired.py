@@ -92,8 +92,9 @@ def _plain(folder: Path, tensor: StoredTensor) -> dict[str, Any]:
 
 
 def _tensor(folder: Path, key: str, told: dict[str, Any]) -> StoredTensor:
-    by_layer = {
-        layer: tuple(Piece(folder / file, offset, tuple(origin), tuple(shape), size) for file, offset, origin, shape, size in pieces)
-        for layer, pieces in told["by_layer"]
-    }
+
+    def piece(file: str, offset: int, origin: list[int], shape: list[int], size: int | None) -> Piece:
+        return Piece(folder / file, offset, tuple(origin), tuple(shape), size)
+
+    by_layer = {layer: tuple(piece(*one) for one in pieces) for layer, pieces in told["by_layer"]}
     return StoredTensor(key, tuple(told["shape"]), told["dtype"], folder, by_layer)

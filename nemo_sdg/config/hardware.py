@@ -100,8 +100,9 @@ _NOT_NEGATIVE: Rule = ("a number of at least 0", lambda x: x >= 0)
 _SHARE: Rule = ("a number above 0 and up to 1", lambda x: 0 < x <= 1)
 _COUNT: Rule = ("a whole number of at least 1", lambda x: x >= 1)
 _SECONDS = (
-    "message_s", "step_s", "pass_s", "decode_layer_s", "layer_s", "train_layer_s", "row_s", "sequence_s", "micro_batch_s", "train_step_s", "fit_s", "start_s",
-)
+    "message_s", "step_s", "pass_s", "decode_layer_s", "layer_s", "train_layer_s", "row_s", "sequence_s", "micro_batch_s",
+    "train_step_s", "fit_s", "start_s",
+)  # fmt: skip
 _RATES = ("flops", "bandwidth_bytes_s", "link_bytes_s", "network_bytes_s", "host_bytes_s", "disk_bytes_s")
 _SHARES = ("decode_efficiency", "forward_efficiency", "train_efficiency", "bandwidth_efficiency")
 

@@ -131,7 +131,9 @@ def under_way(pp: int, stage: int, micro_batches: int, chunks: int = 1) -> int:
     return min((pp - stage - 1) * 2 + (chunks - 1) * pp + 1, micro_batches * chunks)
 
 
-def stage_bytes(part: Slice, batch: MicroBatch, *, layers: int, pp: int, stage: int, micro_batches: int, chunks: int = 1) -> int:
+def stage_bytes(
+    part: Slice, batch: MicroBatch, *, layers: int, pp: int, stage: int, micro_batches: int, chunks: int = 1
+) -> int:
     """What a rank of a pipeline stage keeps at most.
 
     Args:
@@ -147,7 +149,9 @@ def stage_bytes(part: Slice, batch: MicroBatch, *, layers: int, pp: int, stage: 
     return round(total)
 
 
-def between_bytes(part: Slice, batch: MicroBatch, *, pp: int, stage: int, micro_batches: int, chunks: int, gpu: bool) -> int:
+def between_bytes(
+    part: Slice, batch: MicroBatch, *, pp: int, stage: int, micro_batches: int, chunks: int, gpu: bool
+) -> int:
     """Hidden states that came from the stage before and that went to the next one, which a schedule keeps until the
     backward pass. Those that came are the first norm's input in fp32 and wider, and counted there; on a GPU Megatron
     frees those that went."""

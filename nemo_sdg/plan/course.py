@@ -135,13 +135,16 @@ class Course:
             laid = self.laid(ROLES[fit.task], self.grids.train, shape, reward)
             settings = fit.settings(self.config)
             weights = sum(stage.weights for stage in laid.stages) * laid.grid.tp
-            restart = weights + sum(stage.optimizer for stage in laid.stages) * laid.grid.tp * (laid.grid.dp if self.machine.gpu else 1)
+            shards = laid.grid.tp * (laid.grid.dp if self.machine.gpu else 1)
+            restart = weights + sum(stage.optimizer for stage in laid.stages) * shards
             saves = (settings.steps - 1) // settings.restart_every if settings.restart_every else 0
-            moved = self.read_s(laid) + self.machine.disk_s(weights + saves * restart, laid.grid.size) + self.machine.fit_s
+            written = self.machine.disk_s(weights + saves * restart, laid.grid.size)
+            moved = self.read_s(laid) + written + self.machine.fit_s
             steps = self.fit_s(laid, fit.task)
             reference = 0.0
             if fit.task == "preference":  # once through the pairs, without gradients
-                reference = steps / settings.steps * min(settings.steps, 1 + (self.prompts or 0) / settings.global_batch_size) / 3
+                passes = min(settings.steps, 1 + (self.prompts or 0) / settings.global_batch_size)
+                reference = steps / settings.steps * passes / 3
             samples = settings.steps * settings.global_batch_size
             mean = self.config.expect.row_tokens or settings.max_length / 2
             found.append(Took(f"train {fit.folder}", steps + reference + moved, moved, samples * mean))

@@ -48,7 +48,8 @@ class Disk:
         """(bytes, what is then there for a while) at the fullest moment."""
         passing = [item for item in self.items if not item.stays]
         # A round's models are written before those of the round before are let go.
-        twice = sum(i.num_bytes for i in self.items if i.stays and not i.every and i.when == "each round" and self.rounds > 1)
+        renewed = [i for i in self.items if i.stays and not i.every and i.when == "each round"]
+        twice = sum(i.num_bytes for i in renewed) if self.rounds > 1 else 0
         largest = max(passing, key=lambda item: item.num_bytes, default=None)
         if largest is None:
             return self.at_the_end[0] + twice, ""
@@ -89,7 +90,8 @@ def _models(course: Course) -> list[Stored]:
         result = fit.folder in (POLICY, REWARD)
         stays = result or config.keep.intermediate
         when = "each round" if stays else "until the round is evaluated"
-        items.append(_checkpoint(course, fit.task, f"{fit.folder}/", when, stays, every=stays and all_stay if result else stays))
+        every = all_stay if result else stays
+        items.append(_checkpoint(course, fit.task, f"{fit.folder}/", when, stays, every))
     for kind in begins_with(config):
         if GROUPS[kind] in course.fits:
             items.append(_checkpoint(course, GROUPS[kind], f"start/{kind}/", "once", stays=True))

@@ -113,9 +113,11 @@ def machine_of(config: RunConfig, dtype: str, ranks: int, gpu: bool) -> Machine:
             if (value := values.get(key)) is not None:
                 numbers[key] = float(value[dtype] if isinstance(value, Mapping) else value)
                 sources[key] = source
-    for key, count in (("gpus_per_node", max(1, ranks)), ("memory_bytes", _memory() / max(1, ranks)), ("host_memory_bytes", _memory())):
+    count = max(1, ranks)
+    here = {"gpus_per_node": count, "memory_bytes": _memory() / count, "host_memory_bytes": _memory()}
+    for key, value in here.items():
         if key not in numbers:
-            numbers[key], sources[key] = float(count), "this machine"
+            numbers[key], sources[key] = float(value), "this machine"
     return Machine(name, numbers, sources)
 
 

@@ -13,7 +13,7 @@ from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.models.stages import stage_layers
 from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.plan import activations, buffers
-from nemo_sdg.plan.activations import ITEM_BYTES, MicroBatch, Slice
+from nemo_sdg.plan.activations import MicroBatch, Slice
 from nemo_sdg.plan.loading import Loading
 from nemo_sdg.plan.units import bytes_text
 
@@ -172,8 +172,9 @@ def stage_plans(
             more = {"buffers": _answering(config, part, budget.slots, stage == grid.pp - 1)}
         if settings is not None:
             gradients, optimizer = trained * GRADIENT_BYTES[dtype], trained * OPTIMIZER_BYTES[dtype] // shards
-            kept, sent, moment = _learning(config, settings, part, grid, stage, layers[stage], gpu, role == "train preference")
-            more = {"gradients": gradients, "optimizer": optimizer, "activations": kept, "between": sent, "buffers": moment}
+            pairs = role == "train preference"
+            more = _learning(config, settings, part, grid, stage, layers[stage], gpu, pairs)
+            more |= {"gradients": gradients, "optimizer": optimizer}
         made.append(
             StagePlan(
                 stage=stage,
@@ -226,16 +227,18 @@ def _answering(config: RunConfig, part: Slice, slots: int, last: bool) -> int:
 
 def _learning(
     config: RunConfig, settings: Training, part: Slice, grid: Grid, stage: int, layers: int, gpu: bool, pairs: bool
-) -> tuple[int, int, int]:
-    """(activations, hidden states between stages, buffers) of a training step."""
+) -> dict[str, int]:
+    """The activations, hidden states between stages and buffers of a training step, as `StagePlan` has them."""
     pairs = pairs or (part.reward and config.reward.pairs)
     batch = MicroBatch.of(settings, pairs, part.shape.seq_length)
     chunks = config.topology.virtual_stages if grid.pp > 1 else 1
     micro_batches = max(1, settings.global_batch_size // (grid.dp * settings.micro_batch_size))
     step = {"pp": grid.pp, "stage": stage, "micro_batches": micro_batches, "chunks": chunks}
-    kept = activations.stage_bytes(part, batch, layers=layers, **step)
-    between = activations.between_bytes(part, batch, **step, gpu=gpu)
-    return kept, between, buffers.backward_bytes(part, batch, last=stage == grid.pp - 1)
+    return {
+        "activations": activations.stage_bytes(part, batch, layers=layers, **step),
+        "between": activations.between_bytes(part, batch, **step, gpu=gpu),
+        "buffers": buffers.backward_bytes(part, batch, last=stage == grid.pp - 1),
+    }
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def placements(course: Course, ranks: int) -> tuple[list[Placement], dict[str, P
     """(the best that fit, by phase; of each phase the one that is nearest to fitting where none does)."""
     tables: list[Placement] = []
     nearest: dict[str, Placement | None] = {}
-    for phase, found in (("train", list(_training(course, ranks))), ("generate, score", list(_answering(course, ranks)))):
+    for phase, every in (("train", _training(course, ranks)), ("generate, score", _answering(course, ranks))):
+        found = list(every)
         if not found:
             continue
         fitting = sorted((p for p in found if p.num_bytes <= course.machine.usable_bytes), key=lambda p: p.seconds)
@@ -90,7 +91,8 @@ def _training(course: Course, ranks: int) -> Iterator[Placement]:
     virtual = config.topology.virtual_stages
     for grid in grids_of(shape, ranks, course.machine.ranks_per_node):
         chunks = virtual if grid.pp > 1 and (shape.num_layers // grid.pp) % virtual == 0 else 1
-        topology = replace(config.topology, virtual_stages=chunks, sequence_parallel=config.topology.sequence_parallel and grid.tp > 1)
+        sharded = config.topology.sequence_parallel and grid.tp > 1
+        topology = replace(config.topology, virtual_stages=chunks, sequence_parallel=sharded)
         here = replace(course, config=replace(config, topology=topology), grids=replace(course.grids, train=grid))
         try:
             for task in course.fits:
@@ -128,7 +130,8 @@ def _answering(course: Course, ranks: int) -> Iterator[Placement]:
 
     for (took, one), (scoring, other) in zip(quickest("generate", ranks), quickest("score", ranks)):
         reload = course.read_s(one) + course.read_s(other)
-        yield Placement("generate, score", "in_turn", (one.grid, other.grid), max(_fullest(one), _fullest(other)), took + scoring + reload)
+        held = max(_fullest(one), _fullest(other))
+        yield Placement("generate, score", "in_turn", (one.grid, other.grid), held, took + scoring + reload)
     for one in laid("generate", ranks):
         same = [other for other in laid("score", ranks) if other.grid == one.grid]
         for other in same:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nemo_sdg.console import Console
 from nemo_sdg.parallel.topology import PHASES
+from nemo_sdg.plan.course import Took
 from nemo_sdg.plan.memory import merged
 from nemo_sdg.plan.placements import Placement, more_ranks
 from nemo_sdg.plan.units import bytes_text, time_text
@@ -61,30 +62,33 @@ def _show_memory(plan: Plan, console: Console) -> None:
     console.table("  memory of the fullest rank of each phase", ("phase", *_MEMORY), rows)
     parts = [f"{bytes_text(plan.peak.working)} to generate and score ({plan.placement})"] if plan.peak.working else []
     parts += [f"{bytes_text(plan.peak.training)} to train"] if plan.peak.training else []
-    usable = f" of {bytes_text(plan.machine.usable_bytes)} that a rank can use" if plan.machine.gpu else ""
+    usable = f"; a rank can use {bytes_text(plan.machine.usable_bytes)}" if plan.machine.gpu else ""
     console.say(f"  memory    at most, on a rank: {', '.join(parts)}{usable}")
     if plan.peak.waiting:
         has = f"a node has {bytes_text(plan.machine.host_memory_bytes)} for {plan.machine.ranks_per_node} ranks"
         has += "" if plan.machine.waiting_fits(plan.peak.waiting) else ", which is too little"
         console.say(f"  waiting   at most {bytes_text(plan.peak.waiting)} in host memory, on a rank; {has}")
     if not plan.fits_in:
-        console.say(f"  does not fit on {plan.machine.name}: {_way_out(plan)}")
+        console.say(f"  does not fit on {plan.machine.name}:")
+        for line in _ways_out(plan):
+            console.say(f"    {line}")
 
 
-def _way_out(plan: Plan) -> str:
+def _ways_out(plan: Plan) -> list[str]:
     """What would fit, by phase."""
     found, nearest = plan.placements
     best: dict[str, Placement] = {}
     for one in found:
         best.setdefault(one.phase, one)
-    told = [f"{phase}: TP x PP x DP of {one.grid} holds {bytes_text(one.num_bytes)}" for phase, one in best.items()]
+    told = [f"{phase}: TP x PP x DP of {one.grid} takes {bytes_text(one.num_bytes)}" for phase, one in best.items()]
     told += [
         f"{phase}: no placement of {plan.ranks} ranks does; {one.grid} comes nearest with {bytes_text(one.num_bytes)}"
         for phase, one in nearest.items() if one is not None
     ]  # fmt: skip
     if nearest.get("train") is not None and (more := more_ranks(plan.course, plan.ranks)) is not None:
-        told.append(f"{sum(g.size for g in more.grids)} ranks as {more.grid} hold {bytes_text(more.num_bytes)}")
-    return "; ".join(told) or "no other placement was looked for"
+        ranks = sum(grid.size for grid in more.grids)
+        told.append(f"train: {ranks} ranks as {more.grid} take {bytes_text(more.num_bytes)}")
+    return told
 
 
 def _show_disk_and_time(plan: Plan, console: Console) -> None:
@@ -94,7 +98,8 @@ def _show_disk_and_time(plan: Plan, console: Console) -> None:
     console.say(f"  disk      {bytes_text(at_the_end)} in {files:,} files at the end{fullest}")
     hours = f" = {plan.ranks * plan.seconds / 3600:,.1f} GPU-hours" if plan.machine.gpu else ""
     parts = ", ".join(f"{part.name} {time_text(part.seconds)}" for part in plan.parts)
-    console.say(f"  time      about {time_text(plan.seconds)}{hours}; a round: {parts}")
+    console.say(f"  time      about {time_text(plan.seconds)}{hours}; a round is")
+    console.say(f"            {parts}")
 
 
 def _show_details(plan: Plan, console: Console) -> None:
@@ -106,10 +111,13 @@ def _show_details(plan: Plan, console: Console) -> None:
     columns = ("phase", "stage", "to read", "files", "byte ranges", "parameters", "weights")
     columns += ("gradients+optimizer", "KV cache")
     console.table("  each rank of a phase's stage, without activations", columns, rows)
-    rows = [(i.name, bytes_text(i.num_bytes), f"{i.files:,}", i.when + (", stays" if i.stays else "")) for i in plan.disk.items]
+    rows = [
+        (one.name, bytes_text(one.num_bytes), f"{one.files:,}", one.when + (", stays" if one.stays else ""))
+        for one in plan.disk.items
+    ]  # fmt: skip
     console.table("  disk", ("what", "bytes", "files", "when"), rows)
     rows = [
-        (p.name, time_text(p.seconds), time_text(p.loading), f"{p.tokens:,.0f}", _per_second(p.tokens, p.seconds, plan.ranks))
+        (p.name, time_text(p.seconds), time_text(p.loading), f"{p.tokens:,.0f}", _per_second(p, plan.ranks))
         for p in plan.parts
     ]  # fmt: skip
     columns = ("a round", "time", "of it models", "tokens", "tokens/s and rank")
@@ -118,8 +126,8 @@ def _show_details(plan: Plan, console: Console) -> None:
     _show_assumptions(plan, console)
 
 
-def _per_second(tokens: float, seconds: float, ranks: int) -> str:
-    return f"{tokens / seconds / ranks:,.1f}" if tokens else ""
+def _per_second(part: Took, ranks: int) -> str:
+    return f"{part.tokens / part.seconds / ranks:,.1f}" if part.tokens else ""
 
 
 def _show_placements(plan: Plan, console: Console) -> None:
@@ -143,7 +151,8 @@ def _show_assumptions(plan: Plan, console: Console) -> None:
     machine, asked, expect = plan.machine, plan.course.asked, plan.course.config.expect
     rows = [(f"hardware.{key}", f"{value:g}", machine.sources[key]) for key, value in machine.numbers.items()]
     if asked is not None:
-        rows.append(("expect.prompt_tokens", f"{asked.prompt_tokens:g}", "set" if expect.prompt_tokens else "bytes of the prompts"))
+        told = "set" if expect.prompt_tokens else "bytes of the prompts"
+        rows.append(("expect.prompt_tokens", f"{asked.prompt_tokens:g}", told))
         told = "set" if expect.response_tokens else "half of generate.max_tokens"
         rows.append(("expect.response_tokens", f"{asked.response_tokens:g}", told))
     if plan.course.fits:

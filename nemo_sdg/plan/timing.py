@@ -110,7 +110,8 @@ def decode_s(laid: Laid, rows: float, context: float) -> float:
     for stage, layers in enumerate(laid.layers):
         last = stage == laid.grid.pp - 1
         flops = rows * (layers * laid.layer_flops(context) + (laid.head_flops() if last else 0.0))
-        work = max(laid.stages[stage].weights / bandwidth, flops / rate) + machine.kv_passes * rows * layers * keys / bandwidth
+        work = max(laid.stages[stage].weights / bandwidth, flops / rate)
+        work += machine.kv_passes * rows * layers * keys / bandwidth
         took = layers * (machine.decode_layer_s + laid.adding_s(rows)) + work
         took += rows * machine.row_s + (choosing_s(laid, rows) if last else 0.0)
         worst = max(worst, took)

@@ -14,7 +14,6 @@ import statistics
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest

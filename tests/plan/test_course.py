@@ -143,7 +143,7 @@ def test_what_does_not_fit_says_what_would():
     found = made("hardware.gpu=H100-80GB")
     assert not found.fits_in and not any(one.phase == "train" for one in found.placements[0])
     text = shown(found, details=False)
-    assert "does not fit on H100-80GB: generate, score: TP x PP x DP of" in text
+    assert "does not fit on H100-80GB:\n    generate, score: TP x PP x DP of" in text
     assert "train: no placement of 96 ranks does; " in text and " ranks as " in text
     more = made("hardware.gpu=H100-80GB", "hardware.nodes=48")
     fitting = [one for one in more.placements[0] if one.phase == "train"]
