@@ -63,7 +63,7 @@ CASES = [
     # task, dtype, ranks, virtual stages, sequence parallel, further settings of the fit
     ("sft", "fp32", {}, 1, False, []),
     ("sft", "bf16", {}, 1, False, ["micro_batch_size=4"]),
-    ("sft", "fp64", {}, 1, False, ["packed_sequence_size=256", "micro_batch_size=1"]),
+    ("sft", "fp64", {}, 1, False, ["packed_sequence_size={two}", "micro_batch_size=1"]),
     ("sft", "fp32", {"tp": 2}, 1, False, []),
     ("sft", "bf16", {"tp": 2}, 1, True, []),
     ("sft", "bf16", {"pp": 2}, 1, False, []),
@@ -81,7 +81,9 @@ def test_bytes_are_those_of_a_fit(world, tmp_path, task, dtype, ranks, chunks, s
     root, longest = world
     words = [f"models.{role}={root}/base" for role in ("base", "instruct")] + [f"models.dtype={dtype}", *SERVED]
     words += [f"{one}.enabled={str(one == task).lower()}" for one in ("sft", "reward", "preference")]
-    words += [f"{task}.{one}" for one in (f"max_length={longest[task]}", "steps=2", "global_batch_size=8", "micro_batch_size=2", *more)]
+    more = [one.format(two=2 * longest[task]) for one in more]  # a row that is full
+    given = (f"max_length={longest[task]}", "steps=2", "global_batch_size=8", "micro_batch_size=2", *more)
+    words += [f"{task}.{one}" for one in given]
     words += [f"topology.{key}={count}" for key, count in ranks.items()] + [f"{task}.start_from=base", "hardware.gpu=cpu"]
     words += [f"topology.virtual_stages={chunks}", f"topology.sequence_parallel={str(sharded).lower()}"]
     config = load("tiny", words)
