@@ -22,6 +22,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
 from nemo_sdg.store import Run, commit_folder
 from nemo_sdg.store.fits import POLICY, REWARD, fits
+from nemo_sdg.store.seals import CLEANED
 from nemo_sdg.store.verifying import STAGES
 from nemo_sdg.store.waves import START, begun_parts, part_folders, round_folders
 
@@ -139,7 +140,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
     earlier = False
     """Whether a model that was trained before the round is another now."""
     for name in ("datasets", *begins_with(after)):
-        redone = touched(DEPENDS[f"{START}/{name}"])
+        redone = touched(DEPENDS[f"{START}/{name}"]) or (run / START / name / CLEANED).is_file()
         earlier = earlier or (redone and name != "datasets")
         if (run / START / name).is_dir() and begins_with(after):
             yield _step(run / START, name, not redone)
@@ -161,7 +162,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         stale = {"decisions": changed_rows}
         stale |= {name: changed_rows or touched(DEPENDS[name]) for name in round_folders(after)[1:]}
         stale["datasets"] = changed_rows or touched(DEPENDS["datasets"])
-        models, earlier = _models(before, after, changed_rows, touched)
+        models, earlier = _models(folder, before, after, changed_rows, touched)
         stale |= {name: model.another for name, model in models.items()}
         measured = earlier or touched(DEPENDS["evaluation.json"])
         stale["evaluation.json"] = measured
@@ -175,7 +176,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
 
 
 def _models(
-    before: RunConfig, after: RunConfig, changed_rows: bool, touched: Callable[[tuple[str, ...]], bool]
+    folder: Path, before: RunConfig, after: RunConfig, changed_rows: bool, touched: Callable[[tuple[str, ...]], bool]
 ) -> tuple[dict[str, _Model], bool]:
     """(by folder the models that a round of the new run trains, whether a model that it hands on is another now)."""
     old = {(fit.task, fit.iteration): fit.folder for fit in fits(before)}
@@ -183,6 +184,8 @@ def _models(
     for fit in fits(after):
         source = old.get((fit.task, fit.iteration))
         another = source is None or changed_rows or touched(DEPENDS[fit.task])
+        # One whose weights were deleted is of no use to a run that goes on otherwise.
+        another = another or (folder / str(source) / CLEANED).is_file()
         if fit.folder != REWARD:  # it goes on from the step before
             another = another or any(model.another for model in made.values())
         made[fit.folder] = _Model(source or fit.folder, another)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
 
+from nemo_sdg.checkpoints import keeping
 from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
 from nemo_sdg.config.starting import begins_with
@@ -55,10 +56,10 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
         known = select.Candidates()
         _stage("select", context.at(_candidates(context, known)), known)
         del known  # its figures of every candidate, which training has no use for
-        for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
+        last = ["ablate"] if config.evaluate.ablation and number == 0 else []
+        for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate", *last):
             _stage(name, context)
-        if config.evaluate.ablation and number == 0:
-            _stage("ablate", context)
+        context.on_writer(lambda: keeping.tidy(opened.out, config))
 
 
 def _candidates(context: Context, known: select.Candidates) -> Part:

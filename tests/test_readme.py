@@ -55,7 +55,7 @@ def test_settings_in_the_text_exist():
     keys = set(flatten(RunConfig()))
     keys |= {key.rpartition(".")[0] for key in keys}
     named = set(
-        re.findall(r"`((?:models|topology|generate|score|judge|select|revise|data|sft|reward|preference|evaluate|budget|run)\.[a-z0-9_.]+)", README)
+        re.findall(r"`((?:models|topology|generate|score|judge|select|revise|data|sft|reward|preference|evaluate|budget|keep|hardware|expect|run)\.[a-z0-9_.]+)", README)
     )
     for key in named:
         assert key in keys or key.endswith((".yaml", ".jsonl")), key

@@ -7,7 +7,9 @@ from typing import Any, Callable, Mapping
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
 from nemo_sdg.config.evaluating import RULES as EVALUATING, check_evaluate
+from nemo_sdg.config.hardware import RULES as HARDWARE
 from nemo_sdg.config.judging import check_judge
+from nemo_sdg.config.keeping import RULES as KEEPING
 from nemo_sdg.config.lessons import check_lessons
 from nemo_sdg.config.lora import TARGETS
 from nemo_sdg.config.preferring import check_preference
@@ -135,6 +137,8 @@ RULES: dict[str, Rule] = {
     "preference.eta": ("a number above 0", lambda x: x > 0),
     "preference.sft_weight": _AT_LEAST_0,
     "preference.iterations": _AT_LEAST_1,
+    **HARDWARE,
+    **KEEPING,
 }
 
 

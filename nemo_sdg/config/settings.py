@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
 from nemo_sdg.config.evaluating import Evaluate
+from nemo_sdg.config.hardware import Expect, Hardware
+from nemo_sdg.config.keeping import Keep
 from nemo_sdg.config.rewarding import RewardTraining
 from nemo_sdg.config.selection import Budget, Revise, Select
 from nemo_sdg.config.synthesis import Synthesis
@@ -217,4 +219,7 @@ class RunConfig:
     preference: Preference = field(default_factory=Preference)
     evaluate: Evaluate = field(default_factory=Evaluate)
     budget: Budget = field(default_factory=Budget)
+    keep: Keep = field(default_factory=Keep)
+    hardware: Hardware = field(default_factory=Hardware)
+    expect: Expect = field(default_factory=Expect)
     run: Run = field(default_factory=Run)

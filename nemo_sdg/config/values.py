@@ -25,7 +25,7 @@ _NOT_IDENTITY += tuple(
 _NOT_IDENTITY += tuple(
     f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")
 )
-_NOT_IDENTITY += ("budget.", "evaluate.ablation")
+_NOT_IDENTITY += ("budget.", "keep.", "hardware.", "expect.", "evaluate.ablation")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 _MEASURING = ("evaluate.max_tokens", "evaluate.weights.", "evaluate.drift_")
 """Keys that say how held-out rows are measured, not which prompts are held out."""

@@ -140,14 +140,18 @@ class Run:
 
     def _clear(self) -> None:
         """Takes away what killed processes were writing. Nobody else writes yet: the other ranks wait for this one."""
-        leftovers = [file for pattern in _LEFTOVERS for file in self.out.glob(pattern)]
         with refusing(self.out):
             (self.out / STOPPED).unlink(missing_ok=True)
-            for path in leftovers:
+            for path in leftovers(self.out):
                 if path.is_dir():
                     shutil.rmtree(path)
                 elif path.exists():  # it may have gone with its folder
                     disk.fs.unlink(path)
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Files and folders that a killed process was writing in a run's folder."""
+    return [file for pattern in _LEFTOVERS for file in out.glob(pattern)]
 
 
 def _inputs(config: RunConfig) -> dict[str, str]:

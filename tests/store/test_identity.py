@@ -28,6 +28,7 @@ BY_THE_WAY = {
     *(f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")),
     "budget.candidates", "budget.tokens", "budget.hours", "run.rounds", "run.timeout_s", "run.stop_after", "run.threads",
     "run.strict", "run.tensorboard", "run.wandb", "evaluate.ablation", "evaluate.ablation_seeds",
+    "keep.models", "keep.intermediate", *(key for key, _ in leaves() if key.startswith(("hardware.", "expect."))),
 }  # fmt: skip
 """Where, how fast and how far a run runs. Apart from the code, so that a new field is thought about."""
 
