@@ -18,7 +18,7 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Keep, Preference, from_yaml
 from nemo_sdg.console import Console
 from nemo_sdg.errors import CheckpointError
-from nemo_sdg.store import disk
+from nemo_sdg.store import commit_json, disk, read_json
 from nemo_sdg.store.lock import release, take
 from nemo_sdg.store.seals import CLEANED
 from nemo_sdg.store.verifying import verify_run
@@ -34,14 +34,14 @@ def inputs(tmp_path_factory):
 
     root = make_inputs(tmp_path_factory.mktemp("inputs"))
     pairs = [{"prompt": f"c{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
-    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (root / "preferred.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     return root
 
 
 def settings(inputs: Path, keep: Keep = Keep(), rounds: int = 2):
     tuned = Preference(enabled=True, objective="dpo", steps=2, global_batch_size=4, micro_batch_size=2, max_length=256)
     config = small_config(inputs, rounds=rounds)
-    data = dataclasses.replace(config.data, preference={f"{inputs}/pairs.jsonl": 1.0})
+    data = dataclasses.replace(config.data, preference={f"{inputs}/preferred.jsonl": 1.0})
     return dataclasses.replace(config, preference=tuned, data=data, keep=keep)
 
 
@@ -213,3 +213,31 @@ def test_a_hostile_note_reads_nothing_outside(tmp_path, run, inputs):
             load_model(folder, mesh)
 
     run_ranks(load)
+
+
+def gated(run: Path, number: int, **accepted: bool) -> None:
+    """Writes into a round's evaluation what the gate would have said."""
+    path = run / f"round-{number}" / "evaluation.json"
+    told = {**read_json(path), "gate": {kind: {"accepted": good, "why": "said so"} for kind, good in accepted.items()}}
+    path.unlink()
+    commit_json(path, told)
+
+
+def test_a_model_that_was_no_better_goes_and_the_one_before_it_stays(inputs, run):
+    gated(run, 1, policy=False, reward=True)
+    assert {str(one.path.relative_to(run)) for one in keeping.removable(run, settings(inputs, LITTLE))} == {
+        "round-0/sft", "round-1/sft", "round-1/policy", "round-0/reward",
+    }  # fmt: skip
+    gated(run, 0, policy=False, reward=False)
+    assert {str(one.path.relative_to(run)) for one in keeping.removable(run, settings(inputs, LITTLE))} == {
+        "round-0/sft", "round-1/sft", "round-0/policy", "round-1/policy", "round-0/reward",
+    }  # fmt: skip
+
+
+def test_the_first_reward_model_of_the_run_stays_as_long_as_it_judges(inputs, run):
+    shutil.copytree(run / "round-0" / "reward", run / "start" / "reward")
+    for rows, stays in ((f"{inputs}/held.jsonl", True), (None, False)):
+        config = settings(inputs, LITTLE)
+        config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, win_rate=rows))
+        paths = [one.path for one in keeping.removable(run, config)]
+        assert (run / "start" / "reward" not in paths) is stays

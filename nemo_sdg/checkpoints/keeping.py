@@ -18,7 +18,7 @@ from nemo_sdg.config import Keep, RunConfig
 from nemo_sdg.config.judging import has_judge, judge_backend, judge_model
 from nemo_sdg.errors import UserError
 from nemo_sdg.store import read_json
-from nemo_sdg.store.fits import POLICY, REWARD, made_by_a_fit
+from nemo_sdg.store.fits import POLICY, REWARD, goes_on, made_by_a_fit
 from nemo_sdg.store.run import leftovers
 from nemo_sdg.store.waves import START
 
@@ -85,11 +85,16 @@ def _evaluated(place: Path) -> bool:
 
 def _earlier(out: Path, config: RunConfig, kind: str, rounds: list[Path], evaluated: list[bool]) -> Iterator[Removable]:
     """Models of a kind that a later round has trained further, with all rounds since then evaluated."""
-    trained = [number for number, place in enumerate(rounds) if (place / kind / _RESULT).is_file()]
+    made = [number for number, place in enumerate(rounds) if (place / kind / _RESULT).is_file()]
+    for number in made:
+        if evaluated[number] and not goes_on(rounds[number], kind):
+            yield from _weights(rounds[number] / kind, "it was no better than the one before")
+    trained = [number for number in made if not evaluated[number] or goes_on(rounds[number], kind)]
     for number in trained[:-1]:
         if all(evaluated[number : trained[-1] + 1]):
             yield from _weights(rounds[number] / kind, f"round {trained[-1]} has a later one")
     judges = kind == POLICY and has_judge(config) and judge_backend(config) == "local" and judge_model(config) is None
+    judges = judges or (kind == REWARD and config.evaluate.win_rate is not None)
     if trained and all(evaluated[: trained[-1] + 1]) and not judges and (out / START / kind).is_dir():
         yield from _weights(out / START / kind, f"round {trained[-1]} has a later one")
 

@@ -1,7 +1,8 @@
 """May a new model go on? A measure on held-out rows, of the new one and of the one that it would follow.
 
 The rule is stated, and told with its figures: a new model goes on when its measure is higher by more than
-`evaluate.gate_margin`. A model whose measure nobody could take does not go on.
+`evaluate.gate_margin`. A model whose measure nobody could take does not go on. Who asks
+later is answered by `store.fits.goes_on`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from nemo_sdg.config import Evaluate
+from nemo_sdg.store.fits import POLICY, REWARD
 
-KINDS = ("policy", "reward")
-FILE = "evaluation.json"
-"""What a round leaves; "gate" in it is by kind what `verdict` gives."""
-
+KINDS = (POLICY, REWARD)
 
 def deciding(settings: Evaluate, kind: str) -> str | None:
     """The measure in which a new model of this kind must be better; None where none is asked for."""
@@ -51,11 +50,6 @@ def verdict(settings: Evaluate, kind: str, new: Mapping[str, Any], old: Mapping[
     asked = f", more than {settings.gate_margin:g} better was asked for" if settings.gate_margin else ""
     why = f"{said}{asked}: {'it goes on' if accepted else 'the one before stays'}"
     return {"accepted": accepted, "measure": name, "new": values[0], "old": values[1], "margin": settings.gate_margin, "why": why}
-
-
-def accepted(told: Mapping[str, Any] | None, kind: str) -> bool:
-    """Whether a round's model of this kind goes on, by its evaluation.json; nobody has said no where there is none."""
-    return ((told or {}).get("gate") or {}).get(kind, {}).get("accepted", True)
 
 
 def _three(value: float | None) -> str:

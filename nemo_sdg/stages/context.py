@@ -12,13 +12,13 @@ from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.config.judging import judge_model
 from nemo_sdg.engine.backends.choosing import KINDS, Role
 from nemo_sdg.engine.load import resolve_dtype
-from nemo_sdg.evaluation import gate
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh, alone
 from nemo_sdg.parallel.phases import Phase, Phases
 from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.store.waves import START, Part
-from nemo_sdg.store import Run, read_json
+from nemo_sdg.store import Run
+from nemo_sdg.store.fits import goes_on
 from nemo_sdg.store.spent import Spent
 
 if TYPE_CHECKING:
@@ -117,11 +117,8 @@ class Context:
     def trained(self, kind: str, last: int) -> Path | None:
         """The policy or reward folder of the latest round up to `last` that has trained one which may go on."""
 
-        def goes_on(folder: Path) -> bool:
-            return (folder / kind).is_dir() and gate.accepted(read_json(folder / gate.FILE), kind)
-
         def latest() -> int | None:
-            return next((number for number in range(last, -1, -1) if goes_on(self.run.round(number))), None)
+            return next((number for number in range(last, -1, -1) if goes_on(self.run.round(number), kind)), None)
 
         number = self.on_writer(latest)
         return None if number is None else self.run.round(number) / kind

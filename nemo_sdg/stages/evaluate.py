@@ -14,12 +14,12 @@ from typing import Any
 from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.evaluation import files, held_out, measures
 from nemo_sdg.evaluation.drift import drift, kept
-from nemo_sdg.evaluation.gate import FILE, KINDS, deciding, verdict
+from nemo_sdg.evaluation.gate import KINDS, deciding, verdict
 from nemo_sdg.evaluation.win_rate import Said, win_rate
 from nemo_sdg.records import Prompt
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import commit_json, read_json
-from nemo_sdg.store.fits import fits
+from nemo_sdg.store.fits import EVALUATION as FILE, fits
 from nemo_sdg.store.waves import START
 
 _OF_POLICY, _OF_REWARD = ("policy", "instructions"), ("reward", "reward_faulty", "rewardbench")

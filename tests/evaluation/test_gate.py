@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nemo_sdg.config import Evaluate
-from nemo_sdg.evaluation.gate import accepted, measured, verdict
+from nemo_sdg.evaluation.gate import measured, verdict
+from nemo_sdg.store import commit_json
+from nemo_sdg.store.fits import goes_on
 
 POLICY = {"policy": {"exact_match": 0.5, "n": 4}, "instructions": {"prompt_strict": 0.25}, "win_rate": {"win_rate": 0.7}}
 REWARD = {
@@ -55,7 +57,10 @@ def test_a_model_goes_on_only_when_it_is_better_by_more_than_the_margin(new, old
     assert ("it goes on" in told["why"]) is goes_on
 
 
-def test_nobody_has_said_no_where_nothing_is_told():
-    assert accepted(None, "policy") and accepted({}, "policy") and accepted({"gate": {}}, "policy")
-    told = {"gate": {"policy": {"accepted": False}}}
-    assert not accepted(told, "policy") and accepted(told, "reward")
+def test_nobody_has_said_no_where_nothing_is_told(tmp_path):
+    assert not goes_on(tmp_path, "policy")  # there is none
+    for kind in ("policy", "reward"):
+        (tmp_path / kind).mkdir()
+        assert goes_on(tmp_path, kind)
+    commit_json(tmp_path / "evaluation.json", {"gate": {"policy": {"accepted": False}, "reward": {"accepted": True}}})
+    assert not goes_on(tmp_path, "policy") and goes_on(tmp_path, "reward")

@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_sdg.evaluation.report import html
 from nemo_sdg.evaluation.report.html import text
-from nemo_sdg.evaluation.report.measures import State, at, attributes, measures, number, shown, states
+from nemo_sdg.evaluation.report.measures import State, ablation_rows, at, attributes, measures, number, shown, states
 from nemo_sdg.evaluation.report.measures import length_only as length_only_of
 from nemo_sdg.evaluation.report.result import Result
 
@@ -29,7 +29,7 @@ def evaluations(result: Result) -> str:
         colour = "up" if gained > 0 else "down" if gained < 0 else ""
         rows.append([text(measure.name), *measure.cells(), f'<b class="{colour}">{measure.gained()}</b>'])
     parts = [html.table(["measure", *times, "gain"], rows, range(1, len(times) + 2))] if rows else []
-    parts += [_gates(result), _wins(some, times), _rewardbench(some, times)]
+    parts += [_gates(result), _ablation(result), _wins(some, times), _rewardbench(some, times)]
     agreement = _by_attribute(some, times, "reward", _AGREEMENT)
     parts += [html.details("the reward model against people, per attribute", agreement)] if agreement else []
     drift = _by_attribute(some, times, "drift", _DRIFT, flag="drifted")
@@ -48,6 +48,15 @@ def _gates(result: Result) -> str:
                 verdict = '<b class="up">goes on</b>' if one["accepted"] else '<b class="down">the old one stays</b>'
                 rows.append([str(round_), text(what or "models"), verdict, text(one.get("why", ""))])
     return f"<h3>Gate between rounds</h3>{html.table(['round', 'what', '', 'why'], rows)}" if rows else ""
+
+
+def _ablation(result: Result) -> str:
+    """What three sets of candidates made of the same start."""
+    rows = [[*map(text, row)] for row in ablation_rows(result)]
+    if not rows:
+        return ""
+    title = f"Was the selection worth it? The same training on other candidates of round 0, {result.ablation['seeds']} seeds"
+    return f"<h3>{title}</h3>{html.table(['rows', 'number', 'held-out measure'], rows, range(1, 3))}"
 
 
 def _wins(some: Sequence[State], times: Sequence[str]) -> str:

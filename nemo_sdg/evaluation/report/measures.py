@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_sdg.config import ATTRIBUTES
+from nemo_sdg.evaluation.ablation import ARMS
 from nemo_sdg.evaluation.report.result import Result
 
 State = Mapping[str, Any]
@@ -90,6 +91,20 @@ def length_only(some: Sequence[State]) -> Mapping[str, float]:
     """What a rule that prefers the longer answer gets in RewardBench, by section."""
     told = (state.get("rewardbench") or {} for state in reversed(some))
     return next((found["length_only"] for found in told if found.get("length_only")), {})
+
+
+def ablation_rows(result: Result) -> list[tuple[str, str, str]]:
+    """(set of rows, rows in it, mean with its interval over seeds) of each arm, then what selection is worth beside the others."""
+    told = result.ablation
+    if told is None:
+        return []
+    rows = [(arm, f"{told['rows'][arm]:,}", _mean(told["arms"][arm])) for arm in ARMS]
+    return rows + [(f"{ARMS[0]} - {arm}", "", _mean(told["differences"][arm], "+")) for arm in ARMS[1:]]
+
+
+def _mean(one: Mapping[str, float | None], sign: str = "") -> str:
+    mean, low, high = (None if one[key] is None else f"{one[key]:{sign}.3f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})" if low is not None else str(mean)
 
 
 def _if_there(name: str, some: Sequence[State], *path: str) -> Iterator[Measure]:

@@ -15,9 +15,10 @@ import yaml
 from nemo_sdg.config import RunConfig, fingerprint, from_yaml, identity
 from nemo_sdg.config.starting import begins_with
 from nemo_sdg.errors import StoreError
+from nemo_sdg.evaluation import ablation
 from nemo_sdg.records import read_objects
 from nemo_sdg.store.datasets import read_summary
-from nemo_sdg.store.fits import fits
+from nemo_sdg.store.fits import fits, goes_on
 from nemo_sdg.store.waves import START, begun_parts, part_folders, round_folders
 
 STAGES = {
@@ -50,6 +51,8 @@ class Result:
     rows: list[StageRows] = field(default_factory=list)
     evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)
     """evaluation.json by round."""
+    ablation: dict[str, Any] | None = None
+    """What `stages.ablate` has found in round 0."""
     revised: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """By round what each pass of revision won; see `quality.revision.Gain`."""
     losses: dict[tuple[int, str], list[float]] = field(default_factory=dict)
@@ -95,6 +98,7 @@ def read(folder: Path) -> Result:
             result.rows.append(
                 StageRows(number, f"assemble {name}", totals["rows_in"], totals["kept"], dropped, faulty)
             )
+        result.ablation = result.ablation or _json(place / ablation.FILE)
         evaluation = _json(place / "evaluation.json")
         if evaluation is not None:
             result.evaluations[number] = evaluation
@@ -132,6 +136,8 @@ def places(result: Result) -> list[tuple[str, str]]:
     for what, name in (("policy", "policy"), ("reward model", "reward"), ("training data", "datasets")):
         folders = [f"round-{n}/{name}" for n in range(result.config.run.rounds)]
         there = [path for path in folders if (result.folder / path).is_dir()]
+        if name != "datasets":  # a later round may have made one that was no better
+            there = [path for path in there if goes_on((result.folder / path).parent, name)]
         if there:
             found.append((what, there[-1]))
     for what, path in (("settings", "run.yaml"), ("logs", "logs"), ("page", "report.html")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemo_sdg.console import Console
-from nemo_sdg.evaluation.report.measures import measures, shown
+from nemo_sdg.evaluation.report.measures import ablation_rows, measures, shown
 from nemo_sdg.evaluation.report.result import Result, places, reasons
 
 
@@ -17,6 +17,12 @@ def show(result: Result, console: Console) -> None:
         rounds = [f"round {number}" for number in sorted(result.evaluations)]
         rows = [(measure.name, *measure.cells(), measure.gained()) for measure in compared]
         console.table("held out, before and after", ["measure", "before", *rounds, "gain"], rows)
+    for number, evaluation in sorted(result.evaluations.items()):
+        for kind, gate in (evaluation.get("gate") or {}).items():
+            console.say(f"gate of the {kind} of round {number}: {gate['why']}")
+    if result.ablation is not None:
+        title = f"the same training on other candidates of round 0, {result.ablation['seeds']} seeds"
+        console.table(title, ["rows", "number", "measure"], ablation_rows(result))
     if result.rows:
         rows = [
             (str(r.round), r.stage, r.rows_in, r.kept, sum(r.dropped.values()), sum(r.faulty.values()), reasons(r))
