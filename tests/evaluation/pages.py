@@ -103,7 +103,9 @@ def drawn(rng: np.random.Generator, count: int, *, revisions: bool = False, wave
                     scores=better,
                 )
             )
-    return made
+    # No order of samples or prompts within a part, so that ties are broken by what they should be.
+    shuffled = [made[place] for place in rng.permutation(len(made))]
+    return sorted(shuffled, key=lambda row: (row.provenance.get("wave", 0), row.provenance.get("revision", 0)))
 
 
 def decided(rows: Sequence[Scored], settings: Select) -> list[Decision]:
