@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_sdg.config import RunConfig, Training
 from nemo_sdg.store.seals import read_json
@@ -55,10 +57,12 @@ EVALUATION = "evaluation.json"
 def goes_on(round_folder: Path, kind: str) -> bool:
     """Whether a round has trained a model of this kind which later rounds may begin with; nobody has said no before the round is
     evaluated."""
-    if not (round_folder / kind).is_dir():
-        return False
-    gate = (read_json(round_folder / EVALUATION) or {}).get("gate") or {}
-    return gate.get(kind, {}).get("accepted", True)
+    return (round_folder / kind).is_dir() and accepted(read_json(round_folder / EVALUATION), kind)
+
+
+def accepted(told: Mapping[str, Any] | None, kind: str) -> bool:
+    """The same by what the evaluation of a round says; None where there is none."""
+    return ((told or {}).get("gate") or {}).get(kind, {}).get("accepted", True)
 
 
 def made_by_a_fit(folder: str) -> bool:

@@ -138,7 +138,14 @@ def test_everything_that_an_evaluation_may_say(finished):
         "high": 0.71,
         "controlled": controlled,
     }
-    state["gate"] = {"accepted": False, "why": f"{HOSTILE} no better"}
+    state["gate"] = {"policy": {"accepted": False, "why": f"{HOSTILE} no better"}}
+    arm = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    ablation = {
+        "seeds": 3, "rows": {"selected": 40, "random": 40, "unfiltered": 1234},
+        "arms": dict.fromkeys(("selected", "random", "unfiltered"), arm),
+        "differences": {"random": {"mean": 0.0625, "low": 0.01, "high": 0.12}, "unfiltered": {**arm, "low": None}},
+    }  # fmt: skip
+    (finished / "round-0" / "ablation.json").write_text(json.dumps(ablation))
     file.write_text(json.dumps(state))
     result = report.read(finished)
     lines = told(result)
@@ -147,9 +154,15 @@ def test_everything_that_an_evaluation_may_say(finished):
     assert "policy: wins against the one before - - 0.625 (0.530 to 0.710) -" in lines
     assert "policy: wins, of equal length - - 0.550 (0.510 to 0.590) -" in lines
     assert "RewardBench: Chat Hard - - 0.500 -" in lines and "RewardBench: Overall - - 0.675 -" in lines
+    assert f"gate of the policy of round 1: {HOSTILE} no better" in lines
+    assert "unfiltered 1,234 0.500 (0.400 to 0.600)" in lines
+    assert "selected - random +0.062 (+0.010 to +0.120)" in lines and "selected - unfiltered +0.500" in lines
+    assert not any(what == "policy" and "round-1" in path for what, path in report.places(result))
     text = Strict(page.page(result)).text
     for said in (
         "0.321",
+        "1,234",
+        "+0.062 (+0.010 to +0.120)",
         "0.725",
         "0.414",
         "0.222",

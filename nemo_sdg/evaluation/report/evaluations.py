@@ -41,12 +41,9 @@ def _gates(result: Result) -> str:
     """Whether what a round has trained went on, and why."""
     rows = []
     for round_, state in sorted(result.evaluations.items()):
-        gate = state.get("gate")
-        told = {"": gate} if at(gate, "accepted") is not None else gate
-        for what, one in (told if isinstance(told, Mapping) else {}).items():
-            if isinstance(at(one, "accepted"), bool):
-                verdict = '<b class="up">goes on</b>' if one["accepted"] else '<b class="down">the old one stays</b>'
-                rows.append([str(round_), text(what or "models"), verdict, text(one.get("why", ""))])
+        for kind, one in (state.get("gate") or {}).items():
+            verdict = '<b class="up">goes on</b>' if one["accepted"] else '<b class="down">the old one stays</b>'
+            rows.append([str(round_), text(kind), verdict, text(one["why"])])
     return f"<h3>Gate between rounds</h3>{html.table(['round', 'what', '', 'why'], rows)}" if rows else ""
 
 

@@ -18,7 +18,7 @@ from nemo_sdg.errors import StoreError
 from nemo_sdg.evaluation import ablation
 from nemo_sdg.records import read_objects
 from nemo_sdg.store.datasets import read_summary
-from nemo_sdg.store.fits import fits, goes_on
+from nemo_sdg.store.fits import accepted, fits
 from nemo_sdg.store.waves import START, begun_parts, part_folders, round_folders
 
 STAGES = {
@@ -134,10 +134,9 @@ def places(result: Result) -> list[tuple[str, str]]:
     """(what, path inside the run) for what lies there now; the newest model of each kind."""
     found = []
     for what, name in (("policy", "policy"), ("reward model", "reward"), ("training data", "datasets")):
-        folders = [f"round-{n}/{name}" for n in range(result.config.run.rounds)]
-        there = [path for path in folders if (result.folder / path).is_dir()]
-        if name != "datasets":  # a later round may have made one that was no better
-            there = [path for path in there if goes_on((result.folder / path).parent, name)]
+        # A later round may have made a model that was no better than the one before.
+        rounds = [n for n in range(result.config.run.rounds) if accepted(result.evaluations.get(n), name)]
+        there = [path for n in rounds if (result.folder / (path := f"round-{n}/{name}")).is_dir()]
         if there:
             found.append((what, there[-1]))
     for what, path in (("settings", "run.yaml"), ("logs", "logs"), ("page", "report.html")):
