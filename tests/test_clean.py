@@ -167,7 +167,9 @@ def test_other_files_of_a_cleaned_model_are_still_checked(run, inputs):
     (run / "round-0/policy/weights/common.pt").write_bytes(b"x")
     sums = run / "round-0/reward/SHA256SUMS"
     sums.write_text(sums.read_text() + f"{'0' * 64}  more\n")
+    (run / "round-1/sft/SHA256SUMS").write_text((run / "round-1/sft/SHA256SUMS").read_text() + "no sum\n")
     told = " ".join(problems(run))
+    assert "round-1/sft/SHA256SUMS: the file was torn or altered" in told
     assert "training.json: the file is listed and not there" in told and "common.pt: the file was torn" in told
     assert "reward/more: the file is listed and not there" in told
 
