@@ -18,7 +18,7 @@ def test_two_hosts_complete_a_round_though_their_names_are_loopback_addresses_an
     config = small_config(inputs, rounds=1)
     config.sft.enabled = config.reward.enabled = False
     recipe, out = write_recipe(inputs / "small.yaml", config), tmp_path / "run"
-    done = stops.start(recipe, tmp_path / "straight", "topology.dp=1")
+    done = stops.start(recipe, tmp_path / "straight", "topology.dp=2")
     assert done.returncode == 0, done.stderr
     with hosts.TwoHosts() as two:
         jobs = two.torchrun("run", str(recipe), "topology.dp=2", "--out", str(out), homes=(None, "/proc/nowhere"))

@@ -107,7 +107,7 @@ def test_a_job_is_told_to_stop_and_queued_again_and_finishes_the_run(tmp_path):
     assert not (state / "requeued").exists() and not (out / "logs/stopped.json").exists()
     now = stops.groups(out)
     assert before and {name: now.get(name) for name in before} == before
-    done = stops.start(recipe, tmp_path / "straight", "topology.dp=1")
+    done = stops.start(recipe, tmp_path / "straight", "topology.dp=2")
     assert done.returncode == 0, done.stderr
     assert row_files(out) == row_files(tmp_path / "straight")
 

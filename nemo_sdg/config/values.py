@@ -15,7 +15,7 @@ from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.training import TUNING
 
-_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.stop_after", "run.threads", "run.rounds", "run.strict", "run.tensorboard", "run.wandb")
+_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.threads", "run.rounds", "run.strict", "run.tensorboard", "run.wandb")
 _NOT_IDENTITY += ("generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape")
 _NOT_IDENTITY += ("models.placement", "generate.topology.", "score.topology.", "score.pack_tokens")
 _NOT_IDENTITY += tuple(
@@ -25,7 +25,7 @@ _NOT_IDENTITY += tuple(
 _NOT_IDENTITY += tuple(
     f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")
 )
-_NOT_IDENTITY += ("budget.", "keep.", "hardware.", "expect.", "evaluate.ablation")
+_NOT_IDENTITY += ("budget.", "keep.", "hardware.", "expect.", "evaluate.ablation", "run.stop_after")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
 _MEASURING = ("evaluate.max_tokens", "evaluate.weights.", "evaluate.drift_")
 """Keys that say how held-out rows are measured, not which prompts are held out."""

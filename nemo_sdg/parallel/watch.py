@@ -151,7 +151,7 @@ class _Watch:
         # A store behind a broken network keeps a caller for as long as TCP hopes.
         asking = threading.Thread(target=lambda: found.append(self._silent()), name="asking", daemon=True)
         asking.start()
-        asking.join(SILENT_S + PATIENCE_S)
+        asking.join(SILENT_S + PATIENCE_S + 0.02 * self.world)  # each of many ranks takes the store a moment
         if not found:
             raise Unreachable
         return found[0]
