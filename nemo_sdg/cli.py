@@ -32,7 +32,7 @@ app = typer.Typer(
 _INTERRUPTED = 130
 """The exit status of a program that was interrupted (128 + SIGINT)."""
 
-STAGES = ("start", "prompts", "generate", "score", "judge", "revise", "select", "compare", "assemble", "train", "evaluate")
+STAGES = ("start", "prompts", "generate", "score", "judge", "revise", "select", "compare", "assemble", "train", "evaluate", "ablate")
 
 _RECIPE = typer.Argument(help="A name from recipes/, or a path to a .py or .yaml file.")
 _OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings that differ from the recipe.")
@@ -86,7 +86,7 @@ def fork(
     return forking.fork(run, new, overrides or [])
 
 
-for verb in (row_commands.generate, row_commands.score, row_commands.select, serving.serve):
+for verb in (row_commands.generate, row_commands.score, row_commands.select, row_commands.evaluate, serving.serve):
     app.command()(verb)
 
 
@@ -114,8 +114,9 @@ def plan(
     ranges: Optional[Path] = typer.Option(
         None, "--ranges", metavar="FILE", help="Also write the byte ranges that each rank reads, as JSON lines."
     ),
+    details: bool = typer.Option(False, "--details", help="Also where each figure comes from, and which placements fit."),
 ) -> None:
-    """Ranks, rows, tokens, bytes and memory per rank, before anything starts."""
+    """Ranks, rows, tokens, memory per rank, disk and time, before anything starts."""
     from nemo_sdg import plan as planning
     from nemo_sdg.config import load
     from nemo_sdg.console import Console
@@ -125,15 +126,43 @@ def plan(
     made = planning.make(load(recipe, overrides or []), files=False)
     if ranges is not None and rank() == 0:
         commit_rows(ranges, made.ranges())
-    made.show(Console(speaks=rank() == 0))
+    made.show(Console(speaks=rank() == 0), details)
+
+
+@app.command()
+def calibrate(
+    out: Path = typer.Argument(metavar="FILE", help="The file to write, for hardware.calibration."),
+    dtype: Optional[str] = typer.Option(None, "--dtype", help="fp64, fp32 or bf16; by default bf16 on a GPU, else fp32."),
+    threads: Optional[int] = typer.Option(None, "--threads", min=1, help="Threads of a rank; by default all cores."),
+) -> int:
+    """How fast this machine is, for plan: a minute of small models in the engine and the trainer."""
+    from nemo_sdg import calibrate as calibrating
+
+    if dtype not in (None, "fp64", "fp32", "bf16"):
+        raise ConfigError("there is no such dtype", where="--dtype", found=dtype, expected="one of fp64, fp32, bf16")
+    return calibrating.calibrate(out, dtype, threads)
+
+
+@app.command()
+def clean(
+    folder: Path = typer.Argument(metavar="RUN", help="Folder of a run."),
+    overrides: List[str] = typer.Argument(None, metavar="[keep.KEY=VALUE]...", help="What stays, if not as the run says."),
+    yes: bool = typer.Option(False, "--yes", help="Delete what is listed."),
+) -> int:
+    """What of a run may be deleted, by its settings `keep`, and how large it is; deletes it with --yes."""
+    from nemo_sdg import clean as cleaning
+    from nemo_sdg.console import Console
+    from nemo_sdg.session import rank
+
+    return 0 if rank() != 0 else cleaning.clean(folder, overrides or [], Console(), yes=yes)
 
 
 @app.command()
 def report(folder: Path = typer.Argument(metavar="RUN", help="Folder of a run.")) -> None:
     """Before and after, rows and reasons; also writes RUN/report.html."""
     from nemo_sdg.console import Console
-    from nemo_sdg.evaluation import page
     from nemo_sdg.evaluation import report as reporting
+    from nemo_sdg.evaluation.report import page
     from nemo_sdg.session import rank
 
     console = Console(speaks=rank() == 0)

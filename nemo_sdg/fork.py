@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.config import PAIRS, TUNING, RunConfig, from_yaml, identity, load
+from nemo_sdg.config.evaluating import FILES, GATES
 from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, StoreError
 from nemo_sdg.store import Run, commit_folder
 from nemo_sdg.store.fits import POLICY, REWARD, fits
+from nemo_sdg.store.seals import CLEANED
 from nemo_sdg.store.verifying import STAGES
 from nemo_sdg.store.waves import START, begun_parts, part_folders, round_folders
 
 _MODELS = ("models.dtype", "models.spec")
-_HELD_OUT = ("evaluate.exact_match", "evaluate.helpsteer2")
+_HELD_OUT = tuple(f"evaluate.{name}" for name in FILES)
 _LIMITS = tuple(
     f"select.{name}" for name in ("minimum", "maximum", "weights", "minimum_scalar", "finished", "checks")
 )
@@ -58,7 +60,12 @@ DEPENDS = {
         "models.base", *_MODELS, "reward.", "run.seed", *_HELD_OUT, "data.validation_share", "data.labelled",
         "data.helpsteer2",
     ),
-    "evaluation.json": ("evaluate.", *_MODELS, "run.seed"),
+    "evaluation.json": (
+        "evaluate.", *_MODELS, "models.instruct", "models.reward", "generate.backend", "score.backend", "run.seed",
+    ),
+    "ablation.json": (
+        "models.base", *_MODELS, "sft.", "data.sft", "data.validation_share", "run.seed", *_HELD_OUT, "evaluate.max_tokens",
+    ),
 }  # fmt: skip
 """What a stage leaves in a round, or by what fit a model was made, and the settings that it depends on beside what it
 reads. A model reads the rows of the datasets and not their card, which tells more settings."""
@@ -133,7 +140,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
     earlier = False
     """Whether a model that was trained before the round is another now."""
     for name in ("datasets", *begins_with(after)):
-        redone = touched(DEPENDS[f"{START}/{name}"])
+        redone = touched(DEPENDS[f"{START}/{name}"]) or (run / START / name / CLEANED).is_file()
         earlier = earlier or (redone and name != "datasets")
         if (run / START / name).is_dir() and begins_with(after):
             yield _step(run / START, name, not redone)
@@ -155,9 +162,13 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
         stale = {"decisions": changed_rows}
         stale |= {name: changed_rows or touched(DEPENDS[name]) for name in round_folders(after)[1:]}
         stale["datasets"] = changed_rows or touched(DEPENDS["datasets"])
-        models, earlier = _models(before, after, changed_rows, touched)
+        models, earlier = _models(folder, before, after, changed_rows, touched)
         stale |= {name: model.another for name, model in models.items()}
-        stale["evaluation.json"] = earlier or touched(DEPENDS["evaluation.json"])
+        measured = earlier or touched(DEPENDS["evaluation.json"])
+        stale["evaluation.json"] = measured
+        stale["ablation.json"] = changed_rows or touched(DEPENDS["ablation.json"])
+        # Other figures may let another model go on.
+        earlier = earlier or (measured and any(getattr(c.evaluate, key) for c in (before, after) for key in GATES))
         for name, redone in stale.items():
             source = models[name].source if name in models else name
             if (folder / source).exists():
@@ -165,7 +176,7 @@ def plan(run: Path, before: RunConfig, after: RunConfig) -> Iterator[Step]:
 
 
 def _models(
-    before: RunConfig, after: RunConfig, changed_rows: bool, touched: Callable[[tuple[str, ...]], bool]
+    folder: Path, before: RunConfig, after: RunConfig, changed_rows: bool, touched: Callable[[tuple[str, ...]], bool]
 ) -> tuple[dict[str, _Model], bool]:
     """(by folder the models that a round of the new run trains, whether a model that it hands on is another now)."""
     old = {(fit.task, fit.iteration): fit.folder for fit in fits(before)}
@@ -173,6 +184,8 @@ def _models(
     for fit in fits(after):
         source = old.get((fit.task, fit.iteration))
         another = source is None or changed_rows or touched(DEPENDS[fit.task])
+        # One whose weights were deleted is of no use to a run that goes on otherwise.
+        another = another or (folder / str(source) / CLEANED).is_file()
         if fit.folder != REWARD:  # it goes on from the step before
             another = another or any(model.another for model in made.values())
         made[fit.folder] = _Model(source or fit.folder, another)

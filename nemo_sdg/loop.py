@@ -6,19 +6,22 @@ continues a run that was killed anywhere, and does nothing on a run that is fini
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
 
+from nemo_sdg.checkpoints import keeping
 from nemo_sdg.config import RunConfig
 from nemo_sdg.config.judging import checks_responses, compares
 from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console
 from nemo_sdg.engine.residents import Residents
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel import stopping
 from nemo_sdg.parallel.phases import Phases
 from nemo_sdg.parallel.watch import doing
-from nemo_sdg.stages import assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
+from nemo_sdg.stages import ablate, assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
 from nemo_sdg.stages import start, train
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store.waves import OF_PARTS, Part, ready_parts, wave_parts
@@ -38,6 +41,7 @@ STAGES = {
     "assemble": assemble,
     "train": train,
     "evaluate": evaluate,
+    "ablate": ablate,
 }
 """The stages in their order: what a run begins with, then those of a round."""
 
@@ -52,8 +56,10 @@ def run(config: RunConfig, opened: Run, mesh: Mesh, console: Console, rules: tup
         known = select.Candidates()
         _stage("select", context.at(_candidates(context, known)), known)
         del known  # its figures of every candidate, which training has no use for
-        for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate"):
+        last = ["ablate"] if config.evaluate.ablation and number == 0 else []
+        for name in (*(["compare"] if compares(config) else []), "assemble", "train", "evaluate", *last):
             _stage(name, context)
+        context.on_writer(lambda: keeping.tidy(opened.out, config))
 
 
 def _candidates(context: Context, known: select.Candidates) -> Part:
@@ -94,10 +100,12 @@ def run_stage(
 
 
 def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
-    if name in ("start", "train"):
+    if name in ("start", "train", "ablate"):
         context.residents.clear()
+    began = time.monotonic()
     with doing(f"{name} of round {context.round}"):
-        return _told(name, context, STAGES[name].run(context, *known))
+        stopping.heed_all(context.mesh)
+        return _told(name, context, STAGES[name].run(context, *known), began)
 
 
 def _revise(context: Context, wave: int) -> dict[str, Any]:
@@ -122,14 +130,15 @@ def _generate_and_score(context: Context) -> None:
         _stage("generate", context)
         _stage("score", context)
         return
-    generating = generate.Stage(context)
+    began, generating = time.monotonic(), generate.Stage(context)
     scoring = score.Stage(context, generating.store)
     for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
-        _told(name, context, totals)
+        _told(name, context, totals, began)
 
 
-def _told(name: str, context: Context, totals: dict[str, Any]) -> dict[str, Any]:
-    context.run.events("stage", stage=name, **context.provenance, totals=totals)
+def _told(name: str, context: Context, totals: dict[str, Any], began: float) -> dict[str, Any]:
+    seconds = round(time.monotonic() - began, 3)
+    context.run.events("stage", stage=name, **context.provenance, totals=totals, seconds=seconds)
     return totals
 
 

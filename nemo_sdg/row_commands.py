@@ -1,4 +1,4 @@
-"""How `generate`, `score` and `select` are typed: the verbs on files of rows. Nothing here imports more than typer."""
+"""How `generate`, `score`, `select` and `evaluate` are typed: the verbs on files of rows. Nothing here imports more than typer."""
 
 from __future__ import annotations
 
@@ -78,3 +78,41 @@ def select(
     from nemo_sdg import select_verb
 
     return select_verb.select(rows, out, overrides or [], strict=strict)
+
+
+def evaluate(
+    overrides: List[str] = typer.Argument(
+        None, metavar="[KEY=VALUE]...", help="Settings of evaluate, generate, score and reward.outputs, by full key."
+    ),
+    policy: Optional[str] = typer.Option(None, "--policy", metavar="DIR", help="The policy that is measured."),
+    reward: Optional[str] = typer.Option(
+        None, "--reward", metavar="DIR", help="The reward model that is measured, or that judges --win-rate."
+    ),
+    against: Optional[str] = typer.Option(None, "--against", metavar="DIR", help="The policy that --win-rate compares with."),
+    rewardbench: Optional[str] = typer.Option(None, "--rewardbench", metavar="FILE", help="Pairs in RewardBench's schema."),
+    helpsteer2: Optional[str] = typer.Option(None, "--helpsteer2", metavar="FILE", help="Rows in HelpSteer2's schema."),
+    exact_match: Optional[str] = typer.Option(None, "--exact-match", metavar="FILE", help='Rows with "prompt" and "answer".'),
+    instructions: Optional[str] = typer.Option(
+        None, "--instructions", metavar="FILE", help='Rows with "prompt" and "checks" that a program can decide.'
+    ),
+    win_rate: Optional[str] = typer.Option(None, "--win-rate", metavar="FILE", help="Prompts for both policies."),
+    out: Optional[Path] = typer.Option(None, "--out", metavar="FILE", help="Also write all figures to this .json file."),
+    tp: int = _TP,
+    pp: int = _PP,
+    dtype: Optional[str] = _DTYPE,
+    max_tokens: int = typer.Option(512, "--max-tokens", help="Tokens per answer at most (greedy)."),
+    strict: bool = _STRICT,
+) -> int:
+    """The evaluations alone: a policy, a reward model or both, on held-out rows."""
+    from nemo_sdg import config, evaluate_verb
+
+    settings = config.RunConfig(
+        models=config.Models(dtype=dtype),
+        topology=config.Topology(tp=tp, pp=pp),
+        evaluate=config.Evaluate(
+            rewardbench=rewardbench, helpsteer2=helpsteer2, exact_match=exact_match, instructions=instructions,
+            win_rate=win_rate, max_tokens=max_tokens,
+        ),
+        run=config.Run(strict=strict),
+    )
+    return evaluate_verb.evaluate(settings, overrides or [], policy=policy, reward=reward, against=against, out=out)

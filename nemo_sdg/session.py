@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_sdg.config import Topology
+from nemo_sdg.config.stopping import seconds
 from nemo_sdg.console import Console, log_file, redirect, tail
-from nemo_sdg.errors import UserError
+from nemo_sdg.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
@@ -52,6 +55,10 @@ class Session:
     """What the person reads while the imports run."""
     modules: Sequence[str] = ()
     """Imported before the ranks are forked, so that it is done once."""
+    resumable: bool = False
+    """SIGTERM and SIGUSR1 let `work` come to its next place to stop; otherwise they end a rank where it is."""
+    stop_after: str | None = None
+    """It is told to stop so long after the job has begun."""
 
     def start(self, work: Work) -> int:
         """Runs `work(mesh, console)` on every rank and returns the exit status of the whole."""
@@ -79,7 +86,7 @@ class Session:
             if launch.claim_report_in(store):
                 during = _during(watch.last_told(store, failed))
                 if told and number in launch.STOPS:
-                    console.fail(f"nemo-sdg: stopped{during}; the same command goes on from what is there")
+                    console.fail(_stopped(watch.last_told(store, failed)))
                 else:
                     console.fail(_last_words(self.log_dir, failed, f"was ended by signal {number}{during}"))
 
@@ -90,7 +97,7 @@ class Session:
 
     def _load(self, console: Console) -> None:
         console.say(f"{self.loading} ...")
-        with console.progress(self.loading):
+        with console.progress(self.loading), _nothing_begun() if self.resumable else nullcontext():
             for name in ("torch", "nemo_sdg.parallel.mesh", *self.modules):
                 importlib.import_module(name)
 
@@ -103,10 +110,16 @@ class Session:
             with watch.watching(rank(), int(os.environ.get("WORLD_SIZE", "1"))):
                 try:
                     grid = mesh.join(self.topology, self.timeout_s)
-                    status = work(grid, console)
+                    with self._listening(console):
+                        status = work(grid, console)
                 except Exception as error:
                     # Who is missing is asked first: a launcher that sees a rank die says it better.
-                    missing = watch.silent() if watch.is_lost_peer(error) else []
+                    try:
+                        missing = watch.silent() if watch.is_lost_peer(error) else []
+                    except watch.Unreachable:
+                        self._cut_off(console, error)
+                        watch.end_launcher()
+                        return 1
                     speaks = launch.claim_report()
                     return report_failure(console, self.log_dir, rank(), error, may_speak=speaks, missing=missing)
             console.close()
@@ -118,6 +131,48 @@ class Session:
             return report_failure(console, self.log_dir, rank(), error, may_speak=launch.claim_report())
         finally:
             console.close()
+
+    def _cut_off(self, console: Console, error: Exception) -> None:
+        """Said once on a node that has lost the first one."""
+        traceback.print_exception(error)  # into the log
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            where, log = os.environ["MASTER_ADDR"], log_file(self.log_dir, rank())
+            console.fail(
+                f"nemo-sdg: rank {rank()} cannot reach {where}, which holds the job together{_during(_phase())}: the node is "
+                f"gone, or the network to it; see {log}"
+            )
+
+    def _listening(self, console: Console) -> AbstractContextManager:
+        from nemo_sdg.parallel import launch, stopping
+
+        def said() -> None:
+            if launch.claim_report():
+                console.fail(_stopped(_phase()))
+
+        if not self.resumable:
+            return nullcontext()
+        after = None if self.stop_after is None else (self.stop_after, seconds(self.stop_after))
+        return stopping.listening(after, on_second=said)
+
+
+@contextmanager
+def _nothing_begun() -> Iterator[None]:
+    """Within the block a signal to stop ends this process with the status that says so."""
+    told: list[Stopped] = []
+
+    def stop(number: int, frame: object) -> None:
+        what = f"told to stop ({signal.Signals(number).name}) before anything had begun"
+        told.append(Stopped(what, way_out="the same command begins"))
+        raise told[0]
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if told:  # a library that tries an import may have caught it
+        raise told[0]
 
 
 def report_failure(
@@ -155,6 +210,10 @@ def _phase() -> str:
 
 def _during(phase: str) -> str:
     return f" during {phase}" if phase else ""
+
+
+def _stopped(phase: str) -> str:
+    return f"nemo-sdg: stopped{_during(phase)}; the same command goes on from what is there"
 
 
 def _last_words(log_dir: Path, failed: int | None, what: str) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from nemo_sdg import plan as planning
 from nemo_sdg.config import RunConfig, Topology, load, load_recipe, rule_digests
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.console import Console, redirect
 from nemo_sdg.errors import ConfigError
-from nemo_sdg.evaluation import report
+from nemo_sdg.evaluation import ablation, files, report
 from nemo_sdg.session import Session, rank, report_failure
 from nemo_sdg.store import Run, StageStore, digest, read_json
 from nemo_sdg.store.datasets import read_summary
@@ -39,8 +40,11 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
             way_out="set run.rounds",
         )  # fmt: skip
     plan = planning.make(config)
+    held_out = files.read(config)  # a mistake in them is not to be found when all is trained
     console = Console(speaks=rank() == 0)
     plan.show(console)
+    for note in held_out.notes:
+        console.say(note)
     if rank() == 0:
         # Settles whose folder this is before the slow imports; the rank takes the lock again.
         Run.open(out, config, writer=True, rules=rules).close()
@@ -48,7 +52,7 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         console.say(f"nothing to do: all {config.run.rounds} rounds in {out} are finished and whole")
         _summary(out, console)
         return 0
-    trains = stage in (None, "train")
+    trains = stage in (None, "train", "ablate") and bool(fits(config) or begins_with(config))
     job = plan.grids.train
     session = Session(
         topology=Topology(tp=job.tp, pp=job.pp, dp=job.dp, **job.uneven_stages),
@@ -57,12 +61,15 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
         threads=config.run.threads,
         loading="loading NeMo and Megatron" if trains else "loading Megatron",
         modules=(*MODULES, NEMO) if trains else MODULES,
+        resumable=True,
+        stop_after=config.run.stop_after,
     )
 
     def work(mesh: Mesh, console: Console) -> int:
         from nemo_sdg import loop
+        from nemo_sdg.parallel import stopping
 
-        with Run.open(out, config, writer=mesh.writer, rules=rules) as opened:
+        with Run.open(out, config, writer=mesh.writer, rules=rules) as opened, stopping.together(mesh, opened.stopped):
             if stage is None:
                 loop.run(config, opened, mesh, console, found.rules)
             else:
@@ -109,6 +116,8 @@ def _finished(out: Path, config: RunConfig) -> bool:
         folder = out / f"round-{number}"
         needed = [*(f"{fit.folder}/training.json" for fit in fits(config)), "datasets/summary.json"]
         if not all((folder / name).is_file() for name in needed) or read_json(folder / "evaluation.json") is None:
+            return False
+        if number == 0 and not ablation.finished(config.evaluate, read_json(folder / ablation.FILE)):
             return False
         stages = [stage for _, stage in report.stage_folders(folder, config)]
         if len(stages) == len(round_folders(config)) or not all((stage / "SUCCESS.json").is_file() for stage in stages):

@@ -39,6 +39,9 @@ def tiny() -> RunConfig:
         evaluate=Evaluate(
             exact_match=world + "data/heldout.jsonl",
             helpsteer2=world + "data/helpsteer2_validation.jsonl",
+            rewardbench=world + "data/rewardbench.jsonl",
+            instructions=world + "data/instructions.jsonl",
+            win_rate=world + "data/heldout.jsonl",  # the prompts of exact_match, which are asked once for both
             max_tokens=48,
         ),
         run=Run(name="tiny", rounds=2, timeout_s=120, threads=1),  # too small for a second thread to help

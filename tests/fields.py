@@ -24,6 +24,9 @@ _OTHERS = {
     "reward.objective": "bradley_terry",
     "reward.outputs": dict(helpfulness=4, correctness=5, coherence=6, complexity=7, verbosity=3),
     "reward.compare": "coherence",
+    "evaluate.gate_policy": "exact_match",
+    "evaluate.gate_reward": "rewardbench",
+    "run.stop_after": "3h50m",
 }
 """Settings of which only certain texts are allowed."""
 
@@ -66,6 +69,6 @@ def _another(key: str, value: Any, declared: Any) -> Any:
     if int in kinds:
         return (value or 0) + 64
     if float in kinds:
-        return 0.125 if value is None else value / 2 + 0.125
+        return 0.125 if value is None else value / 4 + 0.1
     assert str in kinds, f"there is no other value for {key} of {declared}"
     return f"{value or ''}other"

@@ -17,6 +17,7 @@ from small_run import row_files
 
 import nemo_sdg.loop
 from nemo_sdg.config import RunConfig, Topology, load
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.console import Console
 from nemo_sdg.parallel import device, mesh
 from nemo_sdg.parallel.launch import die_with_parent, launch
@@ -33,7 +34,7 @@ def settings(*words: str) -> RunConfig:
     """The tiny recipe's first round without training: 48 responses in 6 groups."""
     given = [f"data.prompts_per_round={PROMPTS}", f"generate.samples={SAMPLES}", f"generate.group_size={GROUP}"]
     given += ["generate.max_tokens=16", "generate.slots=8", "run.rounds=1", "run.timeout_s=30"]
-    given += ["sft.enabled=false", "reward.enabled=false", "evaluate.exact_match=null", "evaluate.helpsteer2=null"]
+    given += ["sft.enabled=false", "reward.enabled=false", *(f"evaluate.{name}=null" for name in FILES)]
     return load("tiny", [*given, *words])
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from rounds import ALONE
 
 from nemo_sdg.config import ATTRIBUTES, RunConfig, load
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.console import Console
 from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.errors import RowError
-from nemo_sdg.evaluation import page, report
+from nemo_sdg.evaluation import report
+from nemo_sdg.evaluation.report import page
 from nemo_sdg.records import Prompt, Response, Scored
 from nemo_sdg.stages import assemble, groups, prompts, select
 from nemo_sdg.stages.context import Context
@@ -35,7 +37,7 @@ def inputs(folder: Path, count: int = 4) -> Path:
 def settings(folder: Path) -> RunConfig:
     words = [f"models.{name}=nowhere" for name in ("base", "instruct", "reward")]
     words += [f"data.prompts={folder}/prompts.jsonl", f"data.helpsteer2={folder}/rated.jsonl", "run.rounds=1"]
-    words += ["evaluate.exact_match=null", "evaluate.helpsteer2=null", "data.prompts_per_round=null"]
+    words += [*(f"evaluate.{name}=null" for name in FILES), "data.prompts_per_round=null"]
     return load("tiny", [*words, "generate.group_size=2", f"generate.samples={SAMPLES}", "reward.enabled=false"])
 
 

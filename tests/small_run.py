@@ -27,7 +27,7 @@ from nemo_sdg.store import Run as RunFolder
 
 
 def make_inputs(root: Path) -> Path:
-    """Three model folders and four files of rows under `root`."""
+    """Three model folders and five files of rows under `root`."""
     tokenizer = make_tokenizer(root / "t.model")
     for name, reward, seed in (("base", False, 0), ("instruct", False, 1), ("reward", True, 2)):
         make_folder(root / name, small_shape(), tokenizer, reward=reward, seed=seed)
@@ -37,6 +37,8 @@ def make_inputs(root: Path) -> Path:
 
     write("prompts.jsonl", [{"id": f"p{i}", "prompt": f"{'abcd'[i % 4]}{i}"} for i in range(24)])
     write("held.jsonl", [{"id": f"h{i}", "prompt": f"z{i}", "answer": "1"} for i in range(6)])
+    pairs = [("hep-go", "ok", "okok"), ("donotanswer", "okokok", "ok"), ("mt-bench-easy", "ok", "okok")]
+    write("pairs.jsonl", [{"prompt": "q", "chosen": a, "rejected": b, "subset": subset} for subset, a, b in pairs])
     for name, first in (("ratings.jsonl", 100), ("held_ratings.jsonl", 200)):
         values = {"correctness": 2, "coherence": 3, "complexity": 1, "verbosity": 1}
         write(
@@ -59,7 +61,10 @@ def small_config(root: Path, **run: object) -> RunConfig:
         data=Data(prompts=f"{root}/prompts.jsonl", prompts_per_round=12, helpsteer2=f"{root}/ratings.jsonl"),
         sft=Training(**training, learning_rate=1e-3),
         reward=RewardTraining(**training, learning_rate=1e-3, start_from="latest"),
-        evaluate=Evaluate(exact_match=f"{root}/held.jsonl", helpsteer2=f"{root}/held_ratings.jsonl", max_tokens=8),
+        evaluate=Evaluate(
+            exact_match=f"{root}/held.jsonl", helpsteer2=f"{root}/held_ratings.jsonl", win_rate=f"{root}/held.jsonl",
+            rewardbench=f"{root}/pairs.jsonl", max_tokens=8,
+        ),
         run=Run(**{"name": "small", "rounds": 2, "timeout_s": 60, "threads": 1, **run}),
     )
 

@@ -133,6 +133,7 @@ def test_every_numeric_setting_has_a_rule():
     from nemo_sdg.config.checks import RULES
 
     free = ("select.minimum", "select.maximum", "select.weights", "select.minimum_scalar", "reward.outputs")
+    free += ("evaluate.weights",)
     numeric = [
         key
         for key, value in config.flatten(RunConfig()).items()

@@ -20,7 +20,7 @@ from synthesis_world import reply
 
 from nemo_sdg import fork, loop, tracing
 from nemo_sdg import plan as planning
-from nemo_sdg.config import Judge, Revise, RewardTraining, RunConfig, Select, Synthesis, Topology, Training, identity
+from nemo_sdg.config import Evaluate, Judge, Revise, RewardTraining, RunConfig, Select, Synthesis, Topology, Training, identity
 from nemo_sdg.console import Console
 from nemo_sdg.evaluation import report
 from nemo_sdg.records import Decision
@@ -204,7 +204,7 @@ def local(inputs: Path) -> RunConfig:
     """Prompts of the user's own that carry checks, and the base model as the judge: it says neither yes nor no."""
     config = dataclasses.replace(small_config(inputs, rounds=1), sft=Training(enabled=False), reward=RewardTraining(enabled=False))
     config.models.dtype, config.models.judge, config.judge = "fp64", f"{inputs}/base", Judge(max_tokens=4)
-    config.evaluate.exact_match = config.evaluate.helpsteer2 = None
+    config.evaluate = Evaluate()
     config.data.prompts_per_round = 6
     config.select, config.revise = Select(minimum={}, unique=False), Revise()
     brief = brief_file(inputs, "en")

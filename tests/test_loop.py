@@ -163,3 +163,6 @@ def test_evaluation_before_stands_in_every_round(finished):
     rounds = [json.loads((finished / f"round-{r}" / "evaluation.json").read_text()) for r in (0, 1)]
     assert rounds[0]["before"] == rounds[1]["before"]
     assert rounds[0]["policy"]["n"] == 6 and rounds[0]["reward"]["helpfulness"]["n"] == 12
+    for found in rounds:
+        assert found["win_rate"]["n"] == 6 and set(found["drift"]) == set(found["reward"])
+        assert set(found["rewardbench"]["subsets"]) == {"hep-go", "donotanswer", "mt-bench-easy"}

@@ -54,20 +54,22 @@ def test_counts_are_those_of_the_model_that_is_built(tp, pp, reward):
 
 def shown(*words: str, files: bool = False, world: int | None = None) -> str:
     stream = io.StringIO()
-    plan.make(load(words[0], list(words[1:])), files=files, world=world).show(Console(stream))
+    plan.make(load(words[0], list(words[1:])), files=files, world=world).show(Console(stream), details=True)
     return stream.getvalue()
 
 
 def test_memory_of_a_340b_rank():
     text = shown("nemotron4_340b")
     assert "96 = tp 8 x pp 12 x dp 1, bf16" in text and "341,029,195,776" in text
-    lines = [line.split() for line in text.splitlines() if line.startswith("  train sft  ") and "GiB" in line]
+    (summary, *lines) = [line.split() for line in text.splitlines() if line.startswith("  train sft  ") and "GiB" in line]
     assert [line[2] for line in lines] == ["0", "1", "11"] and lines[1][3:5] == ["to", "10"]
     # 2 bytes of weight; 4 of gradient, 4 of master weight and 8 of moments
     first = rank_parameters(sizes()["nemotron4_340b"], 8, 8, first=True, last=False)
     assert f"{first:,}" in lines[0]
     assert f"{bytes_text(2 * first)}  {bytes_text(16 * first)}" in text
-    assert f"{bytes_text(18 * first)} to train" in text
+    stage = plan.make(load("nemotron4_340b"), files=False).fits["train sft"][0]
+    assert (stage.weights, stage.gradients, stage.optimizer) == (2 * first, 4 * first, 12 * first)
+    assert f"{bytes_text(stage.total)} to train" in text and " ".join(summary[-2:]) == bytes_text(stage.total)
 
 
 def test_replicas_share_the_optimizer_on_gpus():
@@ -111,7 +113,8 @@ def test_placement_decides_what_is_in_memory_at_once(placement):
     words = ["topology.tp=8", f"models.placement={placement}", "sft.enabled=false", "reward.enabled=false"]
     made = plan.make(load("nemotron4_15b", words), world=16, files=False)
     (generate,), (score,) = (phases(made)[role].stages for role in ("generate", "score"))
-    each = [generate.weights + generate.kv_cache, score.weights]
+    each = [generate.total, score.total]
+    assert generate.held == generate.weights + generate.kv_cache and score.held == score.weights
     assert made.peak.working == (sum(each) if placement == "together" else max(each)) and made.peak.training == 0
     ranks = {role: list(model.grid.ranks) for role, model in phases(made).items()}
     half = [list(range(8)), list(range(8, 16))]

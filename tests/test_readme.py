@@ -29,7 +29,7 @@ def verb_words(line: str) -> list[str] | None:
 
 def options(verb: str, capsys: pytest.CaptureFixture) -> set[str]:
     assert cli.main([verb, "--help"]) == 0, verb
-    return set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    return set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
 
 
 def test_there_are_commands_to_check():
@@ -55,7 +55,7 @@ def test_settings_in_the_text_exist():
     keys = set(flatten(RunConfig()))
     keys |= {key.rpartition(".")[0] for key in keys}
     named = set(
-        re.findall(r"`((?:models|topology|generate|score|judge|select|revise|data|sft|reward|preference|evaluate|budget|run)\.[a-z0-9_.]+)", README)
+        re.findall(r"`((?:models|topology|generate|score|judge|select|revise|data|sft|reward|preference|evaluate|budget|keep|hardware|expect|run)\.[a-z0-9_.]+)", README)
     )
     for key in named:
         assert key in keys or key.endswith((".yaml", ".jsonl")), key
@@ -69,7 +69,7 @@ def test_make_targets_exist():
 
 
 def test_paths_in_the_text_exist():
-    for path in re.findall(r"(?<![\w/])(examples/[\w/]+(?:\.py)?|recipes/)", README):
+    for path in re.findall(r"(?<![\w/])(examples/[\w/]+(?:\.(?:py|md|jsonl|sbatch|sh))?|recipes/)", README):
         assert (ROOT / path).exists(), path
 
 

@@ -29,7 +29,8 @@ FLOORS = (
     ("serve",),
     ("loop", "plan"),
     ("dry_run",),
-    ("verbs", "file_verbs", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing"),
+    ("verbs", "file_verbs", "evaluate_verb", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing",
+     "clean", "calibrate"),
     ("cli",),
     ("__main__",),
 )
@@ -40,8 +41,9 @@ LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")
 LIGHT += ("serve.command", "serve.launch", "serve.protocol", "serve.replies", "serve.text", "serve.desk")
 LIGHT += ("checkpoints.nemo2", "checkpoints.convert", "checkpoints.verify", "checkpoints.tar", "folder_verbs", "select_verb")
-LIGHT += ("stages.examples", "stages.shapes", "stages.card", "tracing")
-STAGES = ("start", "prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate")
+LIGHT += ("evaluate_verb", "evaluation.files", "evaluation.rewardbench", "evaluation.instructions", "evaluation.tables")
+LIGHT += ("evaluation.report", "evaluation.report.page", "stages.examples", "stages.shapes", "stages.card", "tracing", "clean")
+STAGES = ("start", "prompts", "generate", "score", "judge", "select", "revise", "compare", "assemble", "train", "evaluate", "ablate")
 HEAVY = ("torch", "megatron", "nemo", "lightning", "pytorch_lightning")
 
 

@@ -21,9 +21,10 @@ from small_run import make_inputs, row_files, small_config
 import nemo_sdg.loop
 from nemo_sdg import fork, tracing
 from nemo_sdg.config import (
-    Budget, Revise, RewardTraining, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
+    Budget, Evaluate, Revise, RewardTraining, RunConfig, Select, Topology, Training, dataset_settings, identity, to_yaml
 )  # fmt: skip
 from nemo_sdg.config import Run as RunSettings
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.console import Console
 from nemo_sdg.engine import residents
 from nemo_sdg.errors import UserError
@@ -51,7 +52,7 @@ def settings(inputs: Path, target: int | None = TARGET, **select) -> RunConfig:
     off = {"sft": Training(enabled=False), "reward": RewardTraining(enabled=False)}
     config = dataclasses.replace(small_config(inputs, rounds=1), **off)
     config.data.prompts_per_round, config.models.dtype = 6, "fp64"
-    config.evaluate.exact_match = config.evaluate.helpsteer2 = None
+    config.evaluate = Evaluate()
     config.select = Select(**{"minimum": {"helpfulness": 0.0}, "unique": False, "target": target, **select})
     config.revise = Revise(passes=1, margin=0.5, request="{{ prompt }}")
     return config
@@ -321,6 +322,17 @@ def test_what_a_change_leaves(finished, words, reused):
     assert {step.name for step in steps if step.reused} - {"evaluation.json"} == reused
 
 
+@pytest.mark.parametrize(
+    ("word", "reused"),
+    [("models.instruct=x", False), ("models.reward=x", False), ("score.backend=hf", False), ("data.licence=mit", True)],
+)
+def test_figures_of_other_models_are_not_taken_over(finished, word, reused):
+    """Nothing is trained here, so that the models of before are those that are measured."""
+    before = fork.from_yaml(finished[0] / "run.yaml")
+    steps = fork.plan(finished[0], before, fork.load(str(finished[0] / "run.yaml"), [word]))
+    assert {step.reused for step in steps if step.name == "evaluation.json"} == {reused}
+
+
 TRAINED = {"policy", "reward", "evaluation.json"}
 
 
@@ -333,6 +345,8 @@ TRAINED = {"policy", "reward", "evaluation.json"}
         ("data.labelled={x: 1}", {"datasets", "reward", "evaluation.json"}, None),
         ("data.validation_share=0.5", {"datasets", *TRAINED}, None),
         ("evaluate.exact_match=x", {"datasets", *TRAINED}, None),
+        ("evaluate.win_rate=x", {"datasets", *TRAINED}, None),
+        ("evaluate.weights={helpfulness: 1}", {"evaluation.json"}, {"evaluation.json"}),
         ("sft.steps=9", {"policy", "evaluation.json"}, None),
         ("models.base=x", TRAINED, None),
         ("select.unique=true", {"decisions", "datasets", *TRAINED}, None),
@@ -399,14 +413,15 @@ def test_a_step_towards_the_policy_is_taken_over_under_its_new_name(
 
 def test_the_datasets_are_named_by_what_stands_in_them_and_in_their_card():
     config = fork.load("tiny")
-    apart = {"models.base", "evaluate.max_tokens", *(key for key, _ in leaves() if key.startswith(("sft.", "reward.")))}
+    measured = {key for key, _ in leaves() if key.startswith("evaluate.")} - {f"evaluate.{name}" for name in FILES}
+    apart = {"models.base", *measured, *(key for key, _ in leaves() if key.startswith(("sft.", "reward.")))}
     pairs = ("judge", "margin", "per_prompt", "selected")
     apart |= {key for key, _ in leaves() if key.startswith("preference.") and not key.endswith(pairs)}
     apart.remove("reward.outputs")  # which score stands where in a row
     for key, _ in leaves():
         if identity(changed(config, key)) != identity(config):
             differs = [dataset_settings(changed(config, key), n) != dataset_settings(config, n) for n in (0, 1)]
-            assert differs == [key not in apart, key != "evaluate.max_tokens"], key
+            assert differs == [key not in apart, key not in measured], key
 
 
 def test_revisions_depend_on_the_limits_and_waves_do_not(finished):

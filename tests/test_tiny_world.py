@@ -153,7 +153,7 @@ def test_train_and_held_out_share_no_prompt():
         return {task for name in names for row in rows(name) for task in world.asked(row["prompt"])}
 
     train = asked_in("prompts.jsonl", "helpsteer2_train.jsonl")
-    held_out = asked_in("heldout.jsonl", "helpsteer2_validation.jsonl", "rewardbench.jsonl")
+    held_out = asked_in("heldout.jsonl", "helpsteer2_validation.jsonl", "rewardbench.jsonl", "instructions.jsonl")
     assert not train & held_out
     assert not any(task.held_out for task in train) and all(task.held_out for task in held_out)
     # The order of the numbers makes no other task.

@@ -78,6 +78,8 @@ def test_the_wheel_has_one_top_level_name_and_carries_its_data_inside(wheel: Pat
         tracked = [f.relative_to(REPOSITORY) for f in (REPOSITORY / folder).rglob("*") if f.is_file()]
         missing = [f for f in tracked if not skipped(f) and f"nemo_sdg/_data/{f}" not in names]
         assert tracked and not missing, missing[:5]
+    parts = {f"nemo_sdg/{f.relative_to(REPOSITORY / 'nemo_sdg')}" for kind in ("css", "html", "js") for f in (REPOSITORY / "nemo_sdg").rglob(f"*.{kind}")}
+    assert {Path(name).name for name in parts} >= {"page.css", "selection.js"} and parts <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc") or ".hypothesis" in name]
 
 
@@ -105,3 +107,5 @@ def test_the_installed_package_runs_the_tiny_world_in_an_empty_folder(site: Path
     call(sys.executable, *words, cwd=tmp_path, PYTHONPATH=str(site))
     assert (tmp_path / "demo/round-0/evaluation.json").is_file() and (tmp_path / "demo/run.yaml").is_file()
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo"]
+    call(sys.executable, "-m", "nemo_sdg", "report", "demo", cwd=tmp_path, PYTHONPATH=str(site))
+    assert "Selection.decide" in (tmp_path / "demo/report.html").read_text()

@@ -5,6 +5,7 @@
     helpsteer2_train.jsonl        rated responses, training    the schema of nvidia/HelpSteer2
     helpsteer2_validation.jsonl   rated responses, held out    the same
     rewardbench.jsonl             pairs, held out              the schema of allenai/reward-bench
+    instructions.jsonl            held-out prompts             {"id", "prompt", "checks"}
 
 No prompt stands in two files, and a held-out file holds tasks of the held-out part only.
 """
@@ -20,7 +21,7 @@ from pupils import PUPILS, respond
 from ratings import attributes
 from world import REFUSAL, TURN, Task, tasks
 
-PROMPTS, HELD_OUT = 2048, 400
+PROMPTS, HELD_OUT, INSTRUCTIONS = 2048, 400, 60
 RATED, RATED_HELD_OUT = 1500, 300
 """Prompts of the HelpSteer2-like files; each has two rows."""
 MULTI_TURN = 0.2
@@ -96,10 +97,28 @@ def bench_rows(rng: random.Random, drawn: list[Task]) -> list[dict[str, Any]]:
     return rows
 
 
+def instruction_rows(parts: list[Task]) -> list[dict[str, Any]]:
+    """Tasks that call for no working, with two things that a program sees of a response: the right word, and no other."""
+    rows = []
+    for number, task in enumerate(parts):
+        specs = {
+            "says the answer": {"kind": "include", "texts": [task.answer]},
+            "says nothing else": {"kind": "words", "relation": "at_most", "count": 1},
+        }
+        checks = [
+            {"line": line, "reason": f"instruction not followed: {line}", "wanted": True, "spec": spec}
+            for line, spec in specs.items()
+        ]
+        rows.append({"id": f"instruction-{number:04}", "prompt": task.prompt, "checks": checks})
+    return rows
+
+
 def files() -> dict[str, list[dict[str, Any]]]:
     """The rows of every data file, by its name."""
     train = tasks(1, PROMPTS + RATED + 500)
-    held_out = tasks(2, HELD_OUT + RATED_HELD_OUT + 1000, held_out=True)
+    enough = HELD_OUT + RATED_HELD_OUT + 1000
+    held_out = tasks(2, enough + 2 * INSTRUCTIONS, held_out=True)
+    held_out, more = held_out[:enough], held_out[enough:]
     prompts, rated, spare = train[:PROMPTS], train[PROMPTS : PROMPTS + RATED], train[PROMPTS + RATED :]
     asked, rated_held_out = held_out[:HELD_OUT], held_out[HELD_OUT : HELD_OUT + RATED_HELD_OUT]
     rest = held_out[HELD_OUT + RATED_HELD_OUT :]
@@ -111,6 +130,7 @@ def files() -> dict[str, list[dict[str, Any]]]:
         "helpsteer2_train.jsonl": rated_rows(random.Random("rated train"), rated, spare),
         "helpsteer2_validation.jsonl": rated_rows(random.Random("rated held out"), rated_held_out, rest[:100]),
         "rewardbench.jsonl": bench_rows(random.Random("rewardbench"), rest[100:]),
+        "instructions.jsonl": instruction_rows([task for task in more if task.kind in STRINGS[1:]][:INSTRUCTIONS]),
     }
 
 

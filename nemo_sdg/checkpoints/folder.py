@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from nemo_sdg.checkpoints import hf, nemo2, release
+from nemo_sdg.checkpoints import hf, nemo2, release, retired
 from nemo_sdg.checkpoints.description import CONFIG, read_tokenizer
 from nemo_sdg.checkpoints.files import Files
 from nemo_sdg.checkpoints.tar import TarFiles
@@ -19,7 +19,7 @@ from nemo_sdg.resources import resolve
 
 _DIGEST_ENDS = 1 << 16
 _WAY_OUT = "give a Nemotron checkpoint: a released folder, a Hugging Face folder, a NeMo 2 folder or a .nemo file"
-FORMATS = (nemo2, release, hf)
+FORMATS = (retired, nemo2, release, hf)
 """Modules with `recognise(files)` and `read(files)`, in the order in which they are asked."""
 
 
@@ -100,12 +100,12 @@ class ModelFolder:
 
         Whole files would be 682 GB at 340B; training changes every one of them at both ends.
         """
-        return self._digest(self.tokenizer)
+        return retired.digest(self.path, "digest") or self._digest(self.tokenizer)
 
     @cached_property
     def weights_digest(self) -> str:
         """As `digest`, without the tokenizer."""
-        return self._digest(b"")
+        return retired.digest(self.path, "weights_digest") or self._digest(b"")
 
     def _digest(self, tokenizer: bytes) -> str:
         whole = hashlib.sha256(repr(self.shape).encode() + tokenizer)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nemo_sdg.checkpoints.tensors import ITEM_BYTES, Piece
 from nemo_sdg.errors import CheckpointError
+from nemo_sdg.store.seals import CLEANED
 
 if TYPE_CHECKING:
     from nemo_sdg.checkpoints.folder import ModelFolder
@@ -53,6 +54,11 @@ def any_weights(folder: ModelFolder) -> bool:
 
 def check_size(file: Path, size: int | None, exact: int | None, at_least: int) -> None:
     """Raises CheckpointError unless a file of weights is there and has its size."""
+    if size is None and any((folder / CLEANED).is_file() for folder in (file.parent, file.parent.parent)):
+        raise CheckpointError(
+            "the weights were deleted by `nemo-sdg clean`, or by keep.*", where=file.parent, found="what the model was, in "
+            f"{CLEANED}", expected="its weights", way_out="take the model of a later round, or train this one again in a new run",
+        )  # fmt: skip
     if size is None or (size != exact if exact is not None else size < at_least):
         expected = f"{exact} bytes" if exact is not None else f"at least {at_least} bytes"
         raise CheckpointError(

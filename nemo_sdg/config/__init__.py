@@ -2,7 +2,10 @@
 allowed (checks), and how they are written and named (values)."""
 
 from nemo_sdg.config.checks import validate, validate_training
+from nemo_sdg.config.evaluating import Evaluate
 from nemo_sdg.config.loading import from_yaml, load, load_recipe, override, read_mapping
+from nemo_sdg.config.hardware import Expect, Hardware
+from nemo_sdg.config.keeping import Keep
 from nemo_sdg.config.lora import Lora
 from nemo_sdg.config.recipes import Recipe, rule_digests
 from nemo_sdg.config.rewarding import RewardTraining
@@ -10,7 +13,6 @@ from nemo_sdg.config.selection import ATTRIBUTES, MISSING, OUTPUTS, Budget, Revi
 from nemo_sdg.config.settings import (
     Data,
     Endpoint,
-    Evaluate,
     Generate,
     Judge,
     Models,
@@ -35,8 +37,11 @@ __all__ = [
     "Data",
     "Endpoint",
     "Evaluate",
+    "Expect",
     "Generate",
+    "Hardware",
     "Judge",
+    "Keep",
     "Lora",
     "Models",
     "PhaseTopology",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 from nemo_sdg.config.endpoints import check_endpoint, check_others
+from nemo_sdg.config.evaluating import RULES as EVALUATING, check_evaluate
+from nemo_sdg.config.hardware import RULES as HARDWARE
 from nemo_sdg.config.judging import check_judge
+from nemo_sdg.config.keeping import RULES as KEEPING
 from nemo_sdg.config.lessons import check_lessons
 from nemo_sdg.config.lora import TARGETS
 from nemo_sdg.config.preferring import check_preference
@@ -14,6 +17,7 @@ from nemo_sdg.config.rewarding import OBJECTIVES
 from nemo_sdg.config.selection import ATTRIBUTES
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.starting import check_start
+from nemo_sdg.config.stopping import STOPPING
 from nemo_sdg.config.synthesis import PROMPT_KINDS, Synthesis
 from nemo_sdg.config.training import Training
 from nemo_sdg.config.values import flatten, nearest
@@ -117,12 +121,13 @@ RULES: dict[str, Rule] = {
     "data.synthesis.turns": _AT_LEAST_1,
     "data.synthesis.piece_words": _AT_LEAST_1,
     "data.synthesis.max_tokens": _AT_LEAST_1,
-    "evaluate.max_tokens": _AT_LEAST_1,
+    **EVALUATING,
     "reward.objective": _one_of(*OBJECTIVES),
     "run.rounds": _AT_LEAST_1,
     "run.seed": _AT_LEAST_0,
     "run.timeout_s": _AT_LEAST_1,
     "run.threads": _AT_LEAST_1,
+    **STOPPING,
     "run.wandb": ("a name", lambda x: bool(x.strip())),
     **{f"{kind}.{key}": rule for kind in ("sft", "reward", "preference") for key, rule in _TRAINING.items()},
     "reward.start_from": _one_of("base", "latest", "policy"),
@@ -132,6 +137,8 @@ RULES: dict[str, Rule] = {
     "preference.eta": ("a number above 0", lambda x: x > 0),
     "preference.sft_weight": _AT_LEAST_0,
     "preference.iterations": _AT_LEAST_1,
+    **HARDWARE,
+    **KEEPING,
 }
 
 
@@ -158,6 +165,7 @@ def validate(config: RunConfig) -> RunConfig:
     check_judge(config)
     check_start(config)
     check_preference(config)
+    check_evaluate(config.evaluate, config.sft.enabled)
     if config.topology.sequence_parallel and config.topology.tp == 1:
         raise ConfigError(
             "there is nothing to shard over with one tensor-parallel rank",
@@ -199,16 +207,8 @@ def _hold(values: dict[str, Any]) -> None:
 def _select(config: RunConfig) -> None:
     select = config.select
     for group in ("minimum", "maximum", "weights"):
-        known = dict.fromkeys((*ATTRIBUTES, *config.reward.outputs))
-        for name in getattr(select, group):
-            if name not in known:
-                raise ConfigError(
-                    "unknown attribute",
-                    where=f"select.{group}.{name}",
-                    found=name,
-                    expected="one of " + ", ".join(known),
-                    way_out=f"the nearest is {nearest(name, known)}; a label of your own stands in reward.outputs",
-                )
+        _attributes(config, f"select.{group}", getattr(select, group))
+    _attributes(config, "evaluate.weights", config.evaluate.weights)
     for name, low in select.minimum.items():
         if low > select.maximum.get(name, math.inf):
             raise ConfigError(
@@ -228,8 +228,21 @@ def _select(config: RunConfig) -> None:
             "there is nothing to copy from", where="select.maximum_copies", found=select.maximum_copies,
             expected="null without select.likeness", way_out="set select.likeness to a file of your own rows",
         )  # fmt: skip
-    if not select.weights:
-        raise ConfigError("without weights there is no scalar", where="select.weights", expected="at least one weight")
+    for group in ("select", "evaluate"):
+        if not getattr(config, group).weights:
+            where = f"{group}.weights"
+            raise ConfigError("without weights there is no scalar", where=where, expected="at least one weight")
+
+
+def _attributes(config: RunConfig, where: str, named: Mapping[str, float]) -> None:
+    known = dict.fromkeys((*ATTRIBUTES, *config.reward.outputs))
+    for name in named:
+        if name not in known:
+            way_out = f"the nearest is {nearest(name, known)}; a label of your own stands in reward.outputs"
+            raise ConfigError(
+                "unknown attribute", where=f"{where}.{name}", found=name, expected="one of " + ", ".join(known),
+                way_out=way_out,
+            )  # fmt: skip
 
 
 def _weights(config: RunConfig) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
+from nemo_sdg.config.evaluating import Evaluate
+from nemo_sdg.config.hardware import Expect, Hardware
+from nemo_sdg.config.keeping import Keep
 from nemo_sdg.config.rewarding import RewardTraining
 from nemo_sdg.config.selection import Budget, Revise, Select
 from nemo_sdg.config.synthesis import Synthesis
@@ -180,16 +183,6 @@ class Data:
 
 
 @dataclass(kw_only=True)
-class Evaluate:
-    exact_match: Optional[str] = None
-    """Held-out prompts with their right answers: {"id", "prompt", "answer"} rows."""
-    helpsteer2: Optional[str] = None
-    """Held-out rows in HelpSteer2's schema: agreement of the reward model with people."""
-    max_tokens: int = 512
-    """Tokens per held-out answer at most (greedy)."""
-
-
-@dataclass(kw_only=True)
 class Run:
     name: str = "run"
     """Name of the recipe."""
@@ -199,6 +192,8 @@ class Run:
     """Seed of everything random in the run."""
     timeout_s: int = 600
     """Seconds that a collective operation waits for a missing rank."""
+    stop_after: Optional[str] = None
+    """End by itself so long after the job has begun, between two units of work, with status 75; for example 3h50m."""
     threads: Optional[int] = None
     """CPU threads per rank; null shares the cores of the machine among its ranks."""
     tensorboard: bool = False
@@ -224,4 +219,7 @@ class RunConfig:
     preference: Preference = field(default_factory=Preference)
     evaluate: Evaluate = field(default_factory=Evaluate)
     budget: Budget = field(default_factory=Budget)
+    keep: Keep = field(default_factory=Keep)
+    hardware: Hardware = field(default_factory=Hardware)
+    expect: Expect = field(default_factory=Expect)
     run: Run = field(default_factory=Run)

@@ -15,7 +15,7 @@ from nemo_sdg.config.selection import OUTPUTS
 from nemo_sdg.config.settings import RunConfig
 from nemo_sdg.config.training import TUNING
 
-_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.threads", "run.rounds", "run.strict", "run.tensorboard", "run.wandb")
+_NOT_IDENTITY = ("topology.", "run.timeout_s", "run.stop_after", "run.threads", "run.rounds", "run.strict", "run.tensorboard", "run.wandb")
 _NOT_IDENTITY += ("generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape")
 _NOT_IDENTITY += ("models.placement", "generate.topology.", "score.topology.", "score.pack_tokens")
 _NOT_IDENTITY += tuple(
@@ -25,8 +25,12 @@ _NOT_IDENTITY += tuple(
 _NOT_IDENTITY += tuple(
     f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")
 )
-_NOT_IDENTITY += ("budget.",)
+_NOT_IDENTITY += ("budget.", "keep.", "hardware.", "expect.", "evaluate.ablation")
 """Keys that may change when a run is continued: where, how fast and how far it runs, not what its rows are."""
+_MEASURING = ("evaluate.max_tokens", "evaluate.weights.", "evaluate.drift_")
+"""Keys that say how held-out rows are measured, not which prompts are held out."""
+_GATES = ("evaluate.gate_",)
+"""Keys that say which models an earlier round has handed on."""
 _TRAINING = ("models.base", "sft.", "reward.", *(f"preference.{key}" for key in TUNING))
 """Keys that say what is trained in a round, when its datasets are there."""
 
@@ -44,7 +48,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
 def dataset_settings(config: RunConfig, number: int) -> dict[str, Any]:
     """Those of `identity` that the datasets of a round follow from, and that their card tells: of training only what
     made the models that an earlier round has trained."""
-    apart = ("evaluate.max_tokens",) if number else ("evaluate.max_tokens", *_TRAINING)
+    apart = _MEASURING if number else (*_MEASURING, *_GATES, *_TRAINING)
     # Which scores stand in which column; where they are the usual ones the card need not say so.
     kept = () if config.reward.outputs == OUTPUTS else ("reward.outputs.",)
     told = identity(config).items()

@@ -24,7 +24,7 @@ from nemo_sdg.models.nemotron import DTYPES, NemotronModel
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.phases import Phases
 from nemo_sdg.plan import Plan
-from nemo_sdg.plan.memory import ModelPlan, lora_of
+from nemo_sdg.plan.memory import ModelPlan, training_of
 from nemo_sdg.plan.units import bytes_text
 from nemo_sdg.training.forward import interleaved
 
@@ -84,10 +84,10 @@ class Builder:
         if model.role.startswith("train"):  # the others are never saved
             for chunk in chunks:
                 self._check_saved(model, mesh, rank, places, chunk)
-        lora = lora_of(self.config, model.role)
-        if lora.rank is not None:
+        settings = training_of(self.config, model.role)
+        if settings is not None and settings.lora.rank is not None:
             for chunk in chunks:
-                attach(chunk, model.shape, lora, self.config.run.seed, mesh)
+                attach(chunk, model.shape, settings.lora, self.config.run.seed, mesh)
         held = [parameter for chunk in chunks for parameter in chunk.parameters()]
         self._expect(model, rank, "parameters", sum(parameter.numel() for parameter in held), stage.parameters)
         self._expect(model, rank, "bytes of weights", sum(parameter.nbytes for parameter in held), stage.weights)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_SHARE = 32
+SHARED = 32
 """A common beginning of fewer tokens is not worth a segment of its own."""
 
 
@@ -124,13 +124,13 @@ def _cuts(lengths: Sequence[int], common: Sequence[int]) -> list[list[int]]:
         if first == last:
             return
         shallow = min(common[first:last])
-        if shallow - depth >= _SHARE:
+        if shallow - depth >= SHARED:
             for index in range(first, last + 1):
                 cuts[index].append(shallow)
             depth = shallow
         # Every place is looked at once per depth: many conversations may begin with the same system turn.
         for place in range(first, last):
-            if common[place] < depth + _SHARE:
+            if common[place] < depth + SHARED:
                 share(first, place, depth)
                 first = place + 1
         share(first, last, depth)

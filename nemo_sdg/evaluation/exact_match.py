@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nemo_sdg.evaluation.intervals import wilson
 from nemo_sdg.quality.answers import is_right
 
 
 def exact_match(pairs: Iterable[tuple[str, str]]) -> dict[str, float | int | None]:
-    """Share of (response, answer) pairs that are right: {"exact_match": 0 to 1, "n": pairs}; None over no pairs."""
+    """Share of (response, answer) pairs that are right, and its Wilson interval of 95 %.
+
+    Returns:
+        {"exact_match": 0 to 1, "low", "high", "n": pairs}; None over no pairs.
+    """
     outcomes = [is_right(response, answer) for response, answer in pairs]
-    return {"exact_match": sum(outcomes) / len(outcomes) if outcomes else None, "n": len(outcomes)}
+    right, n = sum(outcomes), len(outcomes)
+    low, high = wilson(right, n)
+    return {"exact_match": right / n if n else None, "low": low, "high": high, "n": n}

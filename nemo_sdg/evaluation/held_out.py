@@ -1,69 +1,79 @@
-"""Measures a policy and a reward model on rows that no training has seen.
+"""Asks policies and reward models about held-out rows, every replica its share, and puts the answers together on all ranks.
 
-The policy answers greedily and is right or wrong; the reward model scores rows that carry true attributes.
-Every replica does its share, and every rank returns the whole result.
+A policy answers greedily. What is made of the answers is in `measures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Optional
 
 from nemo_sdg.console import Console
 from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.engine.backends.choosing import Role
 from nemo_sdg.engine.requests import Sampling
-from nemo_sdg.errors import UserError
-from nemo_sdg.evaluation.agreement import agreement
-from nemo_sdg.evaluation.exact_match import exact_match
+from nemo_sdg.parallel import stopping
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.records import Prompt, Response, labelled, read_rows
+from nemo_sdg.parallel.phases import Phase
+from nemo_sdg.records import Prompt, Response, hash_of
+from nemo_sdg.records.fields import Message
+
+Scores = Optional[dict[str, float]]
+"""By attribute; None of a conversation that the model cannot score."""
 
 
-def policy(role: Role, rows: str, mesh: Mesh, console: Console, title: str) -> dict[str, Any]:
-    """Exact match of greedy answers on {"prompt", "answer"} rows: {"exact_match", "n", "faulty"}.
+def answers(role: Role, prompts: Iterable[Prompt], mesh: Mesh, console: Console, title: str) -> dict[str, str]:
+    """What a policy says, by the name of the conversation (`hash_of`); without those that it cannot answer.
 
-    Raises:
-        UserError: no row has a prompt and an answer.
+    A conversation that stands in several files, or several times in one, is asked once.
     """
-    prompts, faults = read_rows(rows, Prompt)
-    asked = [row for row in prompts if isinstance(row.extra.get("answer"), str)]
-    faulty = len(faults) + len(prompts) - len(asked)
-    if not asked:
-        raise UserError(
-            "no held-out row can be used", where=rows, found=f"{faulty} faulty rows", expected='"prompt" and "answer" as text',
-            way_out="correct the file or set evaluate.exact_match=null",
-        )  # fmt: skip
+    asked = [Prompt(name, messages) for name, messages in {hash_of(p.messages): p.messages for p in prompts}.items()]
     mine = asked[mesh.dp_rank :: mesh.dp]
     greedy = Sampling(max_tokens=role.config.evaluate.max_tokens, temperature=0.0)
     with console.progress(title, len(mine)) as progress, closing(role.open(mesh)) as generator:
-        responses = _rows(generator.generate(mine, greedy, 1), mesh, progress.advance)
-    said = {row.prompt_id: row.response for row in responses}
-    # A prompt that got no answer is not right; leaving it out would reward a model for failing.
-    pairs = [(said.get(row.id, ""), row.extra["answer"]) for row in mine]
-    return {**exact_match(_over_replicas(mesh, pairs)), "faulty": faulty}
+        made = _rows(generator.generate(mine, greedy, 1), mesh, progress.advance)
+    return dict(_over_replicas(mesh, [[row.prompt_id, row.response] for row in made]))
 
 
-def reward(role: Role, rows: str, mesh: Mesh, console: Console, title: str) -> dict[str, Any]:
-    """Agreement with the labels of HelpSteer2 rows, the user's own too: {attribute: {"pearson", "spearman", "mae", "n"}}."""
-    judged, _ = read_rows(rows, labelled(role.config.reward.own))
-    # The schema has no id and rows may repeat, so the place in the file names a row here.
-    rows_by_id = {str(i): row for i, row in enumerate(judged) if i % mesh.dp == mesh.dp_rank}
-    mine = [Response(name, name, 0, row.messages, row.response) for name, row in rows_by_id.items()]
-    with console.progress(title, len(mine)) as progress, closing(role.open(mesh)) as scorer:
-        scored = _rows(scorer.score(mine), mesh, progress.advance)
-    scored.sort(key=lambda row: int(row.id))
-    pairs = [(row.scores, rows_by_id[row.id].labels) for row in scored]
-    everywhere = _over_replicas(mesh, pairs)
-    return agreement([predicted for predicted, _ in everywhere], [true for _, true in everywhere])
+def scores(
+    role: Role, groups: Sequence[Sequence[tuple[Sequence[Message], str]]], mesh: Mesh, console: Console, title: str
+) -> list[list[Scores]]:
+    """The scores of groups of conversations, (messages, response) each, in their order; a group is scored together."""
+    shares = [range(len(group) * mesh.dp_rank // mesh.dp, len(group) * (mesh.dp_rank + 1) // mesh.dp) for group in groups]
+    found: list[list[Scores]] = [[None] * len(group) for group in groups]
+    with console.progress(title, sum(map(len, shares))) as progress, closing(role.open(mesh)) as scorer:
+        made = []
+        for number, (group, share) in enumerate(zip(groups, shares)):
+            # The rows of a file may repeat, so the place in it names a row here.
+            rows = [Response(str(i), str(i), 0, tuple(group[i][0]), group[i][1]) for i in share]
+            scored = _rows(scorer.score(rows), mesh, progress.advance) if rows else []
+            made += [[number, int(row.id), row.scores] for row in scored]
+    for number, place, row in _over_replicas(mesh, made):
+        found[number][place] = row
+    return found
+
+
+def on_phase(job: Mesh, place: Phase, work: Callable[[Mesh], Any]) -> Any:
+    """What the ranks of a phase find, on every rank of the job."""
+    found = work(place.mesh) if place.mesh is not None else None
+    job.meet()
+    return job.broadcast_object(found, src=place.grid.first)
+
+
+def asked(role: Role, prompts: Iterable[Prompt], job: Mesh, place: Phase, console: Console, title: str) -> dict[str, str]:
+    """`answers` of the ranks of a phase, on every rank of the job; nobody is loaded where nothing is asked."""
+    prompts = list(prompts)
+    return on_phase(job, place, lambda mesh: answers(role, prompts, mesh, console, title)) if prompts else {}
 
 
 def _rows(made: Iterable[Response | Refusal], mesh: Mesh, advance: Any) -> list[Any]:
     """What was answered or scored; what was refused is left out."""
     rows = []
-    for row in made:
+    for number, row in enumerate(made, start=1):
         mesh.alive()
+        if number % stopping.HEED_EVERY == 0:
+            stopping.heed(mesh)
         advance()
         if not isinstance(row, Refusal):
             rows.append(row)

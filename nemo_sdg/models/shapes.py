@@ -87,13 +87,13 @@ class NemotronShape:
             ("hidden channels", self.hidden_size),
         ):
             if tp < 1 or count % tp:
-                valid = [str(n) for n in range(1, min(count, 128) + 1) if count % n == 0]
+                valid = [n for n in range(1, min(count, 128) + 1) if count % n == 0]
                 raise TopologyError(
                     f"tp does not divide the model's {what}",
                     where=where,
                     found=f"tp {tp} for {count} {what}",
-                    expected=f"one of {', '.join(valid)}",
-                    way_out=setting("tp", where),
+                    expected=f"one of {', '.join(map(str, valid))}",
+                    way_out=setting("tp", where, tp, valid),
                 )
         ends = {"first": first_stage_layers, "last": last_stage_layers}
         stage_layers(self.num_layers, pp, vp=virtual_stages, where=where, **ends)

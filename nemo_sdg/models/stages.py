@@ -6,6 +6,8 @@ transformer_layer.py `get_transformer_layer_offset`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nemo_sdg.config.loading import COMMAND_LINE
 from nemo_sdg.errors import TopologyError
 
@@ -50,13 +52,13 @@ def _counts(num_layers: int, pp: int, first: int | None, last: int | None, where
     """Layers of each pipeline stage."""
     if first is None and last is None:
         if pp < 1 or num_layers % pp:
-            valid = [str(n) for n in range(1, min(num_layers, 128) + 1) if num_layers % n == 0]
+            valid = [n for n in range(1, min(num_layers, 128) + 1) if num_layers % n == 0]
             raise TopologyError(
                 "pp does not divide the model's layers",
                 where=where,
                 found=f"pp {pp} for {num_layers} layers",
-                expected=f"one of {', '.join(valid)}",
-                way_out=_way_out(num_layers, pp, where),
+                expected=f"one of {', '.join(map(str, valid))}",
+                way_out=_way_out(num_layers, pp, where, valid),
             )
         return [num_layers // pp] * pp
     ends = {name: count for name, count in (("first", first), ("last", last)) if count is not None}
@@ -84,21 +86,25 @@ def _counts(num_layers: int, pp: int, first: int | None, last: int | None, where
     return [ends.get("first", middle), *[middle] * (pp - 2), ends.get("last", middle)]
 
 
-def setting(key: str, where: object) -> str:
-    """How a user changes tp or pp: on the command line of a verb without a recipe, there is a flag."""
-    return f"set --{key}" if where == COMMAND_LINE else f"set topology.{key}"
+def setting(key: str, where: object, wanted: int, valid: Sequence[int] = ()) -> str:
+    """How a user changes tp or pp, with the values that are nearest to what was wanted: on the command line of a verb
+    without a recipe, there is a flag."""
+    name, between = (f"--{key}", " ") if where == COMMAND_LINE else (f"topology.{key}", "=")
+    if isinstance(where, str) and where.endswith(".topology"):
+        name = f"{where}.{key}"
+    near = [max((n for n in valid if n < wanted), default=None), min((n for n in valid if n > wanted), default=None)]
+    return "set " + (" or ".join(f"{name}{between}{n}" for n in near if n is not None) or name)
 
 
-def _way_out(num_layers: int, pp: int, where: object) -> str:
+def _way_out(num_layers: int, pp: int, where: object, valid: Sequence[int] = ()) -> str:
     """A cut that works; its end stages hold fewer layers if that can be: they hold the vocabulary too."""
+    nearest = setting("pp", where, pp, valid)
     if where == COMMAND_LINE or not 2 <= pp <= num_layers:
-        return setting("pp", where)
+        return nearest
     middle = -(-num_layers // pp) if pp > 2 else 0
     while (ends := num_layers - middle * (pp - 2)) < 2:
         middle -= 1
-    return (
-        f"set topology.pp, or topology.first_stage_layers={ends // 2} and topology.last_stage_layers={ends - ends // 2}"
-    )
+    return f"{nearest}, or topology.first_stage_layers={ends // 2} and topology.last_stage_layers={ends - ends // 2}"
 
 
 def _listed(counts: list[int]) -> str:

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_sdg.config import Topology
-from nemo_sdg.parallel import device
+from nemo_sdg.parallel import device, interface, stopping
 from nemo_sdg.parallel.rendezvous import fresh_store
 from nemo_sdg.parallel.topology import Grid, data_parallel_size
 from nemo_sdg.parallel.watch import LostPeer
@@ -91,27 +92,44 @@ class Mesh:
             _said_alive = time.monotonic()
             _store().add("nemo_sdg/alive", 1)
 
-    def meet(self) -> None:
+    def meet(self, *, may_stop: bool = True) -> None:
         """A barrier behind work of unknown length: it waits for as long as some rank says that it is alive.
 
         A collective would give up a replica that is only slower than the timeout.
+
+        Args:
+            may_stop: a run that is told to stop ends here too (`parallel.stopping`), where a rank has not come; false in
+                the middle of a unit of work.
         Raises:
             LostPeer: for the timeout nobody has said so, and a rank has not come.
+            Stopped: on all ranks.
         """
         if self.world_size == 1:
             return
         here = f"{self.first}+{self.world_size}"
-        key, last, since = f"nemo_sdg/meet/{here}/{_meetings[here]}", -1, time.monotonic()
+        key = f"nemo_sdg/meet/{here}/{_meetings[here]}"
         _meetings[here] += 1
+        reason = self.arrive(key, *([stopping.known] if may_stop else []))
+        # The first word counts for all: one that sees the last rank come and one that sees a stop must do the same.
+        agreed = json.loads(_store().compare_set(f"{key}/stops", "", json.dumps(reason)))
+        if agreed is not None:
+            raise stopping.stopped(agreed)
+        self.barrier()
+
+    def arrive(self, key: str, leave: Callable[[], str | None] = lambda: None) -> str | None:
+        """Count this rank under `key` and wait for the others; what `leave` says ends the waiting, and is returned."""
+        last, since = -1, time.monotonic()
         arrived = _store().add(key, 1)
         while arrived < self.world_size and time.monotonic() - since < self.timeout_s:
+            if (reason := leave()) is not None:
+                return reason
             time.sleep(0.02 if time.monotonic() - since < 1 else 0.5)
             arrived, now = _store().add(key, 0), _store().add("nemo_sdg/alive", 0)
             if now != last:
                 last, since = now, time.monotonic()
         if arrived < self.world_size:
             raise LostPeer(f"{self.world_size - arrived} of {self.world_size} ranks did not come in {self.timeout_s} s")
-        self.barrier()
+        return None
 
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         """The JSON value that rank `src` holds, on every rank. Ranks never unpickle what another one sends."""
@@ -195,6 +213,7 @@ def join(topology: Topology, timeout_s: float = 600) -> Mesh:
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         rank, world = int(os.environ["RANK"]), world_size()
+        interface.settle()
         alone = world == 1 and "MASTER_ADDR" not in os.environ  # needs no port
         dist.init_process_group(
             "nccl" if device.has_cuda() else "gloo",

@@ -16,9 +16,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
+
 INTERVAL_S = 0.5
 SILENT_S = 2.0
 """A rank that has not counted for so long is gone: the thread needs no more than a moment of a core each time."""
+PATIENCE_S = 5.0
+"""Seconds that the store may take to answer."""
 
 _phases: list[str] = []
 _watch: "_Watch | None" = None
@@ -59,8 +63,25 @@ def watching(rank: int, world: int) -> Iterator[None]:
 
 
 def silent() -> list[tuple[int, str]]:
-    """The ranks that have stopped counting, each with what it did last; takes SILENT_S and a little more."""
+    """The ranks that have stopped counting, each with what it did last; takes SILENT_S and a little more.
+
+    Raises:
+        Unreachable: the store of the job does not answer: its node is gone, or the network to it.
+    """
     return [] if _watch is None else _watch.silent()
+
+
+def end_launcher() -> None:
+    """End torchrun on this node, whose store does not answer: it would wait for it, deaf to its ranks, until TCP gives up
+    (tcp(7): tcp_retries2, 13 to 30 minutes)."""
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        if "TORCHELASTIC_RUN_ID" in os.environ and parent and any("torch" in word for word in parent.cmdline()):
+            parent.kill()
+
+
+class Unreachable(RuntimeError):
+    """The store of the job does not answer."""
 
 
 class LostPeer(RuntimeError):
@@ -79,7 +100,8 @@ def connect() -> Any:
     import torch.distributed as dist
 
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=datetime.timedelta(seconds=5))
+    timeout = datetime.timedelta(seconds=PATIENCE_S)
+    return dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
 def last_told(store: Any, rank: int) -> str:
@@ -117,11 +139,24 @@ class _Watch:
             self.store.set(_key(self.rank), json.dumps([self.count, phase()]))
 
     def end(self) -> None:
-        with self.lock, contextlib.suppress(Exception):
+        if not self.lock.acquire(timeout=PATIENCE_S):
+            return  # the store does not answer
+        with contextlib.suppress(Exception):
             self.over.set()  # behind the lock, so that nothing is told after it
             self.store.set(_key(self.rank), json.dumps([-1, phase()]))
+        self.lock.release()
 
     def silent(self) -> list[tuple[int, str]]:
+        found: list[list[tuple[int, str]]] = []
+        # A store behind a broken network keeps a caller for as long as TCP hopes.
+        asking = threading.Thread(target=lambda: found.append(self._silent()), name="asking", daemon=True)
+        asking.start()
+        asking.join(SILENT_S + PATIENCE_S)
+        if not found:
+            raise Unreachable
+        return found[0]
+
+    def _silent(self) -> list[tuple[int, str]]:
         before = self._all()
         time.sleep(SILENT_S)
         now = self._all()

@@ -24,7 +24,15 @@ from nemo_sdg.quality.text import NOTHING, Tokens, hash64
 from nemo_sdg.records import Scored
 
 SUPERSEDED = "another version of it is better"
+SAME_TEXT = "same text as a better one"
+_ANEW = (SUPERSEDED, SAME_TEXT, "below percentile ", "not among the best ", "beyond the target of ")
 _PASSED = -1
+
+
+def decided_anew(reason: str | None) -> bool:
+    """Whether a row was dropped beside others, by what is known of each row in numbers: that it would be again with other
+    settings follows from these alone."""
+    return reason is not None and reason.startswith(_ANEW)
 
 
 class Among:
@@ -164,7 +172,7 @@ class Among:
         for row, prompt, text in zip(best_first, prompt_of.reshape(-1), text_of.reshape(-1)):
             reason = None
             if settings.unique and seen[text]:
-                reason = "same text as a better one"
+                reason = SAME_TEXT
             elif self.near_duplicates is not None and (other := self.near_duplicates.like(int(row))) is not None:
                 reason = "near duplicate of a better one"
                 self._better[int(row)] = other

@@ -20,6 +20,7 @@ from typing import Any
 
 from nemo_sdg.config import RunConfig, dataset_settings, fingerprint
 from nemo_sdg.errors import UserError
+from nemo_sdg.parallel import stopping
 from nemo_sdg.records import Decision, Fault
 from nemo_sdg.stages import card, examples, shapes
 from nemo_sdg.stages.joining import Joined
@@ -53,7 +54,7 @@ def run(context: Context) -> dict:
 def _write(context: Context) -> dict:
     final, config = context.folder / "datasets", context.config
     decisions = StageStore.finished(context.folder / "decisions")
-    files = [*examples.paths(config.data), config.evaluate.exact_match, config.evaluate.helpsteer2]
+    files = [*examples.paths(config.data), *config.evaluate.files.values()]
     compared, said = examples.verdicts(config, context.folder)
     inputs = [decisions.digest, *said, *(file and rows_digest(file) for file in files)]
     settings = fingerprint(dataset_settings(config, context.round))
@@ -67,6 +68,7 @@ def _write(context: Context) -> dict:
         schemas = {kind: shapes.schema(kind, config.reward.own) for kind in CONFIGS}
         maker = Maker(config, compared)
         for kind, made in _everything(maker, config, decisions, facts):
+            stopping.heed()  # the datasets are one unit: nothing of them is kept
             tally.add(kind, made)
             if isinstance(made, Fault):
                 folder.add_line("faulty.jsonl", made.to_row())

@@ -16,6 +16,7 @@ from nemo_sdg.config import PAIRS, RunConfig
 from nemo_sdg.quality.pairs import INCONSISTENT, LLM, SILENT, TIE as NEITHER, Compared, candidates, name_of
 from nemo_sdg.config.judging import compares
 from nemo_sdg.errors import ConfigError
+from nemo_sdg.parallel import stopping
 from nemo_sdg.records import Decision
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.joining import Joined
@@ -77,6 +78,7 @@ def _write(context: Context, couples: _Couples, comparison: Comparison, inquiry:
         said = {name: comparison.answered(answer) for name, answer in inquiry.answers(group).items()}
         rows = [{**_verdict(one, said), "provenance": inquiry.identity} for one in walk(group)]
         store.commit(group, rows)
+        stopping.heed()
     reasons = Counter(row["reason"] for row in store.committed())
     kept = reasons.pop(None, 0)
     counts = {"rows_in": sum(couples.counts.values()), "kept": kept, "dropped": dict(reasons.most_common())}

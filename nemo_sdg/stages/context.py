@@ -18,6 +18,7 @@ from nemo_sdg.parallel.phases import Phase, Phases
 from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.store.waves import START, Part
 from nemo_sdg.store import Run
+from nemo_sdg.store.fits import goes_on
 from nemo_sdg.store.spent import Spent
 
 if TYPE_CHECKING:
@@ -114,11 +115,10 @@ class Context:
         return self.trained(kind, self.round - 1) or self._start(kind)
 
     def trained(self, kind: str, last: int) -> Path | None:
-        """The policy or reward folder of the latest round up to `last` that has trained one."""
+        """The policy or reward folder of the latest round up to `last` that has trained one which may go on."""
 
         def latest() -> int | None:
-            rounds = range(last, -1, -1)
-            return next((number for number in rounds if (self.run.round(number) / kind).is_dir()), None)
+            return next((number for number in range(last, -1, -1) if goes_on(self.run.round(number), kind)), None)
 
         number = self.on_writer(latest)
         return None if number is None else self.run.round(number) / kind

@@ -14,13 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import ATTRIBUTES, MISSING, Data, Evaluate, RunConfig
+from nemo_sdg.config import ATTRIBUTES, MISSING, Data, RunConfig
 from nemo_sdg.errors import RowError
 from nemo_sdg.config.judging import compares
+from nemo_sdg.evaluation.files import conversations
 from nemo_sdg.quality.pairs import Compared, pairs_of
 from nemo_sdg.quality.rules import may_teach
-from nemo_sdg.records import Decision, Dialogue, Fault, Labelled, Pair, Prompt
-from nemo_sdg.records import each_row, hash_of, labelled, read_rows, shortest_float32
+from nemo_sdg.records import Decision, Dialogue, Fault, Labelled, Pair
+from nemo_sdg.records import each_row, hash_of, labelled, shortest_float32
 from nemo_sdg.records.fields import Message
 from nemo_sdg.stages import shapes
 from nemo_sdg.store import StageStore
@@ -69,11 +70,8 @@ def preference_sources(data: Data) -> list[tuple[str, str, float]]:
 class HeldOut:
     """The conversations that evaluation asks about; none of them may be trained on, also not as an earlier turn."""
 
-    def __init__(self, settings: Evaluate, own: Sequence[str] = ()) -> None:
-        self.keys = set()
-        for file, kind in ((settings.exact_match, Prompt), (settings.helpsteer2, labelled(own))):
-            if file is not None:
-                self.keys |= {_key(row.messages) for row in read_rows(file, kind)[0]}
+    def __init__(self, config: RunConfig) -> None:
+        self.keys = set(map(_key, conversations(config)))
 
     def __contains__(self, messages: Sequence[Message]) -> bool:
         if not self.keys:
@@ -90,7 +88,7 @@ class Maker:
         Args:
             compared: what the judge has said of responses, where `preference.judge` is llm; see `verdicts`.
         """
-        self._config, self._held_out, self._compared = config, HeldOut(config.evaluate, config.reward.own), compared
+        self._config, self._held_out, self._compared = config, HeldOut(config), compared
         self._own = config.reward.own
 
     def sft(self, row: Decision) -> list[Example] | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable
 
+from nemo_sdg.parallel import stopping
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import line_file
 from nemo_sdg.stages.lessons import held_out_rows
@@ -20,6 +21,7 @@ def train(
     """Trains a model, or finds it done: {"steps", "rows", "rows_set_aside", "tokens", "first_loss", "last_loss"}, and what
     validation found best."""
     config, settings = context.config, one.settings(context.config)
+    stopping.heed_all(context.mesh)  # before a model is loaded for it
     place = out.relative_to(context.run.out).as_posix()
     with context.console.progress(title, settings.steps) as bar:
         result = fit(

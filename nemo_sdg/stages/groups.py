@@ -12,6 +12,7 @@ from typing import Any
 
 from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.errors import RowError, StoreError
+from nemo_sdg.parallel import stopping
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Response
 from nemo_sdg.stages.context import Context
@@ -93,7 +94,7 @@ class Work:
                     empty.append(group)
                 yield from (item for item, _ in asked)
 
-        for row in call(inputs()):
+        for number, row in enumerate(call(inputs()), start=1):
             assembly = under_way.pop(row.id, None)
             assert assembly is not None, f"nobody asked for the row {row.id}, or it came twice"
             if isinstance(row, Refusal) and self._context.config.run.strict:
@@ -103,6 +104,9 @@ class Work:
                 rows = [_made_by(row, provenance) for row in assembly.rows()]
                 self.commit(assembly.group, rows, assembly.faulty())
                 yield assembly.group
+                stopping.heed(self.mesh)
+            elif number % stopping.HEED_EVERY == 0:
+                stopping.heed(self.mesh)
         assert not under_way, f"{len(under_way)} rows never came, {next(iter(under_way))} is one"
         yield from empty
 

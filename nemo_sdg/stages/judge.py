@@ -13,6 +13,7 @@ from typing import Any
 
 from nemo_sdg.config.judging import checks_responses
 from nemo_sdg.errors import ConfigError, RowError
+from nemo_sdg.parallel import stopping
 from nemo_sdg.quality.answers import verdict
 from nemo_sdg.quality.rules import usable
 from nemo_sdg.records import Scored
@@ -66,6 +67,7 @@ def _write(context: Context, rows: _Rows, inquiry: Inquiry) -> dict[str, Any]:
             group, [{"id": name, "reason": why.what, "detail": str(why)} for name, why in faults.items()]
         )
         store.commit(group, [row.to_row() for row in judged])
+        stopping.heed()
     counts = {name: Counter() for name in (BROKEN, UNCLEAR)}
     kept = 0
     for row in store.committed():

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
+from nemo_sdg.errors import Stopped
+from nemo_sdg.parallel import stopping
 from nemo_sdg.parallel.agree import on_lead
 from nemo_sdg.parallel.phases import Phase
 from nemo_sdg.parallel.watch import doing
@@ -57,6 +59,7 @@ def run(context: Context, generating: Any, scoring: Any) -> list[dict[str, Any]]
     on the same ranks they take turns.
     """
     with scoring, doing(f"generate and score of round {context.round}"):
+        stopping.heed_all(context.mesh)
         asked = [stage for stage in (generating, scoring) if stage.role.backend == "endpoint"]
         helpers = [_Helper(lambda stage=stage: _alone(generating, scoring, stage, [])) for stage in asked
                    if stage.phase.mesh is not None]  # fmt: skip
@@ -71,6 +74,8 @@ def run(context: Context, generating: Any, scoring: Any) -> list[dict[str, Any]]
                     _alone(generating, scoring, stage, helpers)
         while any(helper.works() for helper in helpers):
             time.sleep(POLL_S[0])
+        for helper in helpers:
+            helper.heed()
     return [generating.finish(), scoring.finish()]
 
 
@@ -88,6 +93,7 @@ def _as_they_come(generating: Generating, scoring: Scoring) -> Iterator[Group]:
         ready = on_lead(mesh, lambda: sorted(generating.work.store.present()))
         some = [group for group in waiting if group.index in ready]
         if not some:
+            stopping.heed(mesh)
             time.sleep(wait)
             wait = min(POLL_S[1], wait * 1.5)
             continue
@@ -123,13 +129,17 @@ def _all_ranks_in_turn(context: Context, generating: Generating, scoring: Scorin
         ready = [index for index in present if index in open_groups]
         for _ in scoring.groups([groups[index] for index in ready[mesh.dp_rank :: mesh.dp]]):
             pass
+        context.mesh.meet()  # or a replica of scoring that was told to stop would be waited for in generation
         open_groups -= set(ready)
     for _ in made:  # groups whose scores were there already
         pass
 
 
 class _Helper:
-    """A thread whose mistake is raised in the one that asks for it."""
+    """A thread whose mistake is raised in the one that asks for it.
+
+    A stop is none: this rank's own work ends at a unit of its own, together with its replica.
+    """
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._error: BaseException | None = None
@@ -139,9 +149,14 @@ class _Helper:
     def works(self) -> bool:
         """Whether it is not done yet; raises what ended it."""
         alive = self._thread.is_alive()
-        if self._error is not None:
+        if self._error is not None and not isinstance(self._error, Stopped):
             raise self._error
         return alive
+
+    def heed(self) -> None:
+        """Raises what ended it, a stop too."""
+        if self._error is not None:
+            raise self._error
 
     def _run(self, work: Callable[[], None]) -> None:
         try:

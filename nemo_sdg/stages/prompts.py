@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from nemo_sdg.errors import RowError, UserError
+from nemo_sdg.parallel import stopping
 from nemo_sdg.records import Fault, Prompt, read_rows
 from nemo_sdg.stages.asking import VERSION, Asker, Making
 from nemo_sdg.stages.context import Context
@@ -180,5 +181,6 @@ def _commit(
         return store.totals
     for group in store.missing():
         store.commit(group, [prompt.to_row() for prompt in chosen[group.start : group.stop]])
+        stopping.heed()
     commit_rows(store.dir / "faulty.jsonl", [fault.to_row() for fault in faults])
     return store.finish({**totals, "kept": len(chosen), "faulty": len(faults)})

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from nemo_sdg.config import RunConfig
+from nemo_sdg.parallel import stopping
 from nemo_sdg.quality.revision import Shortfall, ask, shortfalls
 from nemo_sdg.quality.rules import checks
 from nemo_sdg.quality.versions import Versions
@@ -58,6 +59,7 @@ def _write(context: Context) -> dict:
     for group in store.missing():
         rows = answers.rows(answers.wanting[group.start : group.stop])
         store.commit(group, [_prompt(row, config, part.revision, request).to_row() for row in rows])
+        stopping.heed()
     kept, dropped = len(answers.wanting), answers.dropped
     return store.finish({"rows_in": kept + dropped.total(), "kept": kept, "dropped": dict(dropped), "faulty": 0})
 

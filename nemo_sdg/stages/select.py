@@ -11,6 +11,7 @@ from typing import Any
 from nemo_sdg import resources
 from nemo_sdg.config import rule_digests
 from nemo_sdg.errors import UserError
+from nemo_sdg.parallel import stopping
 from nemo_sdg.quality import Selector
 from nemo_sdg.records import Scored
 from nemo_sdg.stages.context import Context
@@ -43,6 +44,7 @@ class Candidates:
         new = sources[len(self._seen) :]
         for part, store in new:
             for row in store.read():
+                stopping.heed()
                 self._selector.add(Scored.believed(row), part.revision)
         if new:
             self._selector.settle()
@@ -119,6 +121,7 @@ def _write(context: Context, known: Candidates) -> dict[str, Any]:
         rows = list(islice(decisions, group.stop - group.start))
         if group.index in missing:
             store.commit(group, rows)
+            stopping.heed()
     assert next(decisions, None) is None, f"{folder.parent} holds more scored rows than it says"
     totals = selector.totals()
     narrowed = ", ".join(totals["variety"].get("narrowed", ()))

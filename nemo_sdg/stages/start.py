@@ -12,6 +12,7 @@ from typing import Any
 from nemo_sdg.config import fingerprint, identity
 from nemo_sdg.config.starting import GROUPS, begins_with
 from nemo_sdg.errors import UserError
+from nemo_sdg.parallel import stopping
 from nemo_sdg.stages import examples, fitting, shapes
 from nemo_sdg.stages.context import Context
 from nemo_sdg.stages.examples import CONFIGS, Maker, line_file
@@ -44,7 +45,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def _write(context: Context, final: Path) -> dict[str, Any]:
     config = context.config
-    files = [*examples.paths(config.data), config.evaluate.exact_match, config.evaluate.helpsteer2]
+    files = [*examples.paths(config.data), *config.evaluate.files.values()]
     settings = {key: value for key, value in identity(config).items() if key.startswith(("data.", "reward.outputs"))}
     inputs = [file and rows_digest(file) for file in files]
     name = context.fingerprint("start", version=VERSION, inputs=inputs, settings=fingerprint(settings))
@@ -54,6 +55,7 @@ def _write(context: Context, final: Path) -> dict[str, Any]:
     with DatasetFolder(final) as folder:
         folder.make("faulty.jsonl", *(line_file(kind, "train") for kind in CONFIGS))
         for kind, made in examples.from_files(Maker(config), config):
+            stopping.heed()
             tally.add(kind, made)
             if isinstance(made, Fault):
                 folder.add_line("faulty.jsonl", made.to_row())

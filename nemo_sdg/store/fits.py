@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from nemo_sdg.config import RunConfig, Training
+from nemo_sdg.store.seals import read_json
 
 POLICY, REWARD = "policy", "reward"
 """Folders of the models that a round hands on; what lies in others was a step towards the policy."""
@@ -43,6 +45,20 @@ def fits(config: RunConfig) -> list[Fit]:
     names = [f"{task}-{iteration + 1}" if task == "preference" else task for task, iteration in steps[:-1]]
     made = [Fit(name, *step) for name, step in zip([*names, POLICY], steps)]
     return made + ([Fit(REWARD, "reward")] if config.reward.enabled else [])
+
+
+EVALUATION = "evaluation.json"
+"""What a round leaves of its evaluation; "gate" in it says of each kind that had to be better whether it was
+(`evaluation.gate`)."""
+
+
+def goes_on(round_folder: Path, kind: str) -> bool:
+    """Whether a round has trained a model of this kind which later rounds may begin with; nobody has said no before the round is
+    evaluated."""
+    if not (round_folder / kind).is_dir():
+        return False
+    gate = (read_json(round_folder / EVALUATION) or {}).get("gate") or {}
+    return gate.get(kind, {}).get("accepted", True)
 
 
 def made_by_a_fit(folder: str) -> bool:

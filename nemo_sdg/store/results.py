@@ -14,14 +14,17 @@ def beside(out: Path, kind: str) -> Path:
     return out.with_name(f"{out.name}.{kind}.jsonl")
 
 
-def check_result(out: Path, inputs: Iterable[str | Path], kinds: Iterable[str]) -> None:
+def check_result(
+    out: Path, inputs: Iterable[str | Path], kinds: Iterable[str], suffix: str = ".jsonl"
+) -> None:  # fmt: skip
     """Raises RowError where the result cannot be written, or a file of it would take the place of an input.
 
     Args:
         inputs: files that are read.
         kinds: of the files beside the result.
+        suffix: what files of its kind are called.
     """
-    expected = "another .jsonl file in a folder that exists"
+    expected = f"another {suffix} file in a folder that exists"
     found = None
     if out.is_dir() or not out.absolute().parent.is_dir():
         found = "a folder" if out.is_dir() else "no such folder"

@@ -17,16 +17,17 @@ from nemo_sdg import resources
 from nemo_sdg.config import RunConfig, fingerprint, flatten, from_yaml, identity
 from nemo_sdg.config.briefs import brief_files
 from nemo_sdg.config.endpoints import other_server
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.config.judging import has_judge
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import disk
-from nemo_sdg.store.files import append, digest, make_folder, refusing
+from nemo_sdg.store.files import append, commit_file, digest, make_folder, refusing
 from nemo_sdg.store.inputs import rows_digest, texts_digest
 from nemo_sdg.store.lock import release, take
 from nemo_sdg.store.seals import check_text, commit_text
 
 _INPUTS = ("models.base", "models.instruct", "models.reward", "models.judge", "data.prompts", "data.helpsteer2")
-_INPUTS += ("evaluate.exact_match", "evaluate.helpsteer2", "select.likeness", "data.synthesis.brief")
+_INPUTS += (*(f"evaluate.{name}" for name in FILES), "select.likeness", "data.synthesis.brief")
 _WEIGHED = ("data.sft", "data.labelled", "data.preference")
 """Settings whose keys are files."""
 _VERSIONED = ("nemo-sdg", "torch", "megatron-core", "nemo-toolkit")
@@ -35,6 +36,8 @@ _MAY_STAND = {"run.lock", "logs"}
 _LEFTOVERS = (".*.tmp-*", "round-*/**/.*.tmp-*")
 """Files and folders that a killed process was writing."""
 RUN = "run.yaml"
+STOPPED = "logs/stopped.json"
+"""There is such a file while the last start was told to stop: for scripts, to which a launcher may hide the exit status."""
 
 
 class Run:
@@ -95,6 +98,10 @@ class Run:
         line = json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=str) + "\n"
         append(self.out / "logs" / "events.jsonl", line.encode())
 
+    def stopped(self, why: str) -> None:
+        """Leaves the note that this run was told to stop and the same command goes on; the next start takes it away."""
+        commit_file(self.out / STOPPED, (json.dumps({"time": round(time.time(), 3), "why": why}) + "\n").encode())
+
     def close(self) -> None:
         """Lets the next process write here."""
         if self._lock is not None:
@@ -133,13 +140,18 @@ class Run:
 
     def _clear(self) -> None:
         """Takes away what killed processes were writing. Nobody else writes yet: the other ranks wait for this one."""
-        leftovers = [file for pattern in _LEFTOVERS for file in self.out.glob(pattern)]
         with refusing(self.out):
-            for path in leftovers:
+            (self.out / STOPPED).unlink(missing_ok=True)
+            for path in leftovers(self.out):
                 if path.is_dir():
                     shutil.rmtree(path)
                 elif path.exists():  # it may have gone with its folder
                     disk.fs.unlink(path)
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Files and folders that a killed process was writing in a run's folder."""
+    return [file for pattern in _LEFTOVERS for file in out.glob(pattern)]
 
 
 def _inputs(config: RunConfig) -> dict[str, str]:

@@ -95,7 +95,8 @@ def _expected(config: RunConfig, place: Path) -> list[str]:
     parts = [part for wave in range(waves) for part in wave_parts(wave, config.revise.passes)]
     made = [str(part.folder(Path()) / name) for part in parts for name in part_folders(config)]
     trained = [fit.folder for fit in fits(config)]
-    return [*made, *round_folders(config), "datasets", *trained, "evaluation.json"]
+    told = ["evaluation.json", *(["ablation.json"] if config.evaluate.ablation and place.name == "round-0" else [])]
+    return [*made, *round_folders(config), "datasets", *trained, *told]
 
 
 def _stage(folder: Path) -> list[str]:

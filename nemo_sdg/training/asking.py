@@ -89,7 +89,7 @@ class OnlineSampling(pl.Callback):
             answers = sorted((row for row in made if not isinstance(row, Refusal)), key=lambda row: _order(row.id))
             generator.close()
         scored = [row.to_row() for row in online.scorer.score(answers) if not isinstance(row, Refusal)]
-        mesh.meet()
+        mesh.meet(may_stop=False)  # in the middle of a step: what was learned since the last restart point would be lost
         shares = [mesh.broadcast_object(scored, src=mesh.tp * replica) for replica in range(mesh.dp)]
         rows = sorted((row for share in shares for row in share), key=lambda row: _order(row["id"]))
         return [row.to_row() for row in decide([Scored.from_row(row) for row in rows], online.select)]

@@ -17,9 +17,7 @@ from torch.utils.data import Dataset
 from nemo_sdg.config import Training
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.training.samples import Sample
-
-MULTIPLE = 8
-"""Rows are padded to a multiple of this many tokens."""
+from nemo_sdg.training.widths import padded
 
 
 def layout(settings: Training, mesh: Mesh, seed: int, virtual_stages: int = 1) -> dict[str, Any]:
@@ -172,11 +170,6 @@ def _into(count: int, batch: list[int], size_of: list[int]) -> list[tuple[int, .
 def _padded(lengths: list[int], together: int) -> list[int]:
     groups = [lengths[i : i + together] for i in range(0, len(lengths), together)]
     return [padded(max(group)) for group in groups]
-
-
-def padded(length: int) -> int:
-    """Tokens that a row of this length is padded to."""
-    return max(MULTIPLE, -(-length // MULTIPLE) * MULTIPLE)
 
 
 def _shuffle(count: int, seed: int, epoch: int) -> Tensor:

@@ -138,7 +138,6 @@ class CommittedCheckpoint(ModelCheckpoint):
         if step == trainer.max_steps or self.stop.agreed or (self.every and step % self.every == 0):
             self._save_checkpoint(trainer, str(step_folder(self.work, step)))
         if self.stop.agreed and step < trainer.max_steps:
-            self.stop.heeded = True
             raise Stopped(
                 "training was told to stop", where=self.work, found=f"{step} of {trainer.max_steps} steps done",
                 way_out="the same command goes on from there",

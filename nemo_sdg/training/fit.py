@@ -20,7 +20,7 @@ from nemo_sdg.engine.load import resolve_dtype
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.models.nemotron import DTYPE_NAMES
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.parallel import device
+from nemo_sdg.parallel import device, stopping
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.sums import sums_over_ranks
@@ -95,8 +95,8 @@ def fit(
     probe.check()
     from nemo_sdg.training import nemo  # noqa: F401  (before anything else of NeMo, see there)
 
-    with cpu.scope(), StopRequest() as stop, interleaved(virtual_stages):
-        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, stop, virtual_stages)
+    with cpu.scope(), stopping.listening(late=True), interleaved(virtual_stages):
+        job = _Fit(task_of(task, settings), settings, models, folder, rows, out, mesh, seed, signature, virtual_stages)
         job.validate_on(validation, on_validation)
         job.start, job.on_step, job.listeners = str(start), on_step, listeners
         job.sequence_parallel = sequence_parallel
@@ -130,10 +130,9 @@ class _Fit:
         mesh: Mesh,
         seed: int,
         signature: str,
-        stop: StopRequest,
         virtual_stages: int,
     ) -> None:
-        self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, stop
+        self.task, self.settings, self.models, self.folder, self.stop = task, settings, models, folder, StopRequest()
         self.out, self.mesh, self.seed, self.signature = out, mesh, seed, signature
         self.virtual_stages = virtual_stages
         max_length = min(settings.max_length, folder.shape.seq_length)

@@ -18,8 +18,9 @@ from torch import distributed as dist
 from nemo_sdg.models.attention import Segments
 from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
-from nemo_sdg.training.batches import collate, padded
+from nemo_sdg.training.batches import collate
 from nemo_sdg.training.samples import Sample
+from nemo_sdg.training.widths import padded
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def check(installed: dict[str, str | None] | None = None) -> None:
             where="python environment",
             found=_pair(found),
             expected=_pair(SUPPORTED),
-            way_out="pip install " + " ".join(f"{name}=={version}" for name, version in SUPPORTED.items()),
+            way_out=_way_out(found),
         )
 
 
@@ -49,6 +49,14 @@ def _installed() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def _way_out(found: dict[str, str | None]) -> str:
+    pair = " ".join(f"{name}=={version}" for name, version in SUPPORTED.items())
+    if None in found.values():
+        return f"pip install {pair}"
+    # Where both are there, in a container for one, what they need is there too; an index would bring another torch.
+    return f"pip install --no-deps {pair}, which leaves the torch that is there"
 
 
 def _pair(versions: dict[str, str | None]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from nemo_sdg.errors import CheckpointError, UserError
-from nemo_sdg.parallel import device
+from nemo_sdg.parallel import device, stopping
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.parallel.watch import doing, is_lost_peer
 from nemo_sdg.training.stopping import StopRequest
@@ -99,7 +99,7 @@ class FitStrategy(MegatronStrategy):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self.stop.listen()
+        stopping.listen_again()
         config = get_model_config(self.lightning_module)
         reduce = config.finalize_model_grads_func
 
@@ -154,7 +154,7 @@ class FitStrategy(MegatronStrategy):
         reduction = self.lightning_module.training_loss_reduction
         bad_loss = self.mesh.last_stage and not math.isfinite(reduction.local_loss)
         bad_sum = not self.own_gradient_is_bad and not self._gradients_are_finite()
-        seen = (bad_loss, self.own_gradient_is_bad, bad_sum, self.stop.asked is not None)
+        seen = (bad_loss, self.own_gradient_is_bad, bad_sum, self.stop.asked)
         # One number per kind: the lowest rank that saw it, so that all ranks name the same one.
         world = self.mesh.world_size
         first = torch.tensor([self.mesh.rank if one else world for one in seen], device=device.device())

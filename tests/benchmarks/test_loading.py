@@ -14,11 +14,11 @@ import statistics
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from measured import Peak
 from ranks import run_ranks
 
 from nemo_sdg.checkpoints.description import write_description
@@ -56,30 +56,6 @@ def folder(tmp_path_factory):
     write_metadata(path)
     write_description(path, SHAPE, b"", reward=False, tp=TP)
     return path, largest
-
-
-def anonymous() -> int:
-    """Bytes of anonymous memory of this process that are in use."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) << 10
-
-
-class Peak(threading.Thread):
-    """Watches the anonymous memory of this process."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.before = self.most = anonymous()
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.002):
-            self.most = max(self.most, anonymous())
-
-    def growth(self) -> int:
-        self.ended.set()
-        self.join()
-        return max(self.most, anonymous()) - self.before
 
 
 def load(_, path, tp_rank, watched):

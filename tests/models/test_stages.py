@@ -85,7 +85,7 @@ def test_the_way_out_of_an_uneven_cut_works(total, pp):
     "arguments, told",
     [
         (dict(num_layers=4, pp=3), "pp does not divide the model's layers, found pp 3 for 4 layers, expected one of 1, 2, 4"),
-        (dict(num_layers=4, pp=5), "found pp 5 for 4 layers, expected one of 1, 2, 4; set topology.pp"),
+        (dict(num_layers=4, pp=5), "found pp 5 for 4 layers, expected one of 1, 2, 4; set topology.pp=4"),
         (
             dict(num_layers=8, pp=3, first=3),
             "the model's 8 layers do not fill the stages, found 3 in the first of 3 stages, expected a multiple of 2 "
@@ -104,7 +104,7 @@ def test_messages(arguments, told):
     assert str(caught.value).startswith("here: ") and told in str(caught.value)
 
 
-@pytest.mark.parametrize("tp, pp, way_out", [(3, 1, "; set --tp"), (1, 3, "; set --pp")])
+@pytest.mark.parametrize("tp, pp, way_out", [(3, 1, "; set --tp 2"), (1, 3, "; set --pp 2 or --pp 4")])
 def test_verbs_without_a_recipe_have_flags(tp, pp, way_out):
     with pytest.raises(TopologyError) as caught:
         sizes()["tiny"].check_topology(tp, pp, where="command line")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nemo_sdg.config.evaluating import FILES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RATED = REPOSITORY / "examples/tiny/data/helpsteer2_train.jsonl"
@@ -31,7 +32,8 @@ def run(tmp_path_factory) -> Path:
     (root / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled[2400:]))
     words = [
         "data.helpsteer2=null", f"data.labelled={{{root}/mine.jsonl: 1}}", f"evaluate.helpsteer2={root}/held.jsonl",
-        "evaluate.exact_match=null", "reward.outputs.clinical_safety=0", "select.minimum={clinical_safety: 2}",
+        *(f"evaluate.{name}=null" for name in FILES if name != "helpsteer2"),
+        "reward.outputs.clinical_safety=0", "select.minimum={clinical_safety: 2}",
         "sft.enabled=false", "reward.steps=80", "reward.validate_every=40", "data.prompts_per_round=256",
         "generate.samples=2",
     ]  # fmt: skip

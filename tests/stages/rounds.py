@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nemo_sdg.config import ATTRIBUTES, load
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.records import Scored
 from nemo_sdg.stages.context import Context
@@ -28,7 +29,7 @@ def context(folder: Path, *words: str, number: int = 0, prompts: list[dict] | No
     if not file.exists():
         commit_rows(file, prompts or [{"id": "p", "prompt": "x"}])
     inputs = [f"models.{name}=nowhere" for name in ("base", "instruct", "reward")]
-    inputs += [f"data.prompts={file}", "data.helpsteer2=null", "evaluate.exact_match=null", "evaluate.helpsteer2=null"]
+    inputs += [f"data.prompts={file}", "data.helpsteer2=null", *(f"evaluate.{name}=null" for name in FILES)]
     config = load("tiny", inputs + ["data.prompts_per_round=null", "select.per_prompt=null", *words])
     return Context(config, Run(folder / "run", config, True, None), number, ALONE, SILENT)
 

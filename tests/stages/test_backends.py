@@ -36,6 +36,8 @@ def inputs(tmp_path_factory) -> Path:
     held = [{"prompt": "hi", "response": "ho" * (i + 1), **dict.fromkeys(scores_of([]), i)} for i in range(5)]
     (root / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     asked = [{"id": "h", "prompt": "abc", "answer": "abc -> 1"}, {"id": "i", "prompt": "d", "answer": "e"}]
+    pairs = [{"prompt": "hi", "chosen": "ho", "rejected": "hum", "subset": name} for name in ("hep-go", "donotanswer")]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     (root / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     return root
 
@@ -57,7 +59,10 @@ def config(root: Path, placement: str, *, policy: str | None = None, judge: str 
         ),
         score=Score(**backend(judge, "judge")),
         select=Select(minimum={}), data=Data(prompts=f"{root}/prompts.jsonl"), sft=Training(enabled=False), reward=RewardTraining(enabled=False),
-        evaluate=Evaluate(exact_match=f"{root}/asked.jsonl", helpsteer2=f"{root}/held.jsonl"),
+        evaluate=Evaluate(
+            exact_match=f"{root}/asked.jsonl", helpsteer2=f"{root}/held.jsonl", rewardbench=f"{root}/pairs.jsonl",
+            win_rate=f"{root}/asked.jsonl",
+        ),
     )  # fmt: skip
 
 
@@ -88,7 +93,7 @@ def test_two_servers_and_one_plain_process_without_any_model(inputs, tmp_path, m
         asked = [request for request in server.asked if request["model"] == "policy"]
         scored = [request for request in server.asked if request["model"] == "judge"]
     assert found["in_turn"] == found["together"] == found["split"]
-    assert len(asked) == 3 * (9 * 2 + 2) and len(scored) == 3 * (18 + 5)
+    assert len(asked) == 3 * (9 * 2 + 2) and len(scored) == 3 * (18 + 5 + 4 + 2)
     by_messages = {json.dumps(request["messages"]): request for request in asked}
     for row in rows(tmp_path / "in_turn", "scored"):
         request = by_messages[json.dumps(row["messages"])]
@@ -101,6 +106,7 @@ def test_two_servers_and_one_plain_process_without_any_model(inputs, tmp_path, m
     assert totals["rows_in"] == 18 and totals["kept"] == 18
     evaluation = json.loads((tmp_path / "split/round-0/evaluation.json").read_text())
     assert evaluation["policy"]["n"] == 2 and evaluation["reward"]["helpfulness"]["n"] == 5
+    assert evaluation["rewardbench"]["faulty"] == 0 and evaluation["win_rate"]["ties"] == 2  # nothing was trained
     saved = (tmp_path / "split/run.yaml").read_text()
     assert "models.instruct" not in saved and "models.reward" not in saved, "inputs that are none"
 

@@ -13,6 +13,7 @@ from fields import changed, leaves
 from processes import ROOT
 
 from nemo_sdg.config import RunConfig, fingerprint, identity, load, to_yaml
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import Run
 
@@ -25,8 +26,9 @@ BY_THE_WAY = {
       for key in ("url", "key_env", "concurrency", "timeout_s", "retries")),
     "generate.slots", "generate.prefill_tokens", "generate.kv_cache_bytes", "generate.fixed_shape", "score.pack_tokens",
     *(f"{group}.{key}" for group in ("sft", "reward", "preference") for key in ("restart_every", "keep_last")),
-    "budget.candidates", "budget.tokens", "budget.hours", "run.rounds", "run.timeout_s", "run.threads", "run.strict",
-    "run.tensorboard", "run.wandb",
+    "budget.candidates", "budget.tokens", "budget.hours", "run.rounds", "run.timeout_s", "run.stop_after", "run.threads",
+    "run.strict", "run.tensorboard", "run.wandb", "evaluate.ablation", "evaluate.ablation_seeds",
+    "keep.models", "keep.intermediate", *(key for key, _ in leaves() if key.startswith(("hardware.", "expect."))),
 }  # fmt: skip
 """Where, how fast and how far a run runs. Apart from the code, so that a new field is thought about."""
 
@@ -39,7 +41,7 @@ EMPTY += ("generate.others",)
 def settings() -> RunConfig:
     """The tiny recipe with inputs that are not there: only names are asked for."""
     names = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
-    names += ("evaluate.exact_match", "evaluate.helpsteer2")
+    names += tuple(f"evaluate.{name}" for name in FILES)
     return load("tiny", [f"{key}=nowhere" for key in names])
 
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from nemo_sdg.config import RunConfig, load, to_yaml
+from nemo_sdg.config.evaluating import FILES
 from nemo_sdg.errors import StoreError
 from nemo_sdg.store import Group, Run, StageStore, commit_file, commit_folder, lock
 
@@ -27,7 +28,7 @@ INPUT = [{"id": i, "text": f"row {i} \u2028 \u00e4"} for i in range(ROWS)]
 def settings(*words: str) -> RunConfig:
     """The tiny recipe with inputs that are not there: a store does not need them."""
     inputs = ("models.base", "models.instruct", "models.reward", "data.prompts", "data.helpsteer2")
-    inputs += ("evaluate.exact_match", "evaluate.helpsteer2")
+    inputs += tuple(f"evaluate.{name}" for name in FILES)
     return load("tiny", [f"{key}=nowhere" for key in inputs] + list(words))
 
 

@@ -1,4 +1,4 @@
-"""What a run has done, read from its folder alone: rows and reasons per stage, before and after, losses, places."""
+"""What the folder of a run says: rows and reasons per stage, evaluations, losses, places. It may be at work still."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.config import ATTRIBUTES, RunConfig, fingerprint, from_yaml, identity
-from nemo_sdg.console import Console
+import yaml
+
+from nemo_sdg.config import RunConfig, fingerprint, from_yaml, identity
+from nemo_sdg.config.starting import begins_with
 from nemo_sdg.errors import StoreError
+from nemo_sdg.evaluation import ablation
 from nemo_sdg.records import read_objects
 from nemo_sdg.store.datasets import read_summary
-from nemo_sdg.store.fits import fits
-from nemo_sdg.store.waves import begun_parts, part_folders, round_folders
+from nemo_sdg.store.fits import fits, goes_on
+from nemo_sdg.store.waves import START, begun_parts, part_folders, round_folders
 
 STAGES = {
     "prompts": "prompts", "responses": "generate", "scored": "score", "judged": "judge", "decisions": "select",
     "compared": "compare",
 }  # fmt: skip
 """Folder of a round -> the stage that fills it."""
+BEFORE = -1
+"""Stands for a round where a model was trained before the first one."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,16 @@ class Result:
     rows: list[StageRows] = field(default_factory=list)
     evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)
     """evaluation.json by round."""
+    ablation: dict[str, Any] | None = None
+    """What `stages.ablate` has found in round 0."""
     revised: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """By round what each pass of revision won; see `quality.revision.Gain`."""
     losses: dict[tuple[int, str], list[float]] = field(default_factory=dict)
-    """Training losses by (round, the fit's folder)."""
+    """Training losses by (round, the fit's folder); the round is BEFORE for what the run began with."""
+    validations: dict[tuple[int, str], list[dict[str, Any]]] = field(default_factory=dict)
+    """What validation told while it trained, by the same keys; only of fits that were validated."""
+    written: dict[str, Any] = field(default_factory=dict)
+    """run.yaml as it is: versions, digests of inputs."""
 
     @property
     def fingerprint(self) -> str:
@@ -69,6 +80,9 @@ def read(folder: Path) -> Result:
             "the folder is no run", where=folder, found=found, way_out="give the --out of a `nemo-sdg run`"
         )
     result = Result(folder, from_yaml(folder / "run.yaml"))
+    result.written = yaml.safe_load((folder / "run.yaml").read_text())
+    for name in begins_with(result.config):
+        _fitted(result, BEFORE, name, folder / START / name)
     for number in range(result.config.run.rounds):
         place = folder / f"round-{number}"
         for stage, made in stage_folders(place, result.config):
@@ -84,17 +98,26 @@ def read(folder: Path) -> Result:
             result.rows.append(
                 StageRows(number, f"assemble {name}", totals["rows_in"], totals["kept"], dropped, faulty)
             )
+        result.ablation = result.ablation or _json(place / ablation.FILE)
         evaluation = _json(place / "evaluation.json")
         if evaluation is not None:
             result.evaluations[number] = evaluation
         for fit in fits(result.config):
-            training = _json(place / fit.folder / "training.json")
-            if training is not None:
-                result.losses[number, fit.folder] = training["losses"]
-                aside = _reasons(training["rows_set_aside"])
-                rows_in = training["rows"] + sum(aside.values())
-                result.rows.append(StageRows(number, f"train {fit.folder}", rows_in, training["rows"], {}, aside))
+            _fitted(result, number, fit.folder, place / fit.folder)
     return result
+
+
+def _fitted(result: Result, number: int, name: str, folder: Path) -> None:
+    training = _json(folder / "training.json")
+    if training is None:
+        return
+    result.losses[number, name] = training["losses"]
+    if training.get("validation"):
+        result.validations[number, name] = training["validation"]
+    if number != BEFORE:
+        aside = _reasons(training["rows_set_aside"])
+        rows_in = training["rows"] + sum(aside.values())
+        result.rows.append(StageRows(number, f"train {name}", rows_in, training["rows"], {}, aside))
 
 
 def stage_folders(place: Path, config: RunConfig) -> Iterator[tuple[str, Path]]:
@@ -107,35 +130,14 @@ def stage_folders(place: Path, config: RunConfig) -> Iterator[tuple[str, Path]]:
         yield STAGES[name], place / name
 
 
-def measures(result: Result) -> list[tuple[str, list[float | None]]]:
-    """(measure, [before the run, after round 0, after round 1, ...]) for what was evaluated; None if undefined."""
-    if not result.evaluations:
-        return []
-    states = [
-        result.evaluations[min(result.evaluations)]["before"],
-        *(e for _, e in sorted(result.evaluations.items())),
-    ]
-    rows = []
-    if all(state["policy"] for state in states):
-        n = states[-1]["policy"]["n"]
-        rows.append((f"policy: exact match, {n} prompts", [state["policy"]["exact_match"] for state in states]))
-    if any(state.get("sft") for state in states):
-        after_sft = [(state.get("sft") or {}).get("exact_match") for state in states]
-        rows.append(("after SFT alone: exact match", after_sft))
-    if all(state["reward"] for state in states):
-        own = [name for name in states[-1]["reward"] if name not in ATTRIBUTES]
-        for name in (*ATTRIBUTES, *own):
-            found = [state["reward"].get(name, {}).get("spearman") for state in states]
-            rows.append((f"reward: {name}, Spearman", found))
-    return rows
-
-
 def places(result: Result) -> list[tuple[str, str]]:
     """(what, path inside the run) for what lies there now; the newest model of each kind."""
     found = []
     for what, name in (("policy", "policy"), ("reward model", "reward"), ("training data", "datasets")):
         folders = [f"round-{n}/{name}" for n in range(result.config.run.rounds)]
         there = [path for path in folders if (result.folder / path).is_dir()]
+        if name != "datasets":  # a later round may have made one that was no better
+            there = [path for path in there if goes_on((result.folder / path).parent, name)]
         if there:
             found.append((what, there[-1]))
     for what, path in (("settings", "run.yaml"), ("logs", "logs"), ("page", "report.html")):
@@ -144,49 +146,11 @@ def places(result: Result) -> list[tuple[str, str]]:
     return found
 
 
-def show(result: Result, console: Console) -> None:
-    """Prints the summary: before and after, rows with reasons, and where things lie."""
-    state = (
-        "finished" if result.finished else f"{len(result.evaluations)} of {result.config.run.rounds} rounds finished"
-    )
-    console.say(f"{result.config.run.name}: {state}, fingerprint {result.fingerprint}")
-    compared = measures(result)
-    if compared:
-        rounds = [f"round {number}" for number in sorted(result.evaluations)]
-        rows = [(name, *map(_three, values), _gain(values[0], values[-1])) for name, values in compared]
-        console.table("held out, before and after", ["measure", "before", *rounds, "gain"], rows)
-    if result.rows:
-        rows = [
-            (str(r.round), r.stage, r.rows_in, r.kept, sum(r.dropped.values()), sum(r.faulty.values()), reasons(r))
-            for r in result.rows
-        ]
-        console.table("rows", ["round", "stage", "in", "kept", "dropped", "set aside", "reasons"], rows)
-    if result.revised:
-        columns = ["round", "pass", "asked again", "better", "accepted now", "mean scalar before", "after"]
-        rows = [
-            (number, n, won["asked"], won["better"], won["accepted"], _three(won["before"]), _three(won["after"]))
-            for number, passes in sorted(result.revised.items())
-            for n, won in enumerate(passes, start=1)
-        ]
-        console.table("revision", columns, rows)
-    console.say("where things lie")
-    for what, path in places(result):
-        console.say(f"  {what:<14} {result.folder / path}")
-
-
 def reasons(rows: StageRows) -> str:
     """For example `helpfulness below minimum 212, duplicate 3`, the most frequent first."""
     counts = {**rows.dropped, **rows.faulty}
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{reason} {count}" for reason, count in ordered if count)
-
-
-def _three(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _gain(before: float | None, after: float | None) -> str:
-    return "-" if before is None or after is None else f"{after - before:+.3f}"
 
 
 def _reasons(value: object, folder: Path | None = None) -> dict[str, int]:

@@ -1,0 +1,65 @@
+"""`calibrate`: the rates of this machine, measured on small models by the engine and the trainer that a run uses.
+
+About a minute after the imports. What is measured are times of decode steps, of prefill and scoring passes, of training steps
+and of fits, over models of several widths and depths; the rates are those by which the plan's own formulas give these times
+best (`solving`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_sdg.config import Topology
+from nemo_sdg.console import Console
+from nemo_sdg.errors import ConfigError
+from nemo_sdg.session import Session, under_torchrun
+from nemo_sdg.store import commit_file
+
+if TYPE_CHECKING:
+    from nemo_sdg.parallel.mesh import Mesh
+
+
+def calibrate(out: Path, dtype: str | None, threads: int | None) -> int:
+    """Measures one rank of this machine and writes the file that `hardware.calibration` reads; returns the exit status.
+
+    Raises ConfigError under torchrun: one process measures.
+    """
+    if under_torchrun():
+        raise ConfigError("one process measures", where="calibrate", found="torchrun", way_out="call nemo-sdg itself")
+    if out.is_dir():
+        raise ConfigError("a file is to be written", where=out, found="a folder", way_out="name a file in it")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError("there is no such folder", where=out.absolute().parent, way_out="name a file in one that is there")
+    logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
+    session = Session(
+        topology=Topology(), log_dir=logs / "logs", threads=threads, modules=("megatron.core", "nemo_sdg.training.nemo")
+    )
+
+    def work(mesh: Mesh, console: Console) -> int:
+        from nemo_sdg.calibrate import pieces, solving
+
+        measured = pieces.measure(mesh, logs, dtype, console)
+        rates, errors = solving.rates(measured)
+        told = {
+            "made": {**measured.machine, "load": round(os.getloadavg()[0], 2)},
+            "rates": rates,
+            "errors": errors,
+        }
+        commit_file(out, (json.dumps(told, indent=1) + "\n").encode())
+        rows = [(kind, count, f"{100 * middle:.0f} %", f"{100 * worst:.0f} %") for kind, (count, middle, worst) in errors.items()]
+        columns = ("what", "times", "median error", "largest")
+        console.table("the formulas with these rates against what was measured", columns, rows)
+        busy = f"; {told['made']['load']} processes were running, so do it again when the machine is quiet"
+        console.say(f"the rates are in {out}{busy if told['made']['load'] > 1.5 * (os.cpu_count() or 1) else ''}")
+        console.say(f"next: nemo-sdg plan RECIPE hardware.calibration={out}")
+        return 0
+
+    status = session.start(work)
+    if status == 0:
+        shutil.rmtree(logs, ignore_errors=True)
+    return status

@@ -1,0 +1,175 @@
+"""The course of a round: what is done how many times, and how long each of it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from nemo_sdg.config import RunConfig
+from nemo_sdg.config.starting import GROUPS, begins_with
+from nemo_sdg.models.shapes import NemotronShape
+from nemo_sdg.parallel.topology import Grid, Grids
+from nemo_sdg.plan.activations import MicroBatch
+from nemo_sdg.plan.counting import count_rows
+from nemo_sdg.plan.machine import Machine
+from nemo_sdg.plan.memory import ModelPlan, StagePlan, stage_plans
+from nemo_sdg.plan.timing import Asked, Laid, generate_s, score_s, step_s
+from nemo_sdg.records import row_files
+from nemo_sdg.store.fits import fits
+from nemo_sdg.training.widths import padded
+
+ROLES = {"sft": "train sft", "preference": "train preference", "reward": "train rm"}
+"""How the plan calls a fit of a task."""
+
+
+@dataclass(frozen=True)
+class Took:
+    """One part of a round."""
+
+    name: str
+    seconds: float
+    loading: float
+    """Of them, reading models and writing checkpoints."""
+    tokens: float
+    """That it makes or goes through; 0 where none are counted."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the time of a run is estimated from."""
+
+    config: RunConfig
+    grids: Grids
+    dtype: str
+    machine: Machine
+    models: list[ModelPlan]
+    prompts: int | None
+    prompt_tokens: float
+    """Estimated where nobody says."""
+
+    @property
+    def asked(self) -> Asked | None:
+        """What the policy answers in a round; None where there is no prompt to count."""
+        if not self.prompts:
+            return None
+        settings, expect = self.config.generate, self.config.expect
+        most = min(settings.max_tokens, self._shape("generate").seq_length)
+        mean = min(most, expect.response_tokens or max(settings.min_tokens, most / 2))
+        tokens = expect.prompt_tokens or self.prompt_tokens
+        return Asked(self.prompts, settings.samples + sum(settings.others.values()), tokens, mean, most)
+
+    def _shape(self, role: str) -> NemotronShape:
+        return next((m.shape for m in self.models if m.role == role), self.models[0].shape)
+
+    def laid(self, role: str, grid: Grid, shape: NemotronShape, reward: bool) -> Laid:
+        stages = stage_plans(self.config, role, shape, reward, grid, None, self.dtype, self.machine.gpu)
+        return Laid(shape, reward, grid, self.dtype, self.machine, stages)
+
+    @cached_property
+    def fits(self) -> dict[str, tuple[NemotronShape, bool]]:
+        """The tasks that a round trains, or that are trained before it, each with the model's shape and whether it is a
+        reward model."""
+        tasks = dict.fromkeys([*(GROUPS[kind] for kind in begins_with(self.config)), *(f.task for f in fits(self.config))])
+        here = {m.role: m.shape for m in self.models}
+        base = here.get("train sft", here.get("train rm", here.get("generate")))
+        return {task: (shape, task == "reward") for task in tasks if (shape := here.get(ROLES[task], base)) is not None}
+
+    def stages_of(self, task: str) -> list[StagePlan]:
+        """What a fit takes on each stage."""
+        return self.laid(ROLES[task], self.grids.train, *self.fits[task]).stages
+
+    def round(self) -> list[Took]:
+        """The parts of a round, in their order."""
+        made = [*self._answering(), *self._training()]
+        return made + [one for one in (self._evaluating(),) if one is not None]
+
+    def fit_s(self, laid: Laid, task: str) -> float:
+        """Seconds of the steps of a fit."""
+        settings, grid = getattr(self.config, task), laid.grid
+        pairs = task == "preference" or (task == "reward" and self.config.reward.pairs)
+        largest = MicroBatch.of(settings, pairs, laid.shape.seq_length)
+        longest = (2 if pairs else 1) * min(settings.max_length, laid.shape.seq_length)
+        mean = min(longest, self.config.expect.row_tokens or longest / 2)
+        rows, width = settings.micro_batch_size, padded(round(mean))
+        samples = settings.global_batch_size / grid.dp
+        micro_batches, pieces = max(1, round(samples / rows)), 2.0 * rows if pairs else 0.0
+        if settings.packed_sequence_size is not None:
+            micro_batches = max(1, round(samples * mean / (largest.width * rows)))
+            width, pieces = largest.width, samples / micro_batches * (2 if pairs else 1)
+        chunks = self.config.topology.virtual_stages if grid.pp > 1 else 1
+        return settings.steps * step_s(
+            laid, rows=rows, width=width, pieces=pieces, micro_batches=micro_batches, chunks=chunks
+        )
+
+    def read_s(self, laid: Laid) -> float:
+        """Seconds in which all replicas read a model from the disk."""
+        grid = laid.grid
+        return self.machine.disk_s(sum(s.weights for s in laid.stages) * grid.tp * grid.dp, grid.size)
+
+    def _answering(self) -> list[Took]:
+        asked, found, settings = self.asked, [], self.config.generate
+        for role, grid, reward in (("generate", self.grids.generate, False), ("score", self.grids.score, True)):
+            model = next((m for m in self.models if m.role == role), None)
+            if asked is None or model is None:
+                continue
+            laid = self.laid(role, grid, model.shape, reward)
+            tokens = asked.prompts * asked.samples * asked.response_tokens
+            if role == "generate":
+                seconds = generate_s(laid, asked, settings.slots, settings.prefill_tokens)
+            else:
+                seconds = score_s(laid, asked, self.config.score.pack_tokens)
+                tokens += asked.prompts * asked.prompt_tokens
+            loading = self.read_s(laid)
+            if self.machine.gpu and self.config.models.placement == "in_turn":  # it goes to the host when the other one comes
+                loading += max(stage.weights for stage in laid.stages) / self.machine.host_bytes_s
+            found.append(Took(role, seconds + loading, loading, tokens))
+        return found
+
+    def _training(self) -> list[Took]:
+        found = []
+        for fit in fits(self.config):
+            if fit.task not in self.fits:
+                continue
+            shape, reward = self.fits[fit.task]
+            laid = self.laid(ROLES[fit.task], self.grids.train, shape, reward)
+            settings = fit.settings(self.config)
+            weights = sum(stage.weights for stage in laid.stages) * laid.grid.tp
+            shards = laid.grid.tp * (laid.grid.dp if self.machine.gpu else 1)
+            restart = weights + sum(stage.optimizer for stage in laid.stages) * shards
+            saves = (settings.steps - 1) // settings.restart_every if settings.restart_every else 0
+            written = self.machine.disk_s(weights + saves * restart, laid.grid.size)
+            moved = self.read_s(laid) + written + self.machine.fit_s
+            steps = self.fit_s(laid, fit.task)
+            reference = 0.0
+            if fit.task == "preference":  # once through the pairs, without gradients
+                passes = min(settings.steps, 1 + (self.prompts or 0) / settings.global_batch_size)
+                reference = steps / settings.steps * passes / 3
+            samples = settings.steps * settings.global_batch_size
+            mean = self.config.expect.row_tokens or settings.max_length / 2
+            found.append(Took(f"train {fit.folder}", steps + reference + moved, moved, samples * mean))
+        return found
+
+    def _evaluating(self) -> Took | None:
+        """The trained models on what is held out, and once the models that were there before."""
+        evaluate, seconds = self.config.evaluate, 0.0
+        for role, rows in (("generate", evaluate.exact_match), ("score", evaluate.helpsteer2)):
+            model = next((m for m in self.models if m.role == role), None)
+            count = _rows(rows)
+            if model is None or not count or self.asked is None:
+                continue
+            most = min(evaluate.max_tokens, model.shape.seq_length)
+            mean = min(most, self.config.expect.response_tokens or most / 2)
+            asked = replace(self.asked, prompts=count, samples=1, response_tokens=mean, most_tokens=most)
+            laid = self.laid(role, model.grid, model.shape, model.reward)
+            settings = self.config.generate
+            once = score_s(laid, asked, self.config.score.pack_tokens)
+            if role == "generate":
+                once = generate_s(laid, asked, settings.slots, settings.prefill_tokens)
+            seconds += once + self.read_s(laid)
+        return Took("evaluate", seconds, 0.0, 0.0) if seconds else None
+
+
+def _rows(path: str | None) -> int:
+    files: list[Path] = row_files(path) if path is not None else []
+    return sum(count_rows(file)[0] for file in files if file.is_file())
