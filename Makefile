@@ -1,4 +1,4 @@
-.PHONY: help demo test promises bench
+.PHONY: help demo test promises sabotage bench
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 # Test files at a time. Each forks up to four ranks of one thread, so a core for each is enough.
@@ -8,6 +8,7 @@ help:
 	@echo "make demo      two rounds of the tiny world, end to end, into demo/"
 	@echo "make test      the tests"
 	@echo "make promises  kills, learning results and other long checks"
+	@echo "make sabotage  breaks each promise in a copy, and looks whether its test goes red"
 	@echo "make bench     the benchmarks"
 
 .venv/complete: pyproject.toml setup.py .ci/install
@@ -22,6 +23,9 @@ test: .venv/complete
 
 promises: .venv/complete
 	$(PYTHON) -m pytest -s tests/promises
+
+sabotage: .venv/complete
+	$(PYTHON) tests/sabotage/run.py
 
 bench: .venv/complete
 	$(PYTHON) -m pytest -s tests/benchmarks

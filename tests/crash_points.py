@@ -125,12 +125,13 @@ def broken_promises(log: Iterable[tuple]) -> list[str]:
             platter.apply(operation)
             continue
         left = platter.after_power_cut(power_cuts(0)["nothing"])
-        there = {name: data for name, data in left.items() if data is not None and _counts(name)}
+        there = {name: data for name, data in left.items() if data is not None and counts(name)}
         broken += [name for name in {*operation[2], *there} if there.get(name) != operation[2].get(name)]
     return broken
 
 
-def _counts(name: str) -> bool:
+def counts(name: str) -> bool:
+    """Whether a file of this name is one of the run's, and no lock, log or temporary one."""
     parts = Path(name).parts
     return parts[-1] != "run.lock" and "logs" not in parts and not any(part.startswith(".") for part in parts)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_sdg.config import Endpoint, RunConfig, fingerprint, identity, validate
+from nemo_sdg.config import Endpoint, Generate, RunConfig, fingerprint, identity, validate
+from nemo_sdg.config.endpoints import other_server
 from nemo_sdg.errors import ConfigError
 
 SECRET = "s3cret"
@@ -69,3 +70,18 @@ def test_a_server_may_move_and_get_another_key_while_a_run_goes_on():
     there = config(url="http://b/v1", model="m", key_env="TWO")
     assert fingerprint(identity(here)) == fingerprint(identity(there))
     assert fingerprint(identity(here)) != fingerprint(identity(config(url="http://a/v1", model="another")))
+
+
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [
+        ("http://one:8000/v1", "KEY"),
+        ("http://one:8000/another", "KEY"),
+        ("http://one:8001/v1", "KEY_ONE_8001"),
+        ("http://two:8000/v1", "KEY_TWO_8000"),
+        ("https://one:8000/v1", "KEY_ONE_8000"),
+    ],
+)
+def test_a_key_is_for_one_scheme_host_and_port(url, variable):
+    generate = Generate(endpoint=Endpoint(url="http://one:8000/v1", key_env="KEY"))
+    assert other_server(url, generate).key_env == variable

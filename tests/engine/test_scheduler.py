@@ -157,6 +157,13 @@ def test_a_prompt_is_computed_once_for_all_its_samples():
     assert stats.peak_blocks == 2 + 8 * 1, "two whole blocks are shared, and each response writes in one of its own"
 
 
+def test_what_samples_share_is_kept_until_the_last_of_them_has_ended():
+    """While the long sample goes on, another prompt wants the blocks of the short one."""
+    groups = [make_group("a", [2] * (2 * BLOCK), [2, 80]), make_group("b", [3] * (2 * BLOCK), [20], first_ticket=2)]
+    driver = run(groups, slots=2, blocks=7, store=0)
+    assert driver.finished == {0: 2, 1: 80, 2: 20} and driver.scheduler.stats.peak_blocks <= 7
+
+
 def test_a_later_turn_takes_the_beginning_from_the_store():
     driver = run([make_group("turn 1", [2] * 150, [20])])
     driver.scheduler.add(make_group("turn 2", [2] * 150 + [3] * 40, [20], first_ticket=1))

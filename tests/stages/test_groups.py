@@ -52,6 +52,26 @@ def test_faulty_rows_of_an_attempt_that_was_killed_are_not_counted(tmp_path):
     assert run_ranks(do, tmp_path / "run", set())[0] == {"rows_in": 6, "kept": 6, "dropped": {}, "faulty": {}}
 
 
+def test_rows_that_come_in_any_order_are_written_in_their_own(tmp_path):
+    def all_at_once(mesh, order):
+        out = tmp_path / order.__name__
+        with Run.open(out, RunConfig(), writer=mesh.writer) as run:
+            context = Context(RunConfig(), run, 0, mesh, Console(speaks=False))
+            store = StageStore(out / "rows", "f" * 16, rows=6, group_size=2)
+
+            def ask(group):
+                return [(row, [row.id]) for row in ROWS[group.start : group.stop]]
+
+            with groups.Work(context, store, "t", mesh=mesh, count=lambda group: 2) as work:
+                ended = [group.index for group in work.run(work.mine, ask, lambda rows: order(list(rows)), {})]
+            return ended, work.finish(totals)["kept"]
+
+    assert run_ranks(all_at_once, list)[0] == ([0, 1, 2], 6) and run_ranks(all_at_once, reversed)[0] == ([2, 1, 0], 6)
+    for folder in ("list", "reversed"):
+        rows = StageStore.finished(tmp_path / folder / "rows").read()
+        assert [row["id"] for row in rows] == [row.id for row in ROWS]
+
+
 def test_a_torn_part_is_told_to_every_rank(tmp_path):
     run_ranks(do, tmp_path / "run", set(), 1)
     part = next((tmp_path / "run/rows").glob("part-*"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from crash_points import FAILURES, broken_promises, cut, fail, missed, recorded, undisturbed
+from crash_points import FAILURES, broken_promises, counts, cut, fail, missed, recorded, undisturbed
 from disks import power_cuts, sync_sites
 
 STEP = 47
@@ -37,6 +37,13 @@ def test_a_power_cut(whole, record):
 def test_what_is_there_when_a_stage_returns_survives_any_power_cut(record):
     assert sum(operation[0] == "promise" for operation in record.log) == 11
     assert not broken_promises(record.log)
+
+
+def test_no_file_is_written_under_the_name_that_it_counts_by(record):
+    """Else a kill, or a power cut, between two writes leaves a part of it there."""
+    written = {path for name, path, *_ in record.log if name in ("create", "write", "truncate")}
+    named = {rest[0] for name, _, *rest in record.log if name == "replace"}
+    assert len(written) > 20 and len(named) > 20 and not [path for path in sorted(written) if counts(path)]
 
 
 def test_each_sync_and_each_rename_is_needed(whole, record):
