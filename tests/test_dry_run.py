@@ -159,9 +159,9 @@ def a_shard_saved_elsewhere():
 
 
 def smaller_numbers():
-    from nemo_sdg.plan import memory
+    from nemo_sdg.plan import activations
 
-    replaced(memory, "ITEM_BYTES", lambda sizes: {**sizes, "fp32": 2})
+    replaced(activations, "ITEM_BYTES", lambda sizes: {**sizes, "fp32": 2})
 
 
 def fewer_keys():
