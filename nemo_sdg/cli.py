@@ -158,6 +158,24 @@ def clean(
 
 
 @app.command()
+def show(
+    recipe: Optional[str] = typer.Argument(None, help="A name from recipes/, or a path; by default their list."),
+    words: List[str] = typer.Argument(None, metavar="[KEY=VALUE | KEY]...", help="Changes, and beginnings of keys to list."),
+    diff: Optional[str] = typer.Option(None, "--diff", metavar="OTHER", help="Only what differs from this recipe."),
+) -> None:
+    """The recipes, or every setting of one: its value, where that is from, its default and its meaning."""
+    from nemo_sdg import show as showing
+    from nemo_sdg.console import Console
+    from nemo_sdg.session import rank
+
+    console = Console(speaks=rank() == 0)
+    if recipe is None:
+        showing.recipes(console)
+    else:
+        showing.settings(console, recipe, words or [], diff)
+
+
+@app.command()
 def report(folder: Path = typer.Argument(metavar="RUN", help="Folder of a run.")) -> None:
     """Before and after, rows and reasons; also writes RUN/report.html."""
     from nemo_sdg.console import Console

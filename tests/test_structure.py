@@ -30,12 +30,12 @@ FLOORS = (
     ("loop", "plan"),
     ("dry_run",),
     ("verbs", "file_verbs", "evaluate_verb", "folder_verbs", "select_verb", "row_commands", "download", "fork", "tracing",
-     "clean", "calibrate"),
+     "clean", "calibrate", "show"),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LIGHT = ("cli", "row_commands", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
+LIGHT = ("cli", "row_commands", "show", "config", "errors", "records", "resources", "store", "console", "quality", "plan")
 LIGHT += ("download", "hub", "hub.cache", "fork", "synthesis", "synthesis.plans")
 LIGHT += ("engine.requests", "engine.backends.endpoint")
 LIGHT += ("models.shapes", "models.templates", "checkpoints.names", "checkpoints.hf", "checkpoints.hf.writer")

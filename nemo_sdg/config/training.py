@@ -31,8 +31,11 @@ class Training:
     warmup_steps: int = 10
     """Steps of linear warm-up; the rate is then constant."""
     weight_decay: float = 0.1
+    """Decoupled weight decay of Adam."""
     beta1: float = 0.9
+    """Decay of Adam's mean of the gradients."""
     beta2: float = 0.98
+    """Decay of Adam's mean of their squares."""
     clip_grad: float = 1.0
     """Largest norm of the gradient over all ranks; 0 switches clipping off."""
     restart_every: Optional[int] = None
