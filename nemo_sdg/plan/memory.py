@@ -180,6 +180,8 @@ def stage_plans(
             pairs = role == "train preference"
             more = _learning(config, settings, part, grid, stage, layers[stage], gpu, pairs)
             more |= {"gradients": gradients, "optimizer": optimizer}
+        moment = more["buffers"] + more.get("activations", 0)
+        more["buffers"] += round(buffers.fragments(config.hardware, gpu) * moment)
         made.append(
             StagePlan(
                 stage=stage,
