@@ -55,8 +55,7 @@ class Measured:
 
 
 def clock() -> float:
-    """Seconds; with one thread those that the processor gave to it, which others on the machine hardly change, nor what
-    libraries compile in threads of their own."""
+    """Seconds; with one thread those that the processor gave to it, which others on the machine hardly change."""
     return time.thread_time() if _by_processor() else time.perf_counter()
 
 
