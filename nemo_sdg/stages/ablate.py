@@ -2,7 +2,7 @@
 
 selected    what selection has kept, as in datasets/sft.jsonl
 random      as many of the candidates, drawn anew by each seed
-unfiltered  all candidates
+unfiltered  all candidates that may be trained on at all
 
 All arms start from the same model, and take as many steps of the same batch; the dialogues of `data.sft` are in all of
 them. The seed of a fit is the same in all arms. Each policy is measured on the held-out rows and then let go.
@@ -23,6 +23,7 @@ from typing import Any
 
 from nemo_sdg.evaluation import ablation, files, held_out, measures
 from nemo_sdg.evaluation.ablation import ARMS, FILE
+from nemo_sdg.quality.rules import may_teach, usable
 from nemo_sdg.records import Decision
 from nemo_sdg.stages import examples, fitting
 from nemo_sdg.stages.context import Context
@@ -110,6 +111,8 @@ def _lines(context: Context, arm: str, seed: int) -> Iterator[dict[str, Any]]:
     kept, candidates = [], []
     for row in StageStore.finished(context.folder / "decisions").read():
         decision = Decision.believed(row)
+        if not may_teach(decision.reason) or usable(decision.response):
+            continue  # an answer of an evaluation, a person's data, what no training takes: no arm may learn that
         made = maker.sft(dataclasses.replace(decision, kept=True))
         lines = [one.line for one in made if one.split == "train"] if isinstance(made, list) else []
         candidates += lines
