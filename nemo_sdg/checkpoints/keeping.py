@@ -45,7 +45,15 @@ class Removable:
 
 
 def removable(out: Path, config: RunConfig) -> Iterator[Removable]:
-    """What may go of the run in a folder. The caller holds the run's lock, or only looks."""
+    """What may go of the run in a folder. The caller holds the run's lock, or only looks.
+
+    Nothing that a link leads to: it may be another run's.
+    """
+    real = out.resolve()
+    yield from (one for one in _unneeded(out, config) if one.path.resolve().is_relative_to(real))
+
+
+def _unneeded(out: Path, config: RunConfig) -> Iterator[Removable]:
     rounds = [out / f"round-{number}" for number in range(config.run.rounds)]
     evaluated = [_evaluated(place) for place in rounds]
     for place, done in zip(rounds, evaluated):
@@ -103,7 +111,8 @@ def _weights(folder: Path, why: str) -> Iterator[Removable]:
     """The weights of a model, where there are any left."""
     try:
         model = ModelFolder.open(folder)
-        there = [file.stat().st_size for file in retired.weight_files(model.contents) if file.is_file()]
+        sizes = map(model.contents.files.size, retired.weight_files(model.contents))  # which refuses what leads out
+        there = [size for size in sizes if size is not None]
     except UserError:  # begun and not committed, or damaged: `verify` says what is wrong with it
         return
     if there and (folder / _RESULT).is_file():
