@@ -245,6 +245,17 @@ def test_the_first_reward_model_of_the_run_stays_as_long_as_it_judges(inputs, ru
         assert (run / "start" / "reward" not in paths) is stays
 
 
+@pytest.mark.parametrize("ablation, start_from, stays", [(True, "latest", True), (True, "base", False), (False, "latest", False)])
+def test_the_first_policy_of_the_run_stays_as_long_as_the_ablation_starts_from_it(inputs, run, ablation, start_from, stays):
+    shutil.copytree(run / "round-0" / "policy", run / "start" / "policy")
+    config = settings(inputs, LITTLE)
+    config = dataclasses.replace(
+        config, sft=dataclasses.replace(config.sft, start_from=start_from),
+        evaluate=dataclasses.replace(config.evaluate, ablation=ablation),
+    )  # fmt: skip
+    assert (run / "start" / "policy" not in [one.path for one in keeping.removable(run, config)]) is stays
+
+
 @pytest.mark.parametrize("piece", ["../../../mine", "{absolute}", "link/mine"])
 def test_a_hostile_note_deletes_nothing_outside(tmp_path, run, inputs, piece):
     """Its seal has no key: who writes a note can seal it again."""

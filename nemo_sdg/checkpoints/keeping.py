@@ -103,7 +103,9 @@ def _earlier(out: Path, config: RunConfig, kind: str, rounds: list[Path], evalua
             yield from _weights(rounds[number] / kind, f"round {trained[-1]} has a later one")
     judges = kind == POLICY and has_judge(config) and judge_backend(config) == "local" and judge_model(config) is None
     judges = judges or (kind == REWARD and config.evaluate.win_rate is not None)
-    if trained and all(evaluated[: trained[-1] + 1]) and not judges and (out / START / kind).is_dir():
+    # Also of more seeds that are asked for later.
+    arms = kind == POLICY and config.evaluate.ablation and config.sft.start_from != "base"
+    if trained and all(evaluated[: trained[-1] + 1]) and not (judges or arms) and (out / START / kind).is_dir():
         yield from _weights(out / START / kind, f"round {trained[-1]} has a later one")
 
 
