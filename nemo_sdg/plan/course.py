@@ -91,7 +91,8 @@ class Course:
         largest = MicroBatch.of(settings, pairs, laid.shape.seq_length)
         longest = (2 if pairs else 1) * min(settings.max_length, laid.shape.seq_length)
         mean = min(longest, self.config.expect.row_tokens or longest / 2)
-        rows, width = settings.micro_batch_size, padded(round(mean))
+        # A pipeline wants one width of a whole step (`training.batches.layout`): that of its longest row.
+        rows, width = settings.micro_batch_size, padded(round(mean if grid.pp == 1 else longest))
         samples = settings.global_batch_size / grid.dp
         micro_batches, pieces = max(1, round(samples / rows)), 2.0 * rows if pairs else 0.0
         if settings.packed_sequence_size is not None:

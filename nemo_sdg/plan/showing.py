@@ -157,7 +157,9 @@ def _show_assumptions(plan: Plan, console: Console) -> None:
         rows.append(("expect.response_tokens", f"{asked.response_tokens:g}", told))
     if plan.course.fits:
         row = f"{expect.row_tokens:g}" if expect.row_tokens else "max_length / 2"
-        rows.append(("expect.row_tokens", row, "set" if expect.row_tokens else "half of what a row may have"))
+        told = "set" if expect.row_tokens else "half of what a row may have"
+        told += "; a pipeline pads rows to max_length" if plan.grids.train.pp > 1 else ""
+        rows.append(("expect.row_tokens", row, told))
     rows.append(("expect.bytes_per_token", f"{expect.bytes_per_token:g}", "set, or the usual"))
     console.table(f"  assumed of {machine.name}", ("setting", "value", "from"), rows)
     console.say("  not in the time: waiting for nodes, judging, revision, waves after the first, making prompts, selection")

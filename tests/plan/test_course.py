@@ -104,6 +104,20 @@ def test_a_training_step_is_six_operations_a_weight_and_token_with_its_bubble():
     assert step_s(replicas, **once) == pytest.approx(2_000_000 / 1e9 + 2 * 3 / 4 * 2_000_000 / 1e9, rel=1e-3)
 
 
+def test_a_pipeline_pads_the_rows_of_a_step_to_the_longest():
+    words = ["topology.tp=1", "topology.dp=1", "sft.max_length=64", "sft.global_batch_size=64", "hardware.gpu=cpu"]
+
+    def steps(pp: int, *more: str) -> float:
+        course = made(*words, f"topology.pp={pp}", *more, recipe="tiny").course
+        free = dataclasses.replace(course, machine=machine(train_layer_s=0.0, flops=1e3))
+        return free.fit_s(free.laid("train sft", free.grids.train, *free.fits["sft"]), "sft")
+
+    assert steps(1, "expect.row_tokens=16") < 0.3 * steps(1, "expect.row_tokens=64")
+    assert steps(2, "expect.row_tokens=16") == steps(2, "expect.row_tokens=64")
+    packed = "sft.packed_sequence_size=64"
+    assert steps(2, packed, "expect.row_tokens=16") < 0.5 * steps(2, packed, "expect.row_tokens=64")
+
+
 def test_a_restart_point_of_340b_is_4_8_terabytes():
     found = made("sft.restart_every=500", "sft.keep_last=2")
     assert model_bytes(found.course, "sft") == 2 * 341_029_195_776
