@@ -256,8 +256,10 @@ def test_the_first_policy_of_the_run_stays_as_long_as_the_ablation_starts_from_i
     assert (run / "start" / "policy" not in [one.path for one in keeping.removable(run, config)]) is stays
 
 
-@pytest.mark.parametrize("piece", ["../../../mine", "{absolute}", "link/mine"])
-def test_a_hostile_note_deletes_nothing_outside(tmp_path, run, inputs, piece):
+@pytest.mark.parametrize(
+    "piece, told_as", [("../../../mine", "altered"), ("{absolute}", "altered"), ("link/mine", "a link leads out")]
+)
+def test_a_hostile_note_deletes_nothing_outside(tmp_path, run, inputs, piece, told_as):
     """Its seal has no key: who writes a note can seal it again."""
     keeping.tidy(run, settings(inputs, LITTLE))
     mine, folder = run.parent / "mine", run / "round-0/sft"
@@ -270,7 +272,7 @@ def test_a_hostile_note_deletes_nothing_outside(tmp_path, run, inputs, piece):
     (folder / CLEANED).unlink()
     commit_json(folder / CLEANED, told)
     assert not list(keeping.removable(run, settings(inputs, LITTLE)))
-    with pytest.raises(CheckpointError, match="leads out"):
+    with pytest.raises(CheckpointError, match=told_as):
         contents = ModelFolder.open(folder).contents
         retired.retire(folder, contents, {})
     assert cli.main(["clean", str(run), *WORDS, "--yes"]) == 0 and mine.read_bytes() == b"mine"

@@ -178,6 +178,17 @@ def test_the_memory_of_a_placement_is_that_of_a_plan():
     assert sum(p.seconds - p.loading for p in same.parts if p.name.startswith("train")) == pytest.approx(one.seconds)
 
 
+@pytest.mark.parametrize("placement", ["in_turn", "together"])
+def test_a_policy_and_a_reward_model_wait_in_host_memory_while_others_train(placement):
+    words = ["topology.tp=8", "topology.dp=2", f"models.placement={placement}"]
+    found = made("hardware.gpu=B200", *words, recipe="nemotron4_15b")
+    both = [found.models[i].on(0).weights for i in (0, 1)]
+    assert [found.models[i].role for i in (0, 1)] == ["generate", "score"] and found.peak.waiting == sum(both)
+    other = made("hardware.gpu=B200", *words, "generate.others={x: 1}", recipe="nemotron4_15b")
+    assert len(other.models) > len(found.models) and other.peak.waiting == sum(both), "one of a kind waits"
+    assert made("hardware.gpu=cpu", *words, recipe="nemotron4_15b").peak.waiting == 0
+
+
 def test_split_and_together_are_among_the_placements():
     words = ["topology.tp=8", "topology.dp=2"]
     found = made("hardware.gpu=B200", *words, recipe="nemotron4_15b")
