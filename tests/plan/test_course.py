@@ -118,6 +118,32 @@ def test_a_pipeline_pads_the_rows_of_a_step_to_the_longest():
     assert steps(2, packed, "expect.row_tokens=16") < 0.5 * steps(2, packed, "expect.row_tokens=64")
 
 
+def test_what_is_done_once_is_in_the_time_once(tmp_path):
+    (tmp_path / "sft.jsonl").write_text("")
+    words = ["run.rounds=3", "models.instruct=null", "models.reward=null", f"data.sft={{{tmp_path}/sft.jsonl: 1}}",
+             "evaluate.ablation=true", "evaluate.ablation_seeds=2", "hardware.gpu=cpu"]  # fmt: skip
+    found = made(*words, recipe="tiny")
+    once, each = ({part.name: part.seconds for part in parts} for parts in (found.once, found.parts))
+    assert list(once) == ["train start/policy", "train start/reward", "evaluate the first models", "ablation"]
+    assert once["train start/policy"] == each["train policy"] and once["evaluate the first models"] == each["evaluate"]
+    assert 6 * each["train policy"] < once["ablation"] < 6 * (each["train policy"] + each["evaluate"])
+    assert found.seconds == pytest.approx(found.machine.start_s + sum(once.values()) + 3 * sum(each.values()))
+    given = made("hardware.gpu=cpu", "evaluate.exact_match=null", "evaluate.helpsteer2=null", recipe="tiny")
+    assert given.once == [] and "evaluate" not in {part.name for part in given.parts}
+
+
+def test_what_the_time_leaves_out_is_always_said():
+    def left_out(*words: str, recipe: str = "tiny") -> str:
+        text = shown(plan.make(load(recipe, list(words)), files=False), details=False)
+        (line,) = (line for line in text.splitlines() if "not in it: " in line)
+        return line
+
+    assert "generation and scoring, whose prompts are not counted, selection" in left_out(recipe="nemotron4_340b")
+    assert "prompts" not in left_out() and "revision" not in left_out() and "waves" not in left_out()
+    assert "revision" in left_out("revise.passes=1") and "waves after the first" in left_out("select.target=10", "budget.hours=1")
+    assert "by rewardbench" in left_out() and "rewardbench" not in left_out("evaluate.rewardbench=null")
+
+
 def test_a_restart_point_of_340b_is_4_8_terabytes():
     found = made("sft.restart_every=500", "sft.keep_last=2")
     assert model_bytes(found.course, "sft") == 2 * 341_029_195_776

@@ -78,7 +78,8 @@ def test_an_ablation_of_a_run_on_two_replicas_and_more_seeds_later(tmp_path):
 def test_an_ablation_from_weights_that_are_gone_says_so(tmp_path):
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / CLEANED).write_text("{}")
-    words = ("sft.start_from=latest", f"models.instruct={tmp_path}/policy", "evaluate.ablation=true")
+    words = ("sft.start_from=latest", f"models.instruct={tmp_path}/policy", "evaluate.ablation=true",
+             f"evaluate.exact_match={tmp_path}/held.jsonl")  # fmt: skip
     with pytest.raises(CheckpointError, match="all arms of the ablation start from were deleted"):
         ablate.run(context(tmp_path, *words))
 
