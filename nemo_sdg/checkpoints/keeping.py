@@ -85,6 +85,15 @@ def otherwise(config: RunConfig) -> RunConfig:
     return replace(config, keep=Keep(models="last", intermediate=False))
 
 
+def start_is_asked(config: RunConfig, kind: str) -> bool:
+    """Whether the model of a kind that the run begins with is needed to the end, whatever is trained later."""
+    if kind == REWARD:
+        return config.evaluate.win_rate is not None
+    judges = has_judge(config) and judge_backend(config) == "local" and judge_model(config) is None
+    # The ablation may be asked for more seeds later.
+    return judges or (config.evaluate.ablation and config.sft.start_from != "base")
+
+
 def _evaluated(place: Path) -> bool:
     with contextlib.suppress(UserError):  # a torn one is made again
         return read_json(place / "evaluation.json") is not None
@@ -101,11 +110,7 @@ def _earlier(out: Path, config: RunConfig, kind: str, rounds: list[Path], evalua
     for number in trained[:-1]:
         if all(evaluated[number : trained[-1] + 1]):
             yield from _weights(rounds[number] / kind, f"round {trained[-1]} has a later one")
-    judges = kind == POLICY and has_judge(config) and judge_backend(config) == "local" and judge_model(config) is None
-    judges = judges or (kind == REWARD and config.evaluate.win_rate is not None)
-    # Also of more seeds that are asked for later.
-    arms = kind == POLICY and config.evaluate.ablation and config.sft.start_from != "base"
-    if trained and all(evaluated[: trained[-1] + 1]) and not (judges or arms) and (out / START / kind).is_dir():
+    if trained and all(evaluated[: trained[-1] + 1]) and not start_is_asked(config, kind) and (out / START / kind).is_dir():
         yield from _weights(out / START / kind, f"round {trained[-1]} has a later one")
 
 

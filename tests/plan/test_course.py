@@ -163,7 +163,33 @@ def test_what_stays_follows_keep():
     policy = model_bytes(every.course, "sft")
     difference = every.disk.at_the_end[0] - last.disk.at_the_end[0]
     assert difference == 2 * policy + 2 * model_bytes(every.course, "reward") + 3 * 2 * policy
-    assert last.disk.most[0] > last.disk.at_the_end[0] + restart_bytes(last.course, "sft")
+    # Besides what stays there are once more the models of a round, sft/ and preference-1/ until it is evaluated, and the
+    # largest restart point.
+    again = policy + model_bytes(last.course, "reward")
+    assert last.disk.most[0] == last.disk.at_the_end[0] + again + 2 * policy + restart_bytes(last.course, "sft")
+
+
+def test_the_first_models_stay_by_the_rule_that_clean_goes_by(tmp_path):
+    (tmp_path / "sft.jsonl").write_text("")
+    first = ["models.instruct=null", "models.reward=null", f"data.sft={{{tmp_path}/sft.jsonl: 1}}", "hardware.gpu=cpu"]
+
+    def staying(*words: str) -> set[str]:
+        found = made(*first, *words, recipe="tiny")
+        return {item.name for item in found.disk.items if item.name.startswith("start/") and item.stays}
+
+    assert staying() == {"start/policy/", "start/reward/"}
+    assert staying("keep.models=last") == {"start/reward/"}, "it judges the win rate"
+    assert staying("keep.models=last", "evaluate.win_rate=null") == set()
+    assert staying("keep.models=last", "evaluate.win_rate=null", "sft.enabled=false") == {"start/policy/"}
+    assert staying("keep.models=last", "evaluate.ablation=true", "sft.start_from=latest") == {"start/policy/", "start/reward/"}
+
+
+def test_weights_that_validation_found_best_lie_beside_the_restart_points():
+    words = ["sft.restart_every=500", "sft.keep_last=2", "data.validation_share=0.1"]
+    without, best = made(*words), made(*words, "sft.validate_every=100")
+    name, weights = "restart points of sft", model_bytes(best.course, "sft")
+    sizes = [next(item.num_bytes for item in found.disk.items if item.name == name) for found in (without, best)]
+    assert sizes[1] - sizes[0] == 4 * weights
 
 
 def test_adapters_have_small_restart_points():
