@@ -11,11 +11,13 @@ from rounds import context, scored, write_stage
 from small_run import make_inputs, small_config, whole
 
 from nemo_sdg.config import validate
-from nemo_sdg.errors import ConfigError
+from nemo_sdg.errors import CheckpointError, ConfigError
 from nemo_sdg.quality.rules import LEAKED, PERSONAL
 from nemo_sdg.records import Decision
+from nemo_sdg.stages import ablate
 from nemo_sdg.stages.ablate import _lines
 from nemo_sdg.store import StageStore, commit_rows, read_json
+from nemo_sdg.store.seals import CLEANED
 from nemo_sdg.store.verifying import verify_run
 
 
@@ -74,6 +76,15 @@ def test_an_ablation_of_a_run_on_two_replicas_and_more_seeds_later(tmp_path):
             pass
 
     assert verify_run(out, Quiet()) == []
+
+
+def test_an_ablation_from_weights_that_are_gone_says_so(tmp_path):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / CLEANED).write_text("{}")
+    words = ("sft.start_from=latest", f"models.instruct={tmp_path}/policy", "evaluate.ablation=true",
+             f"evaluate.exact_match={tmp_path}/held.jsonl")  # fmt: skip
+    with pytest.raises(CheckpointError, match="all arms of the ablation start from were deleted"):
+        ablate.run(context(tmp_path, *words))
 
 
 @pytest.mark.parametrize(
