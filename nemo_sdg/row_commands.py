@@ -69,7 +69,7 @@ def score(
 
 
 def select(
-    overrides: List[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings of `select`, by full key."),
+    overrides: List[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings of select and reward.outputs, by full key."),
     rows: Path = typer.Option(..., "--input", metavar="FILE", help="Scored rows, .jsonl or .jsonl.gz."),
     out: Path = _RESULT,
     strict: bool = _STRICT,

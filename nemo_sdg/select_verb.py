@@ -19,13 +19,14 @@ from nemo_sdg.session import rank
 from nemo_sdg.store import RowFile, beside, check_result, conserved
 
 _DROPPED, _FAULTY = "dropped", "faulty"
+_GROUPS = ("select", "reward.outputs")
 
 
 def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
     """Applies the settings `select.*` to a file and returns the exit status.
 
     Args:
-        words: `select.key=value`, over the defaults.
+        words: `select.key=value` over the defaults, and `reward.outputs.NAME=N` for a label of the user's own.
         strict: a row that cannot be used is an error, not set aside.
     Raises:
         ConfigError: a word that is no setting of selection.
@@ -76,10 +77,10 @@ def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
 
 def _settings(words: list[str]) -> Select:
     for word in words:
-        if "=" in word and not word.startswith("select"):
+        if "=" in word and not word.startswith(_GROUPS):
             key = word.partition("=")[0]
             way_out = f"write select.{key} if that is meant" if key in vars(Select()) else None
-            raise ConfigError("not a setting of selection", where=key, expected="select.KEY=VALUE", way_out=way_out)
+            raise ConfigError("not a setting of selection", where=key, expected="select.KEY=VALUE or reward.outputs.NAME=N", way_out=way_out)
     return override(RunConfig(), words).select
 
 

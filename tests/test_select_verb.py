@@ -80,10 +80,20 @@ def test_nothing_kept_is_an_answer(source, tmp_path, capsys):
     assert (tmp_path / "kept.jsonl").read_text() == "" and "0 kept rows" in capsys.readouterr().out
 
 
+def test_a_label_of_ones_own_has_limits_where_it_is_named(tmp_path, capsys):
+    source, out = tmp_path / "scored.jsonl", tmp_path / "kept.jsonl"
+    rows = {"high": {"curt": -1.0}, "low": {"curt": -1.5}, "none": {}}
+    source.write_text("".join(line(name, name, scores={**SCORES, **own}) for name, own in rows.items()))
+    assert select(source, out, "select.minimum.curt=-1", "reward.outputs.curt=0") == 0
+    assert [json.loads(text)["id"] for text in out.read_text().splitlines()] == ["high"]
+    assert select(source, out, "select.minimum.curt=-1") == 2
+    assert "stands in reward.outputs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["generate.samples=3"], "not a setting of selection, expected select.KEY=VALUE"),
+        (["generate.samples=3"], "not a setting of selection, expected select.KEY=VALUE or reward.outputs"),
         (["percentile=3"], "write select.percentile if that is meant"),
         (["select.percentil=3"], "the nearest valid key is select.percentile"),
         (["select.percentile=101"], "found 101"),
