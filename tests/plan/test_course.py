@@ -295,6 +295,19 @@ def test_bad_machines_are_told(tmp_path):
         made("hardware.train_efficiency=1.5")
 
 
+def test_rates_of_another_dtype_are_refused_and_a_run_goes_on_without_its_calibration(tmp_path):
+    file = tmp_path / "cal.json"
+    file.write_text(json.dumps({"made": {"dtype": "fp32"}, "rates": {"flops": 1e11}}))
+    words = [f"hardware.calibration={file}", "hardware.gpu=cpu"]
+    assert made(*words, recipe="tiny").machine.flops == 1e11
+    other = [*words, "models.dtype=bf16"]
+    with pytest.raises(ConfigError, match="measured in another dtype, found fp32, expected bf16"):
+        made(*other, recipe="tiny")
+    for gone in (other, ["hardware.calibration=nowhere.json", "hardware.gpu=cpu"]):
+        found = plan.make(load("tiny", gone))
+        assert found.machine.flops != 1e11 and any("time is by the usual rates: " in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     "words, nearest",
     [
