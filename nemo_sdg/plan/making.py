@@ -105,8 +105,13 @@ class Plan:
         """See `plan.placements`; on the nodes of `hardware.nodes`, or as many as the run's ranks fill."""
         if self.course is None:
             return [], {}
+        return placements(self.course, self.sought)
+
+    @property
+    def sought(self) -> int:
+        """Ranks that placements are looked for on."""
         nodes = self.course.config.hardware.nodes
-        return placements(self.course, self.ranks if nodes is None else nodes * self.machine.ranks_per_node)
+        return self.ranks if nodes is None else nodes * self.machine.ranks_per_node
 
     def show(self, console: Console, details: bool = False) -> None:
         """Prints the plan: what will be done and what it takes; with details where each figure comes from."""
