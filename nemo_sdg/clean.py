@@ -37,7 +37,7 @@ def clean(run: Path, overrides: list[str], console: Console, *, yes: bool) -> in
         rows = [
             (one.path.relative_to(run), _what(one), f"{one.files:,}", size_text(one.num_bytes), one.why) for one in found
         ]
-        console.table(f"{run}: {'deleted' if yes else 'to delete'}", ("where", "what", "files", "size", "because"), rows)
+        console.table(f"{run}: to delete", ("where", "what", "files", "size", "because"), rows)
         total = size_text(sum(one.num_bytes for one in found))
         if not yes:
             console.say(f"{total} in all; nothing is deleted yet: the same command with --yes does it")

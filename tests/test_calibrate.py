@@ -59,6 +59,22 @@ def test_known_rates_come_back():
     }  # fmt: skip
 
 
+def test_errors_are_those_of_the_rates_that_are_kept():
+    """Steps whose bytes and sequences take longer than other measurements tell: the rest has to make up for it."""
+    slow = measured()
+    slow.steps = [dataclasses.replace(one, seconds=one.seconds + 3 * solving._step_known(one, 3e10, 5e-5)) for one in slow.steps]
+    rates, errors = solving.rates(slow)
+    machine = Machine("cpu", {**TRUE, **rates}, {})
+    off = []
+    for one in slow.steps:
+        count = rank_parameters(one.shape, 1, one.shape.num_layers, first=True, last=True)
+        of = laid(one.shape, 4 * count, GRADIENT_BYTES["fp32"] * count, OPTIMIZER_BYTES["fp32"] * count)
+        took = step_s(dataclasses.replace(of, machine=machine), rows=one.rows, width=one.width, pieces=one.pieces,
+                      micro_batches=one.micro_batches, chunks=1)  # fmt: skip
+        off.append(abs(took / one.seconds - 1))
+    assert max(off) == pytest.approx(errors["training steps"][2], rel=0.02) and max(off) > 0.01
+
+
 def test_bad_words(tmp_path, capsys, monkeypatch):
     def refused(*words: str) -> str:
         assert cli.main(["calibrate", *words]) == 2

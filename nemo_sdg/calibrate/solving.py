@@ -32,13 +32,16 @@ def rates(measured: Measured) -> tuple[dict[str, float], Errors]:
     """The settings `hardware.*` that the measurements give, and how well they give them back."""
     errors: Errors = {}
 
-    def solved(kind: str, names: Sequence[str], rows: list[list[float]], times: list[Any]) -> dict[str, float]:
+    def solved(
+        kind: str, names: Sequence[str], rows: list[list[float]], times: list[Any], known: Sequence[float] = (0.0,)
+    ) -> dict[str, float]:
         seconds = np.array([one.seconds for one in times])
+        left = 1 - np.array(known) / seconds  # of each time, without what other measurements tell of it
         matrix = np.array(rows) / seconds[:, None]
         scale = matrix.max(axis=0)
         scale[scale == 0] = 1.0
-        found, _ = nnls(matrix / scale, np.ones(len(seconds)))
-        off = np.abs(matrix / scale @ found - 1)
+        found, _ = nnls(matrix / scale, left)
+        off = np.abs(matrix / scale @ found - left)
         errors[kind] = (len(off), statistics.median(off.tolist()), float(off.max()))
         return dict(zip(names, (found / scale).tolist()))
 
@@ -47,8 +50,9 @@ def rates(measured: Measured) -> tuple[dict[str, float], Errors]:
     known = [_without_rows(one, decode["row_s"]) for one in measured.passes]
     names = ("pass_s", "layer_s", "sequence_s", "operation")
     passes = solved("prefill and scoring passes", names, [_pass(t) for t in known], known)
-    names = ("train_step_s", "micro_batch_s", "train_layer_s", "operation", "byte", "sequence_s")
-    train = solved("training steps", names, [_step(t) for t in measured.steps], measured.steps)
+    names = ("train_step_s", "micro_batch_s", "train_layer_s", "operation")
+    told = [_step_known(t, measured.bandwidth_bytes_s, passes["sequence_s"]) for t in measured.steps]
+    train = solved("training steps", names, [_step(t) for t in measured.steps], measured.steps, told)
 
     def efficiency(seconds: float) -> float:
         return min(1.0, 1 / (seconds * measured.flops)) if seconds else 1.0
@@ -97,6 +101,12 @@ def _step(one: StepTimes) -> list[float]:
     laid, layers, count = _laid(one), one.shape.num_layers, one.micro_batches
     seen = one.width / max(1.0, one.pieces / one.rows) / 2
     flops = 3 * one.rows * one.width * (layers * laid.layer_flops(seen) + laid.head_flops())
+    return [1.0, count, count * layers, count * flops]
+
+
+def _step_known(one: StepTimes, bandwidth: float, sequence_s: float) -> float:
+    """Seconds of a step that memory's bandwidth and passes tell: moving the optimizer's bytes, and its sequences."""
+    layers = one.shape.num_layers
     parameters = rank_parameters(one.shape, 1, layers, first=True, last=True)
     moved = parameters * (2 * ITEM_BYTES[one.dtype] + GRADIENT_BYTES[one.dtype] + 2 * OPTIMIZER_BYTES[one.dtype])
-    return [1.0, count, count * layers, count * flops, moved, 3 * count * layers * one.pieces]
+    return moved / bandwidth + 3 * one.micro_batches * layers * one.pieces * sequence_s

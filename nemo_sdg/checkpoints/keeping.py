@@ -118,14 +118,20 @@ def _weights(folder: Path, why: str) -> Iterator[Removable]:
     """The weights of a model, where there are any left."""
     try:
         model = ModelFolder.open(folder)
-        sizes = map(model.contents.files.size, retired.weight_files(model.contents))  # which refuses what leads out
-        there = [size for size in sizes if size is not None]
+        files = retired.weight_files(model.contents)
+        there = [_freed(file) for file in files if model.contents.files.size(file) is not None]  # it refuses what leads out
     except UserError:  # begun and not committed, or damaged: `verify` says what is wrong with it
         return
     if there and (folder / _RESULT).is_file():
         yield Removable(folder, model, len(there), sum(there), why)
 
 
+def _freed(file: Path) -> int:
+    """Bytes that go with a file: none where another folder, such as a fork's, has it too."""
+    found = file.lstat()
+    return found.st_size if found.st_nlink == 1 else 0
+
+
 def _whole(path: Path, why: str) -> Removable:
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    return Removable(path, None, len(files), sum(file.lstat().st_size for file in files), why)
+    return Removable(path, None, len(files), sum(map(_freed, files)), why)

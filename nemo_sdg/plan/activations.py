@@ -20,7 +20,9 @@ else 1):
                   u V/t + 10    softmax over the vocabulary, and which token is the label; not of a reward model
 
 Each number is one that autograd is seen to save on a CPU (torch.autograd.graph.saved_tensors_hooks, storages counted once,
-parameters left out). Fused attention of a GPU keeps the same: queries, keys, values, output and the log-sum. TransformerEngine
+parameters left out). Fused attention of a GPU keeps the same: queries, keys, values, output and the log-sum. On a GPU there is none for fp64, nor
+for fp32 with fewer keys than queries: the plain one keeps w A S/t scores of each token, S being the width of its row, and
+keys and values repeated for each query, 2 w (Q - K)/t more. TransformerEngine
 (models.spec=te) keeps the inputs of its norms as they come, w in place of u. Low-rank adapters add their inner activations;
 that frozen linears then keep less is not counted.
 """
@@ -74,6 +76,8 @@ class Slice:
     reward: bool = False
     te: bool = False
     """The layers are TransformerEngine's."""
+    math: bool = False
+    """Attention falls to the kernel that keeps its scores."""
     adapters: int = 0
     """Ranks of all low-rank adapters of a layer together."""
 
@@ -94,6 +98,8 @@ def layer_bytes(part: Slice, batch: MicroBatch) -> float:
     statistics = 4 * part.wide / (part.tp if part.sequence_parallel else 1)
     keys = shape.num_query_groups * shape.kv_channels
     attention = w * ((4 if batch.packed else 3) * shape.query_size + 3 * keys) + 4 * shape.num_attention_heads
+    if part.math:
+        attention += w * (shape.num_attention_heads * batch.width + 2 * (shape.query_size - keys))
     rotary = 2 * w * int(shape.kv_channels * shape.rotary_percent)
     rotated = n if batch.packed else batch.width
     mlp = 2 * w * shape.ffn_hidden_size

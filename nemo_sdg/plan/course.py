@@ -10,10 +10,10 @@ from nemo_sdg.config import RunConfig
 from nemo_sdg.config.starting import GROUPS, begins_with
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel.topology import Grid, Grids
-from nemo_sdg.plan.activations import MicroBatch
+from nemo_sdg.plan.activations import ITEM_BYTES, MicroBatch
 from nemo_sdg.plan.counting import count_rows
 from nemo_sdg.plan.machine import Machine
-from nemo_sdg.plan.memory import ModelPlan, StagePlan, stage_plans
+from nemo_sdg.plan.memory import GRADIENT_BYTES, ModelPlan, StagePlan, stage_plans
 from nemo_sdg.plan.timing import Asked, Laid, generate_s, score_s, step_s
 from nemo_sdg.records import row_files
 from nemo_sdg.store.fits import fits
@@ -141,7 +141,9 @@ class Course:
         laid, settings = self.laid(ROLES[task], self.grids.train, shape, reward), getattr(self.config, task)
         weights = sum(stage.weights for stage in laid.stages) * laid.grid.tp
         shards = laid.grid.tp * (laid.grid.dp if self.machine.gpu else 1)
-        restart = weights + sum(stage.optimizer for stage in laid.stages) * shards
+        # Of adapters alone, where there are any: what has gradients.
+        trained = sum(stage.gradients for stage in laid.stages) * laid.grid.tp * ITEM_BYTES[self.dtype] // GRADIENT_BYTES[self.dtype]
+        restart = trained + sum(stage.optimizer for stage in laid.stages) * shards
         saves = (settings.steps - 1) // settings.restart_every if settings.restart_every else 0
         written = self.machine.disk_s(weights + saves * restart, laid.grid.size)
         moved = self.read_s(laid) + written + self.machine.fit_s
@@ -151,7 +153,8 @@ class Course:
             passes = min(settings.steps, 1 + (self.prompts or 0) / settings.global_batch_size)
             reference = steps / settings.steps * passes / 3
         samples = settings.steps * settings.global_batch_size
-        mean = self.config.expect.row_tokens or settings.max_length / 2
+        pairs = task == "preference" or (task == "reward" and settings.pairs)
+        mean = self.config.expect.row_tokens or (2 if pairs else 1) * min(settings.max_length, shape.seq_length) / 2
         return Took(name, steps + reference + moved, moved, samples * mean)
 
     def _asked_s(self, role: str, rows: str | None) -> float:

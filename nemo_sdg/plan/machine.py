@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -104,7 +104,7 @@ def machine_of(config: RunConfig, dtype: str, ranks: int, gpu: bool) -> Machine:
     layers = [
         ("conf/hardware.yaml", known["defaults"]),
         (f"conf/hardware.yaml, {name}", known[name]),
-        (f"{settings.calibration}", calibration(settings.calibration) if settings.calibration else {}),
+        (f"{settings.calibration}", calibration(settings.calibration, dtype) if settings.calibration else {}),
         ("set", {key: value for key, value in asdict(settings).items() if value is not None}),
     ]
     numbers, sources = {}, {}
@@ -121,16 +121,34 @@ def machine_of(config: RunConfig, dtype: str, ranks: int, gpu: bool) -> Machine:
     return Machine(name, numbers, sources)
 
 
-def calibration(path: str) -> dict[str, float]:
-    """The rates that `nemo-sdg calibrate` has measured. Raises ConfigError for a file that is not one of these."""
+def without_calibration(config: RunConfig, dtype: str) -> tuple[RunConfig, list[str]]:
+    """For a run, which does without rates: (the config without a calibration that cannot be used, a note on it)."""
+    path = config.hardware.calibration
+    if path is None:
+        return config, []
+    try:
+        calibration(path, dtype)
+    except ConfigError as error:
+        return replace(config, hardware=replace(config.hardware, calibration=None)), [f"time is by the usual rates: {error}"]
+    return config, []
+
+
+def calibration(path: str, dtype: str) -> dict[str, float]:
+    """The rates that `nemo-sdg calibrate` has measured in a dtype. Raises ConfigError for a file that has none of these."""
     way_out = f"make it with `nemo-sdg calibrate {path}`"
     try:
         told = json.loads(resolve(path).read_bytes())
         rates = {key: float(value) for key, value in told["rates"].items()}
+        measured = told.get("made", {}).get("dtype", dtype)
     except OSError as error:
         raise ConfigError("cannot read the calibration", where=path, found=error.strerror, way_out=way_out) from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError("the file is no calibration", where=path, expected='{"rates": {...}}', way_out=way_out) from None
+    if measured != dtype:
+        raise ConfigError(
+            "the calibration was measured in another dtype", where=path, found=measured, expected=dtype,
+            way_out=f"measure this one: `nemo-sdg calibrate OTHER_FILE --dtype {dtype}`",
+        )  # fmt: skip
     for key, value in rates.items():
         expected, holds = RULES.get(f"hardware.{key}", ("a rate", lambda _: False))
         if key not in RATES or not holds(value):

@@ -15,7 +15,7 @@ from nemo_sdg.parallel.topology import Grids, check_global_batch, grids, ranks_w
 from nemo_sdg.plan import notes as words
 from nemo_sdg.plan.course import ROLES, Course, Took
 from nemo_sdg.plan.disk import Disk, disk_of
-from nemo_sdg.plan.machine import CPU, Machine, machine_of
+from nemo_sdg.plan.machine import CPU, Machine, machine_of, without_calibration
 from nemo_sdg.plan.memory import ModelPlan, Peak, StagePlan, peak
 from nemo_sdg.plan.models import model_plans
 from nemo_sdg.plan.placements import Placement, placements
@@ -105,8 +105,13 @@ class Plan:
         """See `plan.placements`; on the nodes of `hardware.nodes`, or as many as the run's ranks fill."""
         if self.course is None:
             return [], {}
+        return placements(self.course, self.sought)
+
+    @property
+    def sought(self) -> int:
+        """Ranks that placements are looked for on."""
         nodes = self.course.config.hardware.nodes
-        return placements(self.course, self.ranks if nodes is None else nodes * self.machine.ranks_per_node)
+        return self.ranks if nodes is None else nodes * self.machine.ranks_per_node
 
     def show(self, console: Console, details: bool = False) -> None:
         """Prints the plan: what will be done and what it takes; with details where each figure comes from."""
@@ -125,7 +130,8 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
 
     Raises:
         TopologyError: TP or PP does not divide the model, or the ranks do not fill the topology.
-        CheckpointError, ConfigError: a folder or file that the run needs is not there or not whole.
+        CheckpointError, ConfigError: a folder or file that the run needs is not there or not whole; with `files` a
+            calibration is none of these.
     """
     if world is None:
         world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else ranks_wanted(config)
@@ -135,7 +141,8 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         check_global_batch(settings, laid.train.dp, group, turns)
     gpu = _on_gpus(config, files)
     dtype = config.models.dtype or ("bf16" if gpu else "fp32")
-    machine = machine_of(config, dtype, world, gpu)
+    rated, lost = without_calibration(config, dtype) if files else (config, [])
+    machine = machine_of(rated, dtype, world, gpu)
     if config.revise.passes:
         Request(config.revise.request)  # a template that cannot be filled in is refused now
     models = model_plans(config, laid, dtype, gpu, files)
@@ -168,7 +175,7 @@ def make(config: RunConfig, *, world: int | None = None, files: bool = True) -> 
         target=words.target_note(config),
         models=models,
         peak=peak(models, world, config.models.placement, gpu, [stage for stages in trained.values() for stage in stages]),
-        notes=words.first_notes(config) + prompts.notes + words.elsewhere_notes(config),
+        notes=words.first_notes(config) + prompts.notes + words.elsewhere_notes(config) + lost,
         fits=trained,
         machine=machine,
         course=course,

@@ -206,9 +206,10 @@ def training_of(config: RunConfig, role: str) -> Training | None:
 def _slice(
     config: RunConfig, shape: NemotronShape, reward: bool, grid: Grid, dtype: str, gpu: bool, lora: Lora, trains: bool
 ) -> Slice:
+    grouped, sharded = shape.num_query_groups != shape.num_attention_heads, config.topology.sequence_parallel and grid.tp > 1
     return Slice(
-        shape, dtype, grid.tp, config.topology.sequence_parallel and grid.tp > 1 and trains, reward,
-        te=gpu and config.models.spec == "te", adapters=(lora.rank or 0) * len(lora.targets),
+        shape, dtype, grid.tp, sharded and trains, reward, te=gpu and config.models.spec == "te",
+        math=gpu and (dtype == "fp64" or (dtype == "fp32" and grouped)), adapters=(lora.rank or 0) * len(lora.targets),
     )  # fmt: skip
 
 

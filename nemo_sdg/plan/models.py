@@ -62,7 +62,7 @@ def model_plans(config: RunConfig, grids: Grids, dtype: str, gpu: bool, files: b
         if key not in seen:
             layers = [[layer for chunk in stage for layer in chunk] for stage in chunks]
             seen[key] = loading(contents, contents.places(reward=reward), grid.tp, layers)
-        stages = stage_plans(config, role, contents.shape, reward, grid, seen[key], dtype, gpu)
+        stages = stage_plans(config, role, contents.shape, reward, grid, seen[key], dtype, gpu, contents.dtype)
         made.append(ModelPlan(role, where, contents.shape, reward, grid, seen[key], stages, contents, chunks, note))
     return made
 

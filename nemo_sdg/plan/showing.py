@@ -81,12 +81,15 @@ def _ways_out(plan: Plan) -> list[str]:
     best: dict[str, Placement] = {}
     for one in found:
         best.setdefault(one.phase, one)
-    told = [f"{phase}: TP x PP x DP of {one.grid} takes {bytes_text(one.num_bytes)}" for phase, one in best.items()]
+    told = [
+        f"{phase}: TP x PP x DP of {one.grid} on {plan.sought} ranks{f', {one.how},' if one.how else ''} takes"
+        f" {bytes_text(one.num_bytes)}" for phase, one in best.items()
+    ]  # fmt: skip
     told += [
-        f"{phase}: no placement of {plan.ranks} ranks does; {one.grid} comes nearest with {bytes_text(one.num_bytes)}"
+        f"{phase}: no placement of {plan.sought} ranks does; {one.grid} comes nearest with {bytes_text(one.num_bytes)}"
         for phase, one in nearest.items() if one is not None
     ]  # fmt: skip
-    if nearest.get("train") is not None and (more := more_ranks(plan.course, plan.ranks)) is not None:
+    if nearest.get("train") is not None and (more := more_ranks(plan.course, plan.sought)) is not None:
         ranks = sum(grid.size for grid in more.grids)
         told.append(f"train: {ranks} ranks as {more.grid} take {bytes_text(more.num_bytes)}")
     return told

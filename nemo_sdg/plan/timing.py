@@ -178,7 +178,8 @@ def step_s(laid: Laid, *, rows: int, width: float, pieces: float, micro_batches:
     seen = width / max(1.0, pieces / rows) / 2
     for stage, layers in enumerate(laid.layers):
         flops = layers * laid.layer_flops(seen) + (laid.head_flops() if stage == grid.pp - 1 else 0.0)
-        each = machine.train_layer_s + 3 * (pieces * machine.sequence_s + laid.adding_s(tokens))
+        # A backward pass adds up gradients as often as its forward pass hidden states.
+        each = machine.train_layer_s + 3 * pieces * machine.sequence_s + 2 * laid.adding_s(tokens)
         worst = max(worst, layers * each + 3 * tokens * flops / rate)
     each = machine.micro_batch_s + worst + 2 * laid.sending_s(tokens)
     pipeline = micro_batches * each * (1 + (grid.pp - 1) / (micro_batches * chunks))

@@ -98,6 +98,8 @@ def test_a_training_step_is_six_operations_a_weight_and_token_with_its_bubble():
     four = step_s(laid(Grid(pp=2), train_layer_s=1.0), **{**once, "micro_batches": 4})
     assert four == pytest.approx(4 * 2 * (1 + 1 / 4), rel=1e-3)
     assert step_s(laid(Grid(pp=2), train_layer_s=1.0), **{**once, "micro_batches": 4, "chunks": 2}) == pytest.approx(4 * 2 * 9 / 8, rel=1e-3)
+    ring = step_s(laid(Grid(tp=2), flops=1e15), **once)  # two a layer forward and two backward
+    assert ring == pytest.approx(2 * 4 * 2 * (2 * 50 * 100 * 4) / 1e9, rel=1e-3)
     moved = step_s(dataclasses.replace(laid(flops=1e15), stages=[StagePlan(0, 0, 1_000_000, 0, 0, (0, 0, 0), 2_000_000, 3_000_000)]), **once)
     assert moved == pytest.approx((2 + 2 + 6) * 1e6 / 1e9, rel=1e-3)
     replicas = dataclasses.replace(laid(Grid(dp=4), flops=1e15), stages=[StagePlan(0, 0, 0, 0, 0, (0, 0, 0), 2_000_000)])
@@ -241,6 +243,30 @@ def test_a_policy_and_a_reward_model_wait_in_host_memory_while_others_train(plac
     assert made("hardware.gpu=cpu", *words, recipe="nemotron4_15b").peak.waiting == 0
 
 
+def test_attention_without_a_fused_kernel_keeps_its_scores():
+    """Held against what autograd saves of the kernel that a GPU falls to."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from nemo_sdg.models.attention import attend
+    from nemo_sdg.plan.activations import MicroBatch, Slice, layer_bytes
+
+    batch, sizes = MicroBatch(1, 64, False), {}
+    query, key, value = (torch.randn(1, heads, 64, 10, requires_grad=True) for heads in (10, 2, 2))
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        attend(query, key, value, None)
+    more = layer_bytes(Slice(SHAPE, "fp32", math=True), batch) - layer_bytes(Slice(SHAPE, "fp32"), batch)
+    assert more == sum(sizes.values()) - 4 * 64 * (100 + 2 * 20)
+    found = {dtype: made("topology.tp=1", "hardware.gpu=H200", f"models.dtype={dtype}", recipe="tiny") for dtype in ("fp32", "bf16")}
+    kept = {dtype: one.fits["train sft"][0].activations for dtype, one in found.items()}
+    assert kept["fp32"] > 2 * kept["bf16"]
+
+
 def test_split_and_together_are_among_the_placements():
     words = ["topology.tp=8", "topology.dp=2"]
     found = made("hardware.gpu=B200", *words, recipe="nemotron4_15b")
@@ -293,6 +319,19 @@ def test_bad_machines_are_told(tmp_path):
     assert "a share" not in refused("hardware.gpu=x")
     with pytest.raises(ConfigError, match="a number above 0 and up to 1"):
         made("hardware.train_efficiency=1.5")
+
+
+def test_rates_of_another_dtype_are_refused_and_a_run_goes_on_without_its_calibration(tmp_path):
+    file = tmp_path / "cal.json"
+    file.write_text(json.dumps({"made": {"dtype": "fp32"}, "rates": {"flops": 1e11}}))
+    words = [f"hardware.calibration={file}", "hardware.gpu=cpu"]
+    assert made(*words, recipe="tiny").machine.flops == 1e11
+    other = [*words, "models.dtype=bf16"]
+    with pytest.raises(ConfigError, match="measured in another dtype, found fp32, expected bf16"):
+        made(*other, recipe="tiny")
+    for gone in (other, ["hardware.calibration=nowhere.json", "hardware.gpu=cpu"]):
+        found = plan.make(load("tiny", gone))
+        assert found.machine.flops != 1e11 and any("time is by the usual rates: " in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
