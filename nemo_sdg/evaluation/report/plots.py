@@ -38,8 +38,8 @@ _POINTS = 400
 
 
 def bins(values: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(edges, counts of all, counts of those that were kept): a score lies in the bin that begins at or below it. Bins are wider, by a
-    power of two, where one score lies far away."""
+    """(edges, counts of all, counts of those that were kept): a score lies in the bin that begins at or below it. Bins are
+    wider, by a power of two, where one score lies far away."""
     width = _width(float(values.min()), float(values.max())) if len(values) else WIDTH
     low, high = (math.floor(values.min() / width), math.floor(values.max() / width) + 1) if len(values) else (0, 16)
     edges = np.arange(low, high + 1) * width
