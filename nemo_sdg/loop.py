@@ -6,7 +6,6 @@ continues a run that was killed anywhere, and does nothing on a run that is fini
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
@@ -24,6 +23,7 @@ from nemo_sdg.parallel.watch import doing
 from nemo_sdg.stages import ablate, assemble, compare, evaluate, generate, judge, overlap, prompts, revise, score, select
 from nemo_sdg.stages import start, train
 from nemo_sdg.stages.context import Context
+from nemo_sdg.stages.timing import timed
 from nemo_sdg.store.waves import OF_PARTS, Part, ready_parts, wave_parts
 from nemo_sdg.stages.target import Progress
 from nemo_sdg.store import Run
@@ -102,10 +102,10 @@ def run_stage(
 def _stage(name: str, context: Context, *known: Any) -> dict[str, Any]:
     if name in ("start", "train", "ablate"):
         context.residents.clear()
-    began = time.monotonic()
     with doing(f"{name} of round {context.round}"):
         stopping.heed_all(context.mesh)
-        return _told(name, context, STAGES[name].run(context, *known), began)
+        with timed(context, name) as ended:
+            return ended(name, STAGES[name].run(context, *known))
 
 
 def _revise(context: Context, wave: int) -> dict[str, Any]:
@@ -130,16 +130,11 @@ def _generate_and_score(context: Context) -> None:
         _stage("generate", context)
         _stage("score", context)
         return
-    began, generating = time.monotonic(), generate.Stage(context)
-    scoring = score.Stage(context, generating.store)
-    for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
-        _told(name, context, totals, began)
-
-
-def _told(name: str, context: Context, totals: dict[str, Any], began: float) -> dict[str, Any]:
-    seconds = round(time.monotonic() - began, 3)
-    context.run.events("stage", stage=name, **context.provenance, totals=totals, seconds=seconds)
-    return totals
+    with timed(context, "generate", "score") as ended:
+        generating = generate.Stage(context)
+        scoring = score.Stage(context, generating.store)
+        for name, totals in zip(("generate", "score"), overlap.run(context, generating, scoring)):
+            ended(name, totals)
 
 
 def _rounds(

@@ -92,7 +92,7 @@ class Run:
         return self.out / f"round-{number}"
 
     def events(self, name: str, **fields: Any) -> None:
-        """Appends one line to logs/events.jsonl, for machines; nothing reads it back."""
+        """Appends one line to logs/events.jsonl, for machines and the report; no stage reads it back."""
         if not self.writer:
             return
         line = json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=str) + "\n"

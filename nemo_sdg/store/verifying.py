@@ -1,5 +1,5 @@
 """Is a run as it was written? Every file in it is read once and held against the digest that it, its name or the list
-beside it holds. Logs and the lock are notes that nothing reads; they alone have none."""
+beside it holds. Logs and the lock are notes that no stage reads; they alone have none."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def verify_run(folder: Path, console: Console) -> list[str]:
         size = size_text(sum(file.stat().st_size for file in files))
         console.say(
             f"{folder}: run {config.run.name}, {config.run.rounds} rounds, all finished, {len(files):,} files, {size}: "
-            "every byte is as it was written (logs/ and run.lock apart, which nothing reads)"
+            "every byte is as it was written (logs/ and run.lock apart, which no stage reads)"
         )
     return problems
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
 from nemo_sdg.evaluation.report import plots
 
@@ -17,6 +18,21 @@ def test_bins_known_answer():
     assert before.tolist() == [1, 2, 1, 1, 0, 1] and after.tolist() == [0, 0, 1, 1, 0, 1]
     assert before.sum() == len(values)
     assert plots.bins(np.array([]), np.array([], bool))[1].sum() == 0
+
+
+@pytest.mark.parametrize("far", [-100.0, 99.0, 1e9, -3e38, 1e308])
+def test_one_score_far_away_makes_wide_bins_and_not_many(far):
+    values = np.array([0.0, 1.0, 2.0, far])
+    edges, before, after = plots.bins(values, values > 1.5)
+    assert len(edges) <= 403 and before.sum() == 4 and after.sum() == np.count_nonzero(values > 1.5)
+    assert (np.diff(edges) > 0).all() and edges[0] <= values.min() and values.max() < edges[-1]
+    assert (edges[1] - edges[0] == plots.WIDTH) == (far == 99.0)
+    assert "<svg" in plots.histogram("x", values, None, [2.0])
+
+
+def test_bins_of_a_single_score_that_is_large():
+    edges, before, _ = plots.bins(np.array([1e300, 1e300]), np.zeros(2, bool))
+    assert len(edges) <= 3 and before.tolist()[0] == 2 and edges[0] <= 1e300 < edges[1]
 
 
 def test_a_line_is_thinned_by_means():

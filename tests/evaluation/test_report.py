@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -17,9 +18,10 @@ from rounds import ALONE
 from nemo_sdg import cli, loop
 from nemo_sdg.config import ATTRIBUTES, Data, Models, Preference, Run, RunConfig, from_yaml, to_yaml
 from nemo_sdg.console import Console
-from nemo_sdg.errors import StoreError
+from nemo_sdg.errors import Stopped, StoreError
 from nemo_sdg.evaluation import report
-from nemo_sdg.evaluation.report import examples, html, page, whatif
+from nemo_sdg.evaluation.ablation import ARMS
+from nemo_sdg.evaluation.report import examples, html, page, sections, whatif
 from nemo_sdg.evaluation.report.rows import read_rows
 from nemo_sdg.evaluation.report.times import read_times, union
 from nemo_sdg.store import Run as Folder
@@ -149,9 +151,9 @@ def test_everything_that_an_evaluation_may_say(finished):
     file.write_text(json.dumps(state))
     result = report.read(finished)
     lines = told(result)
-    assert "policy: exact match, 200 prompts 0.500 0.550 0.650 (0.580 to 0.710) +0.150" in lines
+    assert "policy: exact match, 200 prompts 0.500 0.550 0.650 (0.580 to 0.710) +0.050" in lines  # round 1 was refused
     assert "policy: instructions followed, prompts, strict - - 0.500 -" in lines
-    assert "policy: wins against the one before - - 0.625 (0.530 to 0.710) -" in lines
+    assert "policy: wins against the start - - 0.625 (0.530 to 0.710) -" in lines
     assert "policy: wins, of equal length - - 0.550 (0.510 to 0.590) -" in lines
     assert "RewardBench: Chat Hard - - 0.500 -" in lines and "RewardBench: Overall - - 0.675 -" in lines
     assert f"gate of the policy of round 1: {HOSTILE} no better" in lines
@@ -172,6 +174,44 @@ def test_everything_that_an_evaluation_may_say(finished):
         "0.625 (0.530 to 0.710)",
     ):
         assert said in text, said
+
+
+def test_the_gain_is_that_of_the_model_that_stands(finished):
+    """The gate is asked for each kind: a refused policy says nothing of the reward model beside it."""
+
+    def gate(number: int, **accepted: bool) -> None:
+        file = finished / f"round-{number}" / "evaluation.json"
+        verdicts = {kind: {"accepted": said, "why": "so"} for kind, said in accepted.items()}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "gate": verdicts}))
+
+    def gains() -> tuple[dict[str, str], str]:
+        result = report.read(finished)
+        return {measure.name: measure.gained() for measure in report.measures(result)}, sections.summary(result, None)
+
+    policy, reward = "policy: exact match, 200 prompts", "reward: helpfulness, Spearman"
+    gate(1, policy=False, reward=True)
+    told, cards = gains()
+    assert (told[policy], told[reward]) == ("+0.050", "-0.020") and "0.500 before, 0.550 now" in cards
+    gate(0, policy=False, reward=True)
+    gate(1, policy=True, reward=False)
+    told, cards = gains()
+    assert (told[policy], told[reward]) == ("+0.150", "-0.020") and "0.500 before, 0.650 now" in cards
+    gate(1, policy=False)
+    told, cards = gains()
+    assert (told[policy], told[reward]) == ("refused", "-0.020")
+    assert ">refused<" in cards and "0.500 before; the gate let no new model go on" in cards
+
+
+def test_a_run_is_not_finished_before_its_ablation_is(finished):
+    config = settings("x", 2)
+    config.evaluate.ablation, config.evaluate.exact_match = True, "prompts.jsonl"
+    (finished / "run.yaml").write_text(to_yaml(config))
+    result = report.read(finished)
+    assert not result.finished
+    assert told(result)[0].startswith("x: 2 of 2 rounds finished, without the ablation, fingerprint")
+    assert "not finished: 2 of 2 rounds, without the ablation" in sections.state(result, [], None)
+    (finished / "round-0" / "ablation.json").write_text(json.dumps({"seeds": 3}))
+    assert report.read(finished).finished
 
 
 def test_an_unfinished_run(tmp_path):
@@ -405,6 +445,66 @@ def test_times(tmp_path):
     )
     assert read_times(tmp_path).idle is None and read_times(tmp_path).wall == 10.0
     assert union([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4 and read_times(tmp_path / "nothing") is None
+
+
+def test_events_that_nobody_has_sealed(tmp_path):
+    """What has another form than ours is left out, and never markup or a traceback."""
+    result = run_of(tmp_path, [scored("p", i) for i in range(4)], "data.sft={a&b.jsonl: 1}")
+    plain = {"time": 100.0, "event": "stage", "stage": "generate", "round": 0, "totals": {"kept": 4}, "seconds": 2.0}
+    strange = [
+        *({**plain, "round": value} for value in (HOSTILE, "0", None, 1.5, [0], True, -1)),
+        *({**plain, name: value} for name in ("wave", "revision") for value in ([], HOSTILE)),
+        *({**plain, "time": value} for value in (math.nan, math.inf, 1e300, -1.0, True, HOSTILE)),
+    ]  # fmt: skip
+    odd = [{**plain, "totals": {"kept": 10**400, "tokens": HOSTILE}}, {**plain, "stage": HOSTILE}]
+    odd += [{**plain, "event": "trained", "tokens": True}]
+    file = result.folder / "logs" / "events.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(event) + "\n" for event in strange))
+    assert read_times(result.folder) is None
+    file.write_text("".join(json.dumps(event) + "\n" for event in [plain, *strange, *odd]))
+    times = read_times(result.folder)
+    assert [(stage.round, stage.stage) for stage in times.stages] == [(0, "generate"), (0, HOSTILE)]
+    assert (times.began, times.ended, times.told) == (98.0, 100.0, True)
+    result.ablation = {
+        "seeds": HOSTILE, "rows": dict.fromkeys(ARMS, 1), "arms": dict.fromkeys(ARMS, dict.fromkeys(("mean", "low", "high"))),
+        "differences": dict.fromkeys(ARMS[1:], dict.fromkeys(("mean", "low", "high"))),
+    }  # fmt: skip
+    result.evaluations[0] = {"policy": {"exact_match": 0.5, "n": 1}, "before": {"policy": {"exact_match": 0.5, "n": 1}}}
+    result.written["inputs"] = {"data.sft.a&b.jsonl": "0123"}
+    text = page.page(result)
+    assert "<script>alert" not in text and text.count("<script") == 2
+    assert f"of round 0, {HOSTILE} seeds" in Strict(text).text
+    assert "<dt>data.sft.a&amp;b.jsonl</dt>" in text
+    for seconds in (math.inf, 1e300, -1.0, HOSTILE, 101.0):
+        file.write_text(json.dumps({**plain, "seconds": seconds}))
+        assert read_times(result.folder).told is False and page.page(result)
+
+
+def test_the_seconds_before_a_stop_count(tmp_path, monkeypatch):
+    """A stage that was stopped has no totals, and what the next start counts was made in both: 40 rows in 8 + 2 seconds."""
+    out = run_of(tmp_path, [scored("p", i) for i in range(4)]).folder
+    shutil.rmtree(out / "round-0" / "decisions")
+    config = from_yaml(out / "run.yaml")
+
+    def stops(context, *known):
+        raise Stopped("the run was told to stop")
+
+    with monkeypatch.context() as patched, Folder.open(out, config, writer=True) as opened:
+        patched.setattr(loop.select, "run", stops)
+        with pytest.raises(Stopped):
+            loop.run_stage("select", config, opened, ALONE, Console(speaks=False), round=0)
+    file = out / "logs" / "events.jsonl"
+    (event,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert (event["event"], event["stage"], event["round"]) == ("stopped", "select", 0) and "totals" not in event
+    result = report.read(out)
+    assert "the last stage that was stopped is select of round 0" in page.page(dataclasses.replace(result, evaluations={}))
+    ended = {**event, "event": "stage", "totals": {"kept": 40, "rows_in": 50}}
+    starts = [{**event, "time": 108.0, "seconds": 8.0}, {**ended, "time": 120.0, "seconds": 2.0}]
+    file.write_text("".join(json.dumps(one) + "\n" for one in starts))
+    (stage,) = read_times(out).stages
+    assert (stage.rows, stage.seconds, stage.stopped) == (40, 10.0, False)
+    assert read_times(out).accepted_per_hour() == pytest.approx(40 * 360) and read_times(out).idle == pytest.approx(0.5)
 
 
 def test_a_loop_says_how_long_each_stage_took(tmp_path):

@@ -267,6 +267,17 @@ def test_a_sample_says_that_it_is_one(driver, tmp_path):
     assert driver.find_element("id", "count").text.startswith("about ")
 
 
+def test_a_sample_reaches_its_share_of_the_target(driver, tmp_path):
+    rows = [scored(f"p{i}", 0, f"text {i}", helpfulness=i / 100) for i in range(400)]
+    result = run_of(tmp_path, rows, "select.minimum={}", "select.target=200")
+    assert opened(driver, page.write(result, most_rows=100)) == []
+    of = driver.execute_script("return Number(document.getElementById('sample-size').textContent.split(' ')[0])")
+    assert 50 < of <= 100 and len(accepted(driver)) == round(of / 2)
+    assert abs(int(driver.find_element("id", "count").text.removeprefix("about ")) - 200) < 5
+    assert f"{len(accepted(driver))} stand for the target of 200" in driver.find_element("id", "sample").text
+    assert not driver.find_element("id", "short").is_displayed()
+
+
 def test_settings_that_cannot_be_are_said_and_make_no_command(driver, small):
     opened(driver, small)
     move(driver, "minimum of helpfulness, exactly", "3")

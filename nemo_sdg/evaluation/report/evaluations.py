@@ -33,7 +33,7 @@ def evaluations(result: Result) -> str:
     agreement = _by_attribute(some, times, "reward", _AGREEMENT)
     parts += [html.details("the reward model against people, per attribute", agreement)] if agreement else []
     drift = _by_attribute(some, times, "drift", _DRIFT, flag="drifted")
-    parts += [f"<h3>Drift of the scores between rounds</h3>{drift}"] if drift else []
+    parts += [f"<h3>Drift of the scores since the reward model that the run started from</h3>{drift}"] if drift else []
     return "".join(parts)
 
 
@@ -52,12 +52,12 @@ def _ablation(result: Result) -> str:
     rows = [[*map(text, row)] for row in ablation_rows(result)]
     if not rows:
         return ""
-    title = f"Was the selection worth it? The same training on other candidates of round 0, {result.ablation['seeds']} seeds"
+    title = f"Was the selection worth it? The same training on other candidates of round 0, {text(result.ablation['seeds'])} seeds"
     return f"<h3>{title}</h3>{html.table(['rows', 'number', 'held-out measure'], rows, range(1, 3))}"
 
 
 def _wins(some: Sequence[State], times: Sequence[str]) -> str:
-    """Wins, ties and losses against the policy before."""
+    """Wins, ties and losses against the policy that the run started from."""
     rows = []
     for when, state in zip(times, some):
         won = state.get("win_rate")
@@ -66,7 +66,7 @@ def _wins(some: Sequence[State], times: Sequence[str]) -> str:
             rates = [_with_interval(won), _with_interval(won.get("controlled") or {})]
             rows.append([when, *map(text, counts), *rates])
     heads = ["", "wins", "ties", "losses", "prompts", "win rate", "of equal length"]
-    return f"<h3>Win rate against the policy before</h3>{html.table(heads, rows, range(1, 7))}" if rows else ""
+    return f"<h3>Win rate against the policy that the run started from</h3>{html.table(heads, rows, range(1, 7))}" if rows else ""
 
 
 def _with_interval(told: Mapping[str, Any]) -> str:

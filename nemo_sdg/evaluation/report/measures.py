@@ -13,6 +13,7 @@ from typing import Any
 from nemo_sdg.config import ATTRIBUTES
 from nemo_sdg.evaluation.ablation import ARMS
 from nemo_sdg.evaluation.report.result import Result
+from nemo_sdg.store.fits import POLICY, REWARD, accepted
 
 State = Mapping[str, Any]
 _INSTRUCTIONS = {
@@ -31,11 +32,17 @@ class Measure:
     """Before the run, after round 0, after round 1, ...; None where it was not measured or is not defined."""
     intervals: list[tuple[float, float] | None]
     """Of each value, where there is one."""
+    stands: int
+    """Which state is that of the newest model that may go on (`store.fits.accepted`); 0 where the gate refused all."""
+
+    @property
+    def refused(self) -> bool:
+        return self.stands == 0 and len(self.values) > 1
 
     @property
     def gain(self) -> float | None:
-        """From the first state to the last."""
-        first, last = self.values[0], self.values[-1]
+        """From the first state to the one that stands."""
+        first, last = self.values[0], self.values[self.stands]
         return None if first is None or last is None else last - first
 
     def cells(self) -> list[str]:
@@ -43,7 +50,7 @@ class Measure:
         return [shown(value, interval) for value, interval in zip(self.values, self.intervals)]
 
     def gained(self) -> str:
-        return "-" if self.gain is None else f"{self.gain:+.3f}"
+        return "-" if self.gain is None else "refused" if self.refused else f"{self.gain:+.3f}"
 
 
 def shown(value: float | None, interval: tuple[float, float] | None = None) -> str:
@@ -72,7 +79,7 @@ def _all(some: Sequence[State]) -> Iterator[Measure]:
     yield from _if_there("after SFT alone: exact match", some, "sft", "exact_match")
     for key, name in _INSTRUCTIONS.items():
         yield from _if_there(f"policy: instructions followed, {name}", some, "instructions", key)
-    yield from _if_there("policy: wins against the one before", some, "win_rate", "win_rate")
+    yield from _if_there("policy: wins against the start", some, "win_rate", "win_rate")
     yield from _if_there("policy: wins, of equal length", some, "win_rate", "controlled", "win_rate")
     if all(state.get("reward") for state in some):
         for name in attributes(some):
@@ -114,7 +121,10 @@ def _if_there(name: str, some: Sequence[State], *path: str) -> Iterator[Measure]
 
 
 def _measure(name: str, some: Sequence[State], *path: str) -> Measure:
-    return Measure(name, [number(at(state, *path)) for state in some], [_interval(state, path) for state in some])
+    kind = REWARD if path[0] in ("reward", "rewardbench") else POLICY
+    stands = max((place for place, state in enumerate(some) if place and accepted(state, kind)), default=0)
+    values = [number(at(state, *path)) for state in some]
+    return Measure(name, values, [_interval(state, path) for state in some], stands)
 
 
 def _interval(state: State, path: Sequence[str]) -> tuple[float, float] | None:

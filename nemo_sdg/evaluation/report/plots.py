@@ -31,17 +31,28 @@ _STYLE = {
     "xtick.major.size": 2, "ytick.major.size": 2, "legend.frameon": False, "legend.fontsize": 7,
 }  # fmt: skip
 WIDTH = 0.25
-"""Of a bin of scores."""
+"""Of a bin of scores, where these lie within `_BINS` of them."""
+_BINS = 400
 _POINTS = 400
 """Of a line at most; more are averaged."""
 
 
 def bins(values: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(edges, counts of all, counts of those that were kept): a score lies in the bin that begins at or below it."""
-    low, high = (math.floor(values.min() / WIDTH), math.floor(values.max() / WIDTH) + 1) if len(values) else (0, 16)
-    edges = np.arange(low, high + 1) * WIDTH
-    places = np.floor(values / WIDTH).astype(np.int64) - low
+    """(edges, counts of all, counts of those that were kept): a score lies in the bin that begins at or below it. Bins are
+    wider, by a power of two, where one score lies far away."""
+    width = _width(float(values.min()), float(values.max())) if len(values) else WIDTH
+    low, high = (math.floor(values.min() / width), math.floor(values.max() / width) + 1) if len(values) else (0, 16)
+    edges = np.arange(low, high + 1) * width
+    places = np.floor(values / width).astype(np.int64) - low
     return edges, np.bincount(places, minlength=high - low), np.bincount(places[kept], minlength=high - low)
+
+
+def _width(low: float, high: float) -> float:
+    width = WIDTH
+    # The second so that neighbouring edges are different numbers.
+    while not (high / width - low / width < _BINS and max(abs(low), abs(high)) / width < 2**50):
+        width *= 2
+    return width
 
 
 def histogram(name: str, values: np.ndarray, kept: np.ndarray | None, limits: Iterable[float | None]) -> str:

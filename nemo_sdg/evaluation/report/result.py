@@ -68,7 +68,17 @@ class Result:
 
     @property
     def finished(self) -> bool:
-        return self.config.run.rounds - 1 in self.evaluations
+        """Whether nothing is left to do: every round is evaluated, and the ablation told where one was asked for."""
+        return self.config.run.rounds - 1 in self.evaluations and not self.lacks_ablation
+
+    @property
+    def lacks_ablation(self) -> bool:
+        return self.config.evaluate.ablation and self.ablation is None
+
+    def so_far(self, word: str = "") -> str:
+        """For example `1 of 2 rounds`, with a word behind it."""
+        said = f"{len(self.evaluations)} of {self.config.run.rounds} rounds {word}".rstrip()
+        return said + (", without the ablation" if self.lacks_ablation and 0 in self.evaluations else "")
 
 
 def read(folder: Path) -> Result:

@@ -24,10 +24,11 @@ def state(result: Result, rounds: Sequence[Rows], times: Times | None) -> str:
     if result.finished:
         said = f"finished, {count} rounds" if count > 1 else "finished"
     else:
-        said = f"not finished: {len(result.evaluations)} of {count} rounds"
+        said = f"not finished: {result.so_far()}"
         if times is not None:
             last = max(times.stages, key=lambda stage: max(end for _, end in stage.spans))
-            said += f", the last stage that ended is {text(last.stage)} of round {last.round} at {_moment(times.ended)}"
+            said += f", the last stage that {'was stopped' if last.stopped else 'ended'} is {text(last.stage)}"
+            said += f" of round {text(last.round)} at {_moment(times.ended)}"
     skipped = sum(rows.skipped for rows in rounds)
     left_out = (
         f'<p class="down">{skipped} parts of rows could not be read and are left out here.</p>' if skipped else ""
@@ -61,7 +62,9 @@ def _gained(result: Result) -> tuple[str, str, str]:
         return "–", "gain on held-out rows", "nothing was evaluated yet"
     first = told[0]
     cells = first.cells()
-    return first.gained(), text(first.name), f"{cells[0]} before, {cells[-1]} now"
+    if first.refused:
+        return first.gained(), text(first.name), f"{cells[0]} before; the gate let no new model go on"
+    return first.gained(), text(first.name), f"{cells[0]} before, {cells[first.stands]} now"
 
 
 def _pace(times: Times | None) -> tuple[str, str, str]:
@@ -214,16 +217,16 @@ def time_and_tokens(times: Times | None) -> str:
         if stage.tokens and seconds > 0:
             rate = f"{_big(stage.tokens / seconds)} tokens/s" + (f", {rate}" if rate else "")
         cells = [f"{stage.tokens:,}" if stage.tokens else "", duration(seconds), rate]
-        rows.append([str(stage.round), text(stage.stage), f"{stage.rows:,}" if stage.rows else "", *cells])
+        rows.append([text(stage.round), text(stage.stage), f"{stage.rows:,}" if stage.rows else "", *cells])
     rates = [
-        f"round {number}: {_big(rate)}" for number in sorted({stage.round for stage in times.stages})
+        f"round {text(number)}: {_big(rate)}" for number in sorted({stage.round for stage in times.stages})
         if (rate := times.accepted_per_hour(number)) is not None
     ]  # fmt: skip
     idle = "not known" if times.idle is None else f"{100 * times.idle:.1f} %"
     told = {
         "from first to last": f"{duration(times.wall)}, {_moment(times.began)} to {_moment(times.ended)}",
-        "idle": idle + _under("the share of that in which no stage was at work that came to its end: starts, loading, and "
-                              "what a kill threw away"),
+        "idle": idle + _under("the share of that in which no stage was at work that came to its end or was stopped: "
+                              "starts, loading, and what a kill threw away"),
         "accepted rows an hour": ("; ".join(rates) or "–") + _under("over the hours in which prompts, responses, scores, "
                                                                     "verdicts and decisions were made"),
         "generated": f"{times.tokens:,} tokens",
@@ -244,7 +247,7 @@ def provenance(result: Result, rounds: Sequence[Rows]) -> str:
         for name, path in models.items()
     }
     told |= {f"rows say {role}": ", ".join(map(_code, sorted(found))) for role, found in digests.items() if found}
-    told |= {text(key): _code(digest) for key, digest in inputs.items() if not key.startswith("models.") and digest}
+    told |= {key: _code(digest) for key, digest in inputs.items() if not key.startswith("models.") and digest}
     told |= {f"rule {name}": _code(digest) for name, digest in (written.get("rules") or {}).items()}
     versions = ", ".join(f"{name} {version}" for name, version in (written.get("versions") or {}).items())
     told |= {"versions": text(versions), "fingerprint": _code(result.fingerprint), "seed": str(config.run.seed)}

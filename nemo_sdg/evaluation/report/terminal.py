@@ -9,8 +9,7 @@ from nemo_sdg.evaluation.report.result import Result, places, reasons
 
 def show(result: Result, console: Console) -> None:
     """Prints the summary: before and after, rows with reasons, and where things lie."""
-    done = f"{len(result.evaluations)} of {result.config.run.rounds} rounds finished"
-    state = "finished" if result.finished else done
+    state = "finished" if result.finished else result.so_far("finished")
     console.say(f"{result.config.run.name}: {state}, fingerprint {result.fingerprint}")
     compared = measures(result)
     if compared:

@@ -1,7 +1,8 @@
 """How long a run took and what it made in that time, from logs/events.jsonl.
 
-An event stands at the end of a stage and says how many seconds the stage has taken; a run of an earlier version does
-not say it, and then a stage has begun where the one before it ended. What a kill threw away has no event.
+An event stands at the end of a stage, or where it stopped, and says how many seconds the stage has taken; a run of an
+earlier version does not say it, and then a stage has begun where the one before it ended. What a kill threw away has no
+event. Nobody has sealed this file: what is not of our form is left out.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class StageTime:
     """That it kept."""
     tokens: int = 0
     """That it generated, or trained on."""
+    stopped: bool = False
+    """Whether it did not come to its end when it was last at work."""
 
     @property
     def seconds(self) -> float:
@@ -41,7 +44,7 @@ class Times:
     stages: list[StageTime]
     began: float
     ended: float
-    """Of the last stage that has ended."""
+    """Of the last stage that has ended or stopped."""
     told: bool = True
     """Whether every stage has said how long it took."""
 
@@ -78,24 +81,31 @@ def read_times(folder: Path) -> Times | None:
     told = True
     for event in _events(folder / "logs" / "events.jsonl"):
         end, name, number = event["time"], event.get("stage"), event.get("round", 0)
-        if event["event"] == "trained" and isinstance(event.get("tokens"), int):
+        wave, revision = event.get("wave", 0), event.get("revision", 0)
+        if not all(map(_whole, (number, wave, revision))):
+            continue
+        if event["event"] == "trained" and _whole(event.get("tokens")):
             trained[number, "train"] += event["tokens"]
-        if event["event"] == "stage" and isinstance(name, str) and isinstance(event.get("totals"), dict):
+        ended = event["event"] == "stage" and isinstance(event.get("totals"), dict)
+        if isinstance(name, str) and (ended or event["event"] == "stopped"):
             seconds = event.get("seconds")
-            told = told and isinstance(seconds, (int, float))
-            begin = end - seconds if isinstance(seconds, (int, float)) else (end if last is None else last)
+            known = _moment(seconds) and seconds <= end
+            told = told and known
+            begin = end - seconds if known else (end if last is None else last)
             place = stages.setdefault((number, name), StageTime(number, name))
             place.spans.append((min(begin, end), end))
-            counted[number, name, event.get("wave", 0), event.get("revision", 0)] = event["totals"]
+            place.stopped = not ended
+            if ended:
+                counted[number, name, wave, revision] = event["totals"]
         if event["event"] != "trained":
             last = end
     for (number, name, *_), totals in counted.items():
         kept, tokens = totals.get("kept"), totals.get("tokens")
         # Selection is of all waves so far, so the last event of a round tells it.
         stages[number, name].rows = (0 if name == "select" else stages[number, name].rows) + (
-            kept if isinstance(kept, int) else 0
+            kept if _whole(kept) else 0
         )
-        stages[number, name].tokens += tokens if isinstance(tokens, int) else 0
+        stages[number, name].tokens += tokens if _whole(tokens) else 0
     for place, tokens in trained.items():
         if place in stages:
             stages[place].tokens = tokens
@@ -114,6 +124,15 @@ def union(spans: Iterable[Span]) -> float:
     return total
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _moment(value: Any) -> bool:
+    """Whether it is a number of seconds that a calendar has, up to the year 9999."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 253_402_300_800
+
+
 def _events(file: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = file.read_bytes().splitlines()
@@ -126,7 +145,7 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
             continue  # the last line of a run that is at work, or was killed
         if (
             isinstance(event, dict)
-            and isinstance(event.get("time"), (int, float))
+            and _moment(event.get("time"))
             and isinstance(event.get("event"), str)
         ):
             yield event

@@ -98,10 +98,16 @@ const WhatIf = (() => {
     return [...new Set(counts.values())];
   }
 
+  // A sample reaches its share of the target.
+  function targetHere() {
+    const { target } = data.settings;
+    return target === null ? null : Math.max(1, Math.round((target * rows.count) / rows.of));
+  }
+
   function asked() {
     const group = (dials) => Object.fromEntries(
       Object.entries(dials).map(([name, one]) => [name, one.get()]).filter(([, value]) => value !== null && !Number.isNaN(value)));
-    const { unique, percentile, length_free, target } = data.settings;
+    const { unique, percentile, length_free } = data.settings, target = targetHere();
     return { minimum: group(page.minimum), maximum: group(page.maximum), weights: group(page.weights),
       minimum_scalar: page.scalar.get(), per_prompt: page.top.get(), unique, percentile, length_free, target };
   }
@@ -231,6 +237,8 @@ const WhatIf = (() => {
       byId("later").hidden = rows.round === data.rounds[0].round;
       byId("sample").hidden = rows.of === rows.count;
       byId("sample-size").textContent = `${whole(rows.count)} of ${whole(rows.of)}`;
+      byId("sample-target").textContent = data.settings.target === null ? ""
+        : ` Of these, ${whole(targetHere())} stand for the target of ${whole(data.settings.target)}.`;
       build();
       draw();
     };
