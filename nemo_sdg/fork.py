@@ -38,13 +38,13 @@ _JUDGE = ("models.judge", "models.instruct", *_MODELS, "generate.backend", "judg
 DEPENDS = {
     "prompts": ("data.prompts", "data.prompts_per_round", "generate.group_size"),
     "responses": ("models.instruct", *_MODELS, "generate.", "run.seed"),
-    "scored": ("models.reward", *_MODELS, "score."),
+    "scored": ("models.reward", *_MODELS, "score.", "reward.outputs"),
     "judged": (*_JUDGE, "select.checks", "data.synthesis.templates"),
     "decisions": ("select.", "revise.", "data.checks"),
     "compared": (*_JUDGE, *_PAIRS, "data.synthesis."),
     "datasets": (
         *_MODELS, "models.instruct", "models.reward", "models.judge", "generate.", "score.", "judge.", "select.",
-        "revise.", "data.", *_PAIRS, *_HELD_OUT, "run.",
+        "revise.", "data.", *_PAIRS, *_HELD_OUT, "run.", "reward.outputs",
     ),
     "sft": ("models.base", *_MODELS, "sft.", "data.sft", "run.seed", *_HELD_OUT, "data.validation_share"),
     "preference": (
@@ -61,7 +61,8 @@ DEPENDS = {
         "data.helpsteer2",
     ),
     "evaluation.json": (
-        "evaluate.", *_MODELS, "models.instruct", "models.reward", "generate.backend", "score.backend", "run.seed",
+        "evaluate.", *_MODELS, "models.instruct", "models.reward", "generate.backend", "score.backend",
+        "generate.endpoint.", "score.endpoint.", "reward.outputs", "run.seed",
     ),
     "ablation.json": (
         "models.base", *_MODELS, "sft.", "data.sft", "data.validation_share", "run.seed", *_HELD_OUT, "evaluate.max_tokens",

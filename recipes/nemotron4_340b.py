@@ -1,13 +1,13 @@
 """Nemotron-4 340B: generate with Instruct, score with Reward, train from Base, as its technical report describes."""
 
-from nemo_sdg.config import ATTRIBUTES, Data, Generate, Models, RewardTraining, Run, RunConfig, Select, Topology, Training
+from nemo_sdg.config import ATTRIBUTES, Data, Generate, Hardware, Models, RewardTraining, Run, RunConfig, Select, Topology, Training
 
 
 def nemotron4_340b() -> RunConfig:
     """One round on 96 GPUs or a multiple of that, TP 8 within a node and PP 12 over nodes; weights are 682 GB in bf16.
 
-    Not run at this size by its authors. `nemo-sdg plan` says 68 GiB a rank in training with one replica, without
-    activations: take GPUs of 141 GB, PP 24, or two replicas and more, which share the optimizer's state.
+    Not run at this size by its authors. `nemo-sdg plan` says 98 GiB a rank in training with one replica, so it is planned for
+    GPUs of 141 GB; with 80 GB take PP 24 (`topology.pp=24 hardware.gpu=H100-80GB`).
 
     The rates and batches are the published ones (arXiv 2406.11704 and 2406.08673, section 3 and appendix I).
     The folders below are where you put the three repositories and your prompts; set them as `key=value`.
@@ -20,6 +20,7 @@ def nemotron4_340b() -> RunConfig:
             dtype="bf16",
         ),
         topology=Topology(tp=8, pp=12, sequence_parallel=True),
+        hardware=Hardware(gpu="H200"),
         # Temperature and top-p of NVIDIA's own demonstration of this model.
         generate=Generate(samples=2, max_tokens=1024, temperature=0.2, top_p=0.7, slots=64, group_size=256),
         # The model card's weights; helpfulness of 3 from the same demonstration, for the report printed none.

@@ -211,7 +211,7 @@ def test_a_hostile_note_reads_nothing_outside(tmp_path, run, inputs):
     def load(mesh):
         from nemo_sdg.engine.load import load_model
 
-        with pytest.raises(CheckpointError, match="leads out|deleted"):
+        with pytest.raises(CheckpointError, match="leads out"):
             load_model(folder, mesh)
 
     run_ranks(load)
@@ -243,3 +243,46 @@ def test_the_first_reward_model_of_the_run_stays_as_long_as_it_judges(inputs, ru
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, win_rate=rows))
         paths = [one.path for one in keeping.removable(run, config)]
         assert (run / "start" / "reward" not in paths) is stays
+
+
+@pytest.mark.parametrize("ablation, start_from, stays", [(True, "latest", True), (True, "base", False), (False, "latest", False)])
+def test_the_first_policy_of_the_run_stays_as_long_as_the_ablation_starts_from_it(inputs, run, ablation, start_from, stays):
+    shutil.copytree(run / "round-0" / "policy", run / "start" / "policy")
+    config = settings(inputs, LITTLE)
+    config = dataclasses.replace(
+        config, sft=dataclasses.replace(config.sft, start_from=start_from),
+        evaluate=dataclasses.replace(config.evaluate, ablation=ablation),
+    )  # fmt: skip
+    assert (run / "start" / "policy" not in [one.path for one in keeping.removable(run, config)]) is stays
+
+
+@pytest.mark.parametrize(
+    "piece, told_as", [("../../../mine", "altered"), ("{absolute}", "altered"), ("link/mine", "a link leads out")]
+)
+def test_a_hostile_note_deletes_nothing_outside(tmp_path, run, inputs, piece, told_as):
+    """Its seal has no key: who writes a note can seal it again."""
+    keeping.tidy(run, settings(inputs, LITTLE))
+    mine, folder = run.parent / "mine", run / "round-0/sft"
+    mine.write_bytes(b"mine")
+    (folder / "link").symlink_to(run.parent)
+    piece = piece.format(absolute=mine)
+    told = retired._told(folder)
+    for one in told["tensors"].values():
+        one["by_layer"] = [[layer, [[piece, *rest] for _, *rest in pieces]] for layer, pieces in one["by_layer"]]
+    (folder / CLEANED).unlink()
+    commit_json(folder / CLEANED, told)
+    assert not list(keeping.removable(run, settings(inputs, LITTLE)))
+    with pytest.raises(CheckpointError, match=told_as):
+        contents = ModelFolder.open(folder).contents
+        retired.retire(folder, contents, {})
+    assert cli.main(["clean", str(run), *WORDS, "--yes"]) == 0 and mine.read_bytes() == b"mine"
+
+
+def test_models_of_another_run_that_are_linked_in_stay(kept, run, inputs):
+    shutil.rmtree(run / "round-0" / "sft")
+    (run / "round-0" / "sft").symlink_to(kept / "round-0" / "sft")
+    shutil.move(run / "round-0" / "policy", run.parent / "policy")
+    (run / "round-0" / "policy").symlink_to(run.parent / "policy")
+    assert [str(one.path.relative_to(run)) for one in keeping.removable(run, settings(inputs, LITTLE))] == [
+        "round-1/sft", "round-0/reward"
+    ]  # fmt: skip

@@ -215,6 +215,12 @@ def test_a_planted_mistake_is_found(plant, found):
     assert "fit together" not in said
 
 
+def test_a_rank_that_needs_more_than_its_gpu_has_is_found():
+    status, said = dry_run("run", "minitron_4b", "--dry-run", "hardware.gpu=L4")
+    assert status == 1 and "does not fit on L4" in said
+    assert re.search(r"nemo-sdg: dry run: the fullest rank needs [\d.]+ GiB, and can use 18.6 GiB of L4", said), said
+
+
 def test_a_batch_that_the_replicas_of_a_launch_cannot_take_is_refused_before():
     words = ["topology.virtual_stages=8", *(f"{kind}.global_batch_size=108" for kind in ("sft", "reward"))]
     config = load("nemotron4_340b", words)

@@ -324,7 +324,10 @@ def test_what_a_change_leaves(finished, words, reused):
 
 @pytest.mark.parametrize(
     ("word", "reused"),
-    [("models.instruct=x", False), ("models.reward=x", False), ("score.backend=hf", False), ("data.licence=mit", True)],
+    [
+        ("models.instruct=x", False), ("models.reward=x", False), ("score.backend=hf", False), ("data.licence=mit", True),
+        ("reward.outputs.truth=0", False), ("generate.endpoint.model=m2", False),
+    ],
 )
 def test_figures_of_other_models_are_not_taken_over(finished, word, reused):
     """Nothing is trained here, so that the models of before are those that are measured."""

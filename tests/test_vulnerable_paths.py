@@ -1,8 +1,8 @@
-"""SECURITY.md says which published weaknesses of the pinned NeMo and Megatron are fixed only in later lines. None of the code that
-they are in is reached: not by a whole run, not by one that goes on after a kill, and not by opening what others made.
+"""None of the code is reached that published weaknesses of the pinned NeMo and Megatron are in.
 
-Restart points are the one thing that NeMo and Megatron unpickle for us. They are only ever files that the same run has
-written, in a folder that carries the mark of the very fit.
+SECURITY.md lists those that are fixed in later lines only. Not a whole run comes there, not one that goes on after a
+kill, and not the opening of what others made. Restart points are the one thing that NeMo and Megatron unpickle for us:
+only ever files that the same run has written, in a folder that carries the mark of the very fit.
 """
 
 from __future__ import annotations

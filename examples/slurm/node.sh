@@ -40,6 +40,7 @@ ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
         -m nemo_sdg "$@"
 ) &
 agent=$!
+trap : TERM # torchrun and its ranks have had it too; when this shell ends, Slurm kills what is left
 trap 'kill -USR1 $(cat "/proc/$agent/task/$agent/children") 2>/dev/null' USR1
 # A signal ends `wait` before its time.
 while :; do

@@ -45,7 +45,15 @@ class Removable:
 
 
 def removable(out: Path, config: RunConfig) -> Iterator[Removable]:
-    """What may go of the run in a folder. The caller holds the run's lock, or only looks."""
+    """What may go of the run in a folder. The caller holds the run's lock, or only looks.
+
+    Nothing that a link leads to: it may be another run's.
+    """
+    real = out.resolve()
+    yield from (one for one in _unneeded(out, config) if one.path.resolve().is_relative_to(real))
+
+
+def _unneeded(out: Path, config: RunConfig) -> Iterator[Removable]:
     rounds = [out / f"round-{number}" for number in range(config.run.rounds)]
     evaluated = [_evaluated(place) for place in rounds]
     for place, done in zip(rounds, evaluated):
@@ -77,6 +85,15 @@ def otherwise(config: RunConfig) -> RunConfig:
     return replace(config, keep=Keep(models="last", intermediate=False))
 
 
+def start_is_asked(config: RunConfig, kind: str) -> bool:
+    """Whether the model of a kind that the run begins with is needed to the end, whatever is trained later."""
+    if kind == REWARD:
+        return config.evaluate.win_rate is not None
+    judges = has_judge(config) and judge_backend(config) == "local" and judge_model(config) is None
+    # The ablation may be asked for more seeds later.
+    return judges or (config.evaluate.ablation and config.sft.start_from != "base")
+
+
 def _evaluated(place: Path) -> bool:
     with contextlib.suppress(UserError):  # a torn one is made again
         return read_json(place / "evaluation.json") is not None
@@ -93,9 +110,7 @@ def _earlier(out: Path, config: RunConfig, kind: str, rounds: list[Path], evalua
     for number in trained[:-1]:
         if all(evaluated[number : trained[-1] + 1]):
             yield from _weights(rounds[number] / kind, f"round {trained[-1]} has a later one")
-    judges = kind == POLICY and has_judge(config) and judge_backend(config) == "local" and judge_model(config) is None
-    judges = judges or (kind == REWARD and config.evaluate.win_rate is not None)
-    if trained and all(evaluated[: trained[-1] + 1]) and not judges and (out / START / kind).is_dir():
+    if trained and all(evaluated[: trained[-1] + 1]) and not start_is_asked(config, kind) and (out / START / kind).is_dir():
         yield from _weights(out / START / kind, f"round {trained[-1]} has a later one")
 
 
@@ -103,7 +118,8 @@ def _weights(folder: Path, why: str) -> Iterator[Removable]:
     """The weights of a model, where there are any left."""
     try:
         model = ModelFolder.open(folder)
-        there = [file.stat().st_size for file in retired.weight_files(model.contents) if file.is_file()]
+        sizes = map(model.contents.files.size, retired.weight_files(model.contents))  # which refuses what leads out
+        there = [size for size in sizes if size is not None]
     except UserError:  # begun and not committed, or damaged: `verify` says what is wrong with it
         return
     if there and (folder / _RESULT).is_file():

@@ -55,8 +55,12 @@ def retire(folder: Path, contents: Contents, digests: dict[str, str]) -> int:
     Args:
         contents: of the folder.
         digests: what `ModelFolder.digest` and `weights_digest` say of it.
+    Raises:
+        CheckpointError: a file lies outside the folder; nothing is deleted.
     """
     files = weight_files(contents)
+    for file in files:
+        contents.files.size(file)
     if not (folder / CLEANED).is_file():
         commit_json(folder / CLEANED, {
             **{kind: digests[kind] for kind in _DIGESTS},
@@ -94,6 +98,8 @@ def _plain(folder: Path, tensor: StoredTensor) -> dict[str, Any]:
 def _tensor(folder: Path, key: str, told: dict[str, Any]) -> StoredTensor:
 
     def piece(file: str, offset: int, origin: list[int], shape: list[int], size: int | None) -> Piece:
+        if Path(file).is_absolute() or ".." in Path(file).parts:  # the note is anybody's to write
+            raise ValueError(f"{file} leads out of the folder")
         return Piece(folder / file, offset, tuple(origin), tuple(shape), size)
 
     by_layer = {layer: tuple(piece(*one) for one in pieces) for layer, pieces in told["by_layer"]}

@@ -27,6 +27,8 @@ class Hardware:
     """Memory of one rank."""
     reserved_bytes: Optional[float] = None
     """Of it, what libraries, communication buffers and fragments take."""
+    fragments: Optional[float] = None
+    """What the allocator leaves unused between the tensors of a pass, as a share of activations and buffers."""
     host_memory_bytes: Optional[float] = None
     """Memory of one node's host, for models that wait."""
     flops: Optional[float] = None
@@ -111,7 +113,7 @@ RULES: dict[str, Rule] = {
     "hardware.calibration": ("a name", lambda x: bool(x.strip())),
     **{f"hardware.{key}": _COUNT for key in ("nodes", "gpus_per_node")},
     **{f"hardware.{key}": _POSITIVE for key in ("memory_bytes", "host_memory_bytes", *_RATES)},
-    **{f"hardware.{key}": _NOT_NEGATIVE for key in ("reserved_bytes", "sampling_passes", "kv_passes", *_SECONDS)},
+    **{f"hardware.{key}": _NOT_NEGATIVE for key in ("reserved_bytes", "fragments", "sampling_passes", "kv_passes", *_SECONDS)},
     **{f"hardware.{key}": _SHARE for key in _SHARES},
     **{f"expect.{key}": _POSITIVE for key in ("prompt_tokens", "response_tokens", "row_tokens", "bytes_per_token")},
     "expect.row_bytes": _NOT_NEGATIVE,

@@ -36,6 +36,12 @@ def dry_run(config: RunConfig, plan: Plan, console: Console) -> int:
             progress.advance()
     builder.check_whole()
     schedules = _schedules(config, plan, findings)
+    if not plan.fits_in:
+        most = max(plan.peak.working, plan.peak.training)
+        findings.add(
+            f"the fullest rank needs {bytes_text(most)}, and can use {bytes_text(plan.machine.usable_bytes)} of"
+            f" {plan.machine.name}; the plan above says which placements fit"
+        )
     if not findings.all:
         for what, said in (*builder.lines(), *schedules):
             console.say(f"  {what:<16} {said}")

@@ -97,7 +97,8 @@ def _as_it_is(row: Any, where: str) -> Any:
 
 
 def _with_answer(row: Prompt, where: str) -> Prompt:
-    if not isinstance(row.extra.get("answer"), str):
+    answer = row.extra.get("answer")
+    if not isinstance(answer, str) or not answer.strip():  # nobody who says nothing is right
         raise RowError('the row has no "answer" that is text', where=where)
     return row
 

@@ -19,6 +19,8 @@ from nemo_sdg.parallel.phases import Phase
 from nemo_sdg.records import Prompt, Response, hash_of
 from nemo_sdg.records.fields import Message
 
+AT_ONCE = 256
+"""Conversations that a scorer is given at a time; between them a run can be told to stop."""
 Scores = Optional[dict[str, float]]
 """By attribute; None of a conversation that the model cannot score."""
 
@@ -47,8 +49,9 @@ def scores(
         for number, (group, share) in enumerate(zip(groups, shares)):
             # The rows of a file may repeat, so the place in it names a row here.
             rows = [Response(str(i), str(i), 0, tuple(group[i][0]), group[i][1]) for i in share]
-            scored = _rows(scorer.score(rows), mesh, progress.advance) if rows else []
-            made += [[number, int(row.id), row.scores] for row in scored]
+            for at in range(0, len(rows), AT_ONCE):
+                scored = _rows(scorer.score(rows[at : at + AT_ONCE]), mesh, progress.advance)
+                made += [[number, int(row.id), row.scores] for row in scored]
     for number, place, row in _over_replicas(mesh, made):
         found[number][place] = row
     return found

@@ -74,6 +74,7 @@ def _controlled(won: np.ndarray, longer: np.ndarray) -> dict[str, float | None]:
     n = len(won)
     if n == 0:
         return {"win_rate": None, "low": None, "high": None}
+    one_sided = won.min() == won.max()  # no resample of them differs, which is no certainty
     spread = longer.std()
     length = np.tanh(longer / spread) if spread > 0 else np.zeros(n)
     found = expit(_theta(won, length, np.ones((1, n))))[0]
@@ -83,7 +84,8 @@ def _controlled(won: np.ndarray, longer: np.ndarray) -> dict[str, float | None]:
         counts = chance.multinomial(n, np.full(n, 1 / n), size=min(each, RESAMPLES - done)).astype(np.float64)
         drawn.append(expit(_theta(won, length, counts)))
     low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
-    return {"win_rate": float(found), "low": float(low), "high": float(high)}
+    interval = {"low": None, "high": None} if one_sided else {"low": float(low), "high": float(high)}
+    return {"win_rate": float(found), **interval}
 
 
 def _theta(won_N: np.ndarray, length_N: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:

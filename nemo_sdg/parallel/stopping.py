@@ -135,8 +135,8 @@ def together(mesh: Mesh, note: Callable[[str], None]) -> Iterator[None]:
     Raises:
         Stopped: also where torchrun starts the ranks again after they have stopped; it counts their status as a failure.
     """
-    heed_restart(mesh)
     try:
+        heed_restart(mesh)
         yield
     except Stopped as stop:
         if mesh.world_size > 1:
@@ -144,6 +144,9 @@ def together(mesh: Mesh, note: Callable[[str], None]) -> Iterator[None]:
                 mesh.arrive("nemo_sdg/all stopped")
         if mesh.writer:
             note(str(stop))
+        if mesh.world_size > 1:  # nobody ends before the note is there: torchrun would then end the writer
+            with contextlib.suppress(watch.LostPeer):
+                mesh.arrive("nemo_sdg/noted")
         with contextlib.suppress(Exception):  # the store may be gone, and then nobody starts anything again
             if "MASTER_PORT" in os.environ:
                 watch.connect().set(_ENDED, str(stop))

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -75,9 +76,17 @@ def end_launcher() -> None:
     """End torchrun on this node, whose store does not answer: it would wait for it, deaf to its ranks, until TCP gives up
     (tcp(7): tcp_retries2, 13 to 30 minutes)."""
     with contextlib.suppress(psutil.Error):
-        parent = psutil.Process().parent()
-        if "TORCHELASTIC_RUN_ID" in os.environ and parent and any("torch" in word for word in parent.cmdline()):
-            parent.kill()
+        parent = psutil.Process().parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        if parent is None or not any(Path(word).name == "torchrun" or word in _LAUNCHERS for word in parent.cmdline()):
+            return
+        for other in parent.children():  # its other ranks, which nobody would end
+            if other.pid != os.getpid():
+                other.terminate()
+        parent.kill()
+
+
+_LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
+"""Modules that are torchrun."""
 
 
 class Unreachable(RuntimeError):

@@ -6,7 +6,9 @@ Estimates, larger than what lives at one time: tensors are counted that PyTorch 
 from __future__ import annotations
 
 from nemo_sdg.checkpoints.reading import BLOCK_BYTES
+from nemo_sdg.config import Hardware
 from nemo_sdg.plan.activations import MicroBatch, Slice
+from nemo_sdg.plan.machine import CPU, presets
 
 READERS = 8
 """Threads that read a checkpoint at most (`checkpoints.reading.default_threads`)."""
@@ -38,6 +40,14 @@ def backward_bytes(part: Slice, batch: MicroBatch, *, last: bool) -> int:
     if last and not part.reward:
         loss = (2 * part.item + part.wide) * shape.padded_vocab_size(part.tp) / part.tp
     return round(batch.tokens * (max(mlp, loss) + 2 * part.wide * shape.hidden_size))
+
+
+def fragments(settings: Hardware, gpu: bool) -> float:
+    """The share of activations and buffers that the allocator takes besides (`hardware.fragments`)."""
+    if settings.fragments is not None:
+        return settings.fragments
+    known = presets()
+    return known["defaults" if gpu else CPU]["fragments"]
 
 
 def loading_bytes(weights: int, same_dtype: bool, gpu: bool) -> int:

@@ -1,8 +1,8 @@
-"""The course of a round: what is done how many times, and how long each of it takes."""
+"""The course of a run: what is done once, what in each round how many times, and how long each of it takes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from nemo_sdg.training.widths import padded
 
 ROLES = {"sft": "train sft", "preference": "train preference", "reward": "train rm"}
 """How the plan calls a fit of a task."""
+_ARMS = 3
+"""Sets of rows that an ablation trains on (`evaluation.ablation`)."""
 
 
 @dataclass(frozen=True)
 class Took:
-    """One part of a round."""
+    """One part of a round, or of what is done once."""
 
     name: str
     seconds: float
@@ -81,8 +83,12 @@ class Course:
 
     def round(self) -> list[Took]:
         """The parts of a round, in their order."""
-        made = [*self._answering(), *self._training()]
-        return made + [one for one in (self._evaluating(),) if one is not None]
+        return [*self._answering(), *self._training(), *self._evaluating("evaluate")]
+
+    def once(self) -> list[Took]:
+        """What is done once in a run: models that it begins with, and in round 0 measuring those and the ablation."""
+        start = [self._fit(f"train start/{kind}", GROUPS[kind]) for kind in begins_with(self.config) if GROUPS[kind] in self.fits]
+        return [*start, *self._evaluating("evaluate the first models"), *self._ablation()]
 
     def fit_s(self, laid: Laid, task: str) -> float:
         """Seconds of the steps of a fit."""
@@ -91,7 +97,8 @@ class Course:
         largest = MicroBatch.of(settings, pairs, laid.shape.seq_length)
         longest = (2 if pairs else 1) * min(settings.max_length, laid.shape.seq_length)
         mean = min(longest, self.config.expect.row_tokens or longest / 2)
-        rows, width = settings.micro_batch_size, padded(round(mean))
+        # A pipeline wants one width of a whole step (`training.batches.layout`): that of its longest row.
+        rows, width = settings.micro_batch_size, padded(round(mean if grid.pp == 1 else longest))
         samples = settings.global_batch_size / grid.dp
         micro_batches, pieces = max(1, round(samples / rows)), 2.0 * rows if pairs else 0.0
         if settings.packed_sequence_size is not None:
@@ -127,47 +134,51 @@ class Course:
         return found
 
     def _training(self) -> list[Took]:
-        found = []
-        for fit in fits(self.config):
-            if fit.task not in self.fits:
-                continue
-            shape, reward = self.fits[fit.task]
-            laid = self.laid(ROLES[fit.task], self.grids.train, shape, reward)
-            settings = fit.settings(self.config)
-            weights = sum(stage.weights for stage in laid.stages) * laid.grid.tp
-            shards = laid.grid.tp * (laid.grid.dp if self.machine.gpu else 1)
-            restart = weights + sum(stage.optimizer for stage in laid.stages) * shards
-            saves = (settings.steps - 1) // settings.restart_every if settings.restart_every else 0
-            written = self.machine.disk_s(weights + saves * restart, laid.grid.size)
-            moved = self.read_s(laid) + written + self.machine.fit_s
-            steps = self.fit_s(laid, fit.task)
-            reference = 0.0
-            if fit.task == "preference":  # once through the pairs, without gradients
-                passes = min(settings.steps, 1 + (self.prompts or 0) / settings.global_batch_size)
-                reference = steps / settings.steps * passes / 3
-            samples = settings.steps * settings.global_batch_size
-            mean = self.config.expect.row_tokens or settings.max_length / 2
-            found.append(Took(f"train {fit.folder}", steps + reference + moved, moved, samples * mean))
-        return found
+        return [self._fit(f"train {fit.folder}", fit.task) for fit in fits(self.config) if fit.task in self.fits]
 
-    def _evaluating(self) -> Took | None:
-        """The trained models on what is held out, and once the models that were there before."""
-        evaluate, seconds = self.config.evaluate, 0.0
-        for role, rows in (("generate", evaluate.exact_match), ("score", evaluate.helpsteer2)):
-            model = next((m for m in self.models if m.role == role), None)
-            count = _rows(rows)
-            if model is None or not count or self.asked is None:
-                continue
-            most = min(evaluate.max_tokens, model.shape.seq_length)
-            mean = min(most, self.config.expect.response_tokens or most / 2)
-            asked = replace(self.asked, prompts=count, samples=1, response_tokens=mean, most_tokens=most)
-            laid = self.laid(role, model.grid, model.shape, model.reward)
-            settings = self.config.generate
-            once = score_s(laid, asked, self.config.score.pack_tokens)
-            if role == "generate":
-                once = generate_s(laid, asked, settings.slots, settings.prefill_tokens)
-            seconds += once + self.read_s(laid)
-        return Took("evaluate", seconds, 0.0, 0.0) if seconds else None
+    def _fit(self, name: str, task: str) -> Took:
+        shape, reward = self.fits[task]
+        laid, settings = self.laid(ROLES[task], self.grids.train, shape, reward), getattr(self.config, task)
+        weights = sum(stage.weights for stage in laid.stages) * laid.grid.tp
+        shards = laid.grid.tp * (laid.grid.dp if self.machine.gpu else 1)
+        restart = weights + sum(stage.optimizer for stage in laid.stages) * shards
+        saves = (settings.steps - 1) // settings.restart_every if settings.restart_every else 0
+        written = self.machine.disk_s(weights + saves * restart, laid.grid.size)
+        moved = self.read_s(laid) + written + self.machine.fit_s
+        steps = self.fit_s(laid, task)
+        reference = 0.0
+        if task == "preference":  # once through the pairs, without gradients
+            passes = min(settings.steps, 1 + (self.prompts or 0) / settings.global_batch_size)
+            reference = steps / settings.steps * passes / 3
+        samples = settings.steps * settings.global_batch_size
+        mean = self.config.expect.row_tokens or settings.max_length / 2
+        return Took(name, steps + reference + moved, moved, samples * mean)
+
+    def _asked_s(self, role: str, rows: str | None) -> float:
+        """Seconds in which a model of the run answers or scores held-out rows, with reading it; 0 where there are none."""
+        model, count, expect = next((m for m in self.models if m.role == role), None), _rows(rows), self.config.expect
+        if model is None or not count:
+            return 0.0
+        most = min(self.config.evaluate.max_tokens, model.shape.seq_length)
+        asked = Asked(count, 1, expect.prompt_tokens or self.prompt_tokens, min(most, expect.response_tokens or most / 2), most)
+        laid, settings = self.laid(role, model.grid, model.shape, model.reward), self.config.generate
+        if role == "generate":
+            return generate_s(laid, asked, settings.slots, settings.prefill_tokens) + self.read_s(laid)
+        return score_s(laid, asked, self.config.score.pack_tokens) + self.read_s(laid)
+
+    def _evaluating(self, name: str) -> list[Took]:
+        """A policy and a reward model on what is held out."""
+        evaluate = self.config.evaluate
+        seconds = self._asked_s("generate", evaluate.exact_match) + self._asked_s("score", evaluate.helpsteer2)
+        return [Took(name, seconds, 0.0, 0.0)] if seconds else []
+
+    def _ablation(self) -> list[Took]:
+        evaluate = self.config.evaluate
+        if not evaluate.ablation or "sft" not in self.fits:
+            return []
+        one, count = self._fit("ablation", "sft"), _ARMS * evaluate.ablation_seeds
+        seconds = one.seconds + self._asked_s("generate", evaluate.exact_match)
+        return [Took("ablation", count * seconds, count * one.loading, count * one.tokens)]
 
 
 def _rows(path: str | None) -> int:

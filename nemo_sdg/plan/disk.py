@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_sdg.checkpoints.keeping import start_is_asked
 from nemo_sdg.config.starting import GROUPS, begins_with
 from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.plan.activations import ITEM_BYTES
@@ -30,6 +31,8 @@ class Stored:
     """Whether it is there when the run is done, of a round the last one."""
     every: bool = False
     """Whether it stays of each round."""
+    passes: bool = False
+    """Whether it goes as soon as its fit is done; what neither passes nor stays lies there until a round is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,14 @@ class Disk:
     @property
     def most(self) -> tuple[int, str]:
         """(bytes, what is then there for a while) at the fullest moment."""
-        passing = [item for item in self.items if not item.stays]
+        passing = [item for item in self.items if item.passes]
+        between = sum(item.num_bytes for item in self.items if not item.stays and not item.passes)
         # A round's models are written before those of the round before are let go.
         renewed = [i for i in self.items if i.stays and not i.every and i.when == "each round"]
         twice = sum(i.num_bytes for i in renewed) if self.rounds > 1 else 0
+        always = self.at_the_end[0] + twice + between
         largest = max(passing, key=lambda item: item.num_bytes, default=None)
-        if largest is None:
-            return self.at_the_end[0] + twice, ""
-        return self.at_the_end[0] + twice + largest.num_bytes, largest.name
+        return (always, "") if largest is None else (always + largest.num_bytes, largest.name)
 
 
 def disk_of(course: Course) -> Disk:
@@ -94,15 +97,21 @@ def _models(course: Course) -> list[Stored]:
         items.append(_checkpoint(course, fit.task, f"{fit.folder}/", when, stays, every))
     for kind in begins_with(config):
         if GROUPS[kind] in course.fits:
-            items.append(_checkpoint(course, GROUPS[kind], f"start/{kind}/", "once", stays=True))
+            trained = kind in {fit.folder for fit in fits(config)}
+            stays = all_stay or not trained or start_is_asked(config, kind)
+            when = "once" if stays else "until a round has trained a later one"
+            items.append(_checkpoint(course, GROUPS[kind], f"start/{kind}/", when, stays))
     for task in course.fits:
         settings = getattr(config, task)
         # A new one is whole before an older one goes; without restart_every there is one when the run is told to stop.
         count = settings.keep_last + 1 if settings.restart_every else 1
+        # Weights that validation found best, by each restart point and now; a better one is whole before it goes.
+        best = count + 1 if settings.validate_every and settings.keep_best else 0
         each = restart_bytes(course, task)
         what = f"restart point{'s' if count > 1 else ''} of {task}"
         when = f"while it is trained, {count} of them" if settings.restart_every else "if it is stopped"
-        items.append(Stored(what, count * each, count * _files(course, grid, restart=True), when, stays=False))
+        files = count * _files(course, grid, restart=True) + best * _files(course, grid)
+        items.append(Stored(what, count * each + best * trained_bytes(course, task), files, when, stays=False, passes=True))
     return items
 
 
@@ -123,12 +132,18 @@ def model_bytes(course: Course, task: str) -> int:
     return parameters * ITEM_BYTES[course.dtype]
 
 
+def trained_bytes(course: Course, task: str) -> int:
+    """Bytes of what a task trains, without its optimizer: the weights, or the adapters alone."""
+    return _trained(course, task) * ITEM_BYTES[course.dtype]
+
+
 def restart_bytes(course: Course, task: str) -> int:
     """Bytes of a restart point: what is trained, with Adam's two moments and the main weights of half precisions."""
+    return _trained(course, task) * (ITEM_BYTES[course.dtype] + OPTIMIZER_BYTES[course.dtype])
+
+
+def _trained(course: Course, task: str) -> int:
     (shape, reward), lora = course.fits[task], getattr(course.config, task).lora
-    parameters = rank_parameters(shape, 1, shape.num_layers, first=True, last=True, reward=reward)
     if lora.rank is not None:
-        parameters = adapter_parameters(shape, 1, shape.num_layers, lora)
-    return parameters * (ITEM_BYTES[course.dtype] + OPTIMIZER_BYTES[course.dtype])
-
-
+        return adapter_parameters(shape, 1, shape.num_layers, lora)
+    return rank_parameters(shape, 1, shape.num_layers, first=True, last=True, reward=reward)

@@ -75,9 +75,15 @@ class Plan:
         return [] if self.course is None else self.course.round()
 
     @cached_property
+    def once(self) -> list[Took]:
+        """The same of what is done once, before the first round or in it."""
+        return [] if self.course is None else self.course.once()
+
+    @cached_property
     def seconds(self) -> float:
-        """Of the whole run, without what a launch waits for its nodes."""
-        return self.machine.start_s + self.rounds * sum(part.seconds for part in self.parts)
+        """Of the whole run, without `notes.not_in_the_time`."""
+        first = self.machine.start_s + sum(part.seconds for part in self.once)
+        return first + self.rounds * sum(part.seconds for part in self.parts)
 
     @cached_property
     def disk(self) -> Disk | None:

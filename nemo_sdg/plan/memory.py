@@ -180,6 +180,8 @@ def stage_plans(
             pairs = role == "train preference"
             more = _learning(config, settings, part, grid, stage, layers[stage], gpu, pairs)
             more |= {"gradients": gradients, "optimizer": optimizer}
+        moment = more["buffers"] + more.get("activations", 0)
+        more["buffers"] += round(buffers.fragments(config.hardware, gpu) * moment)
         made.append(
             StagePlan(
                 stage=stage,
@@ -255,7 +257,7 @@ class Peak:
     """While it generates and scores."""
     training: int
     waiting: int
-    """Of a model that waits in host memory meanwhile; 0 where none does."""
+    """Of the models that wait in host memory meanwhile; 0 where none does."""
 
 
 def peak(
@@ -272,15 +274,13 @@ def peak(
     together = sum if placement != "in_turn" else max
     for rank in range(ranks):
         here = {model.role: stage for model in models if (stage := model.on(rank)) is not None}
-        engine = [stage for role, stage in here.items() if not role.startswith("train")]
         # The judge and other generators take the policy's place.
-        answering = [stage.total for role, stage in here.items() if role.startswith(("generate", "judge"))]
-        scoring = [here["score"].total] if "score" in here else []
-        working = max(working, together([max(answering, default=0), *scoring]))
+        answering = [stage for role, stage in here.items() if role.startswith(("generate", "judge"))]
+        kinds = [kind for kind in (answering, [here["score"]] if "score" in here else []) if kind]
+        working = max(working, together([max(stage.total for stage in kind) for kind in kinds] or [0]))
         training = max(training, *(stage.total for role, stage in here.items() if role.startswith("train")), 0)
-        if gpu and placement == "in_turn" and len(engine) > 1:
-            held = [stage.weights for stage in engine]
-            waiting = max(waiting, sum(held) - min(held))
+        if gpu:  # for training all leave the device; one of each kind waits (`engine.residents`)
+            waiting = max(waiting, sum(max(stage.weights for stage in kind) for kind in kinds))
     return Peak(working, training, waiting)
 
 

@@ -90,6 +90,32 @@ def target_note(config: RunConfig) -> str | None:
     )
 
 
+def not_in_the_time(config: RunConfig, counted: bool) -> list[str]:
+    """What a run does that the plan's time leaves out; always something.
+
+    Args:
+        counted: whether the prompts of a round are.
+    """
+    models = {"generate": "generation", "score": "scoring"}
+    local = [word for phase, word in models.items() if getattr(config, phase).backend == "local"]
+    others = [word for phase, word in models.items() if word not in local]
+    evaluate = config.evaluate
+    named = [name for name in evaluate.files if name not in ("exact_match", "helpsteer2")]
+    told = {
+        f"{' and '.join(local)}, whose prompts are not counted": bool(local) and not counted,
+        f"{' and '.join(others)} by others": bool(others),
+        "loading further generators": bool(config.generate.others),
+        "making prompts": bool(config.data.synthesis.kinds),
+        "waves after the first": config.select.target is not None,
+        "revision": bool(config.revise.passes),
+        "judging": has_judge(config),
+        "selection": True,
+        f"evaluation by {' and '.join(named)}": bool(named),
+        "waiting for nodes": True,
+    }
+    return [words for words, left_out in told.items() if left_out]
+
+
 def _making(config: RunConfig, made: int, files: bool) -> str:
     """What it takes at most until the prompts are there. Raises UserError for a brief that none can be made for."""
     settings, said = config.data.synthesis, f"{made:,} prompts are made for {config.data.synthesis.brief}"

@@ -8,6 +8,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.parallel.topology import PHASES
 from nemo_sdg.plan.course import Took
 from nemo_sdg.plan.memory import merged
+from nemo_sdg.plan.notes import not_in_the_time
 from nemo_sdg.plan.placements import Placement, more_ranks
 from nemo_sdg.plan.units import bytes_text, time_text
 
@@ -97,9 +98,12 @@ def _show_disk_and_time(plan: Plan, console: Console) -> None:
     fullest = f", at most {bytes_text(most)} with the {what}" if what else ""
     console.say(f"  disk      {bytes_text(at_the_end)} in {files:,} files at the end{fullest}")
     hours = f" = {plan.ranks * plan.seconds / 3600:,.1f} GPU-hours" if plan.machine.gpu else ""
-    parts = ", ".join(f"{part.name} {time_text(part.seconds)}" for part in plan.parts)
-    console.say(f"  time      about {time_text(plan.seconds)}{hours}; a round is")
-    console.say(f"            {parts}")
+    console.say(f"  time      about {time_text(plan.seconds)}{hours}")
+    for when, parts in (("once", plan.once), ("a round", plan.parts)):
+        if parts:
+            console.say(f"    {when:<8}{', '.join(f'{part.name} {time_text(part.seconds)}' for part in parts)}")
+    left_out = not_in_the_time(plan.course.config, counted=plan.course.asked is not None)
+    console.say(f"    not in it: {', '.join(left_out)}")
 
 
 def _show_details(plan: Plan, console: Console) -> None:
@@ -117,10 +121,10 @@ def _show_details(plan: Plan, console: Console) -> None:
     ]  # fmt: skip
     console.table("  disk", ("what", "bytes", "files", "when"), rows)
     rows = [
-        (p.name, time_text(p.seconds), time_text(p.loading), f"{p.tokens:,.0f}", _per_second(p, plan.ranks))
-        for p in plan.parts
+        (when, p.name, time_text(p.seconds), time_text(p.loading), f"{p.tokens:,.0f}", _per_second(p, plan.ranks))
+        for when, parts in (("once", plan.once), ("a round", plan.parts)) for p in parts
     ]  # fmt: skip
-    columns = ("a round", "time", "of it models", "tokens", "tokens/s and rank")
+    columns = ("when", "what", "time", "of it models", "tokens", "tokens/s and rank")
     console.table("  time, by what is expected of the data", columns, rows)
     _show_placements(plan, console)
     _show_assumptions(plan, console)
@@ -157,10 +161,11 @@ def _show_assumptions(plan: Plan, console: Console) -> None:
         rows.append(("expect.response_tokens", f"{asked.response_tokens:g}", told))
     if plan.course.fits:
         row = f"{expect.row_tokens:g}" if expect.row_tokens else "max_length / 2"
-        rows.append(("expect.row_tokens", row, "set" if expect.row_tokens else "half of what a row may have"))
+        told = "set" if expect.row_tokens else "half of what a row may have"
+        told += "; a pipeline pads rows to max_length" if plan.grids.train.pp > 1 else ""
+        rows.append(("expect.row_tokens", row, told))
     rows.append(("expect.bytes_per_token", f"{expect.bytes_per_token:g}", "set, or the usual"))
     console.table(f"  assumed of {machine.name}", ("setting", "value", "from"), rows)
-    console.say("  not in the time: waiting for nodes, judging, revision, waves after the first, making prompts, selection")
 
 
 def _proof(plan: Plan) -> str:

@@ -25,6 +25,7 @@ from nemo_sdg.records import Scored
 
 SUPERSEDED = "another version of it is better"
 SAME_TEXT = "same text as a better one"
+NEAR_DUPLICATE = "near duplicate of a better one"
 _ANEW = (SUPERSEDED, SAME_TEXT, "below percentile ", "not among the best ", "beyond the target of ")
 _PASSED = -1
 
@@ -33,6 +34,11 @@ def decided_anew(reason: str | None) -> bool:
     """Whether a row was dropped beside others, by what is known of each row in numbers: that it would be again with other
     settings follows from these alone."""
     return reason is not None and reason.startswith(_ANEW)
+
+
+def above_share(column: str, share: float) -> str:
+    """The reason of rule 8."""
+    return f"{column} above its share of {share:g}"
 
 
 class Among:
@@ -112,7 +118,7 @@ class Among:
         if len(left) != settings.target:  # of the whole target each group has its part already
             gone |= over_share(groups, settings.balance, left)
         for row, column in gone.items():
-            self.codes[row] = self._code(f"{column} above its share of {settings.balance[column]:g}")
+            self.codes[row] = self._code(above_share(column, settings.balance[column]))
         if settings.target is not None:
             beyond = best_first[self.codes[best_first] == _PASSED][settings.target :]
             self.codes[beyond] = self._code(f"beyond the target of {settings.target}")
@@ -174,7 +180,7 @@ class Among:
             if settings.unique and seen[text]:
                 reason = SAME_TEXT
             elif self.near_duplicates is not None and (other := self.near_duplicates.like(int(row))) is not None:
-                reason = "near duplicate of a better one"
+                reason = NEAR_DUPLICATE
                 self._better[int(row)] = other
             elif kept_of[prompt] >= limit:
                 reason = f"not among the best {settings.per_prompt} of its prompt"

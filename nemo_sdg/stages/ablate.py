@@ -2,7 +2,7 @@
 
 selected    what selection has kept, as in datasets/sft.jsonl
 random      as many of the candidates, drawn anew by each seed
-unfiltered  all candidates
+unfiltered  all candidates that may be trained on at all
 
 All arms start from the same model, and take as many steps of the same batch; the dialogues of `data.sft` are in all of
 them. The seed of a fit is the same in all arms. Each policy is measured on the held-out rows and then let go.
@@ -23,6 +23,8 @@ from typing import Any
 
 from nemo_sdg.evaluation import ablation, files, held_out, measures
 from nemo_sdg.evaluation.ablation import ARMS, FILE
+from nemo_sdg.errors import CheckpointError
+from nemo_sdg.quality.rules import may_teach, usable
 from nemo_sdg.records import Decision
 from nemo_sdg.stages import examples, fitting
 from nemo_sdg.stages.context import Context
@@ -30,6 +32,7 @@ from nemo_sdg.stages.examples import Maker, line_file
 from nemo_sdg.store import StageStore, commit_file, commit_json, read_json
 from nemo_sdg.store.files import dump
 from nemo_sdg.store.fits import Fit
+from nemo_sdg.store.seals import CLEANED
 
 WORK = ".ablation"
 _FIT = Fit("policy", "sft")
@@ -41,6 +44,8 @@ def run(context: Context) -> dict[str, Any]:
     Returns:
         What `evaluation.ablation.compared` says of the exact match, with "seeds", "rows" by arm and "values" by arm; {} in
         other rounds than the first.
+    Raises:
+        CheckpointError: the model that the arms start from has no weights any more.
     """
     seeds, work = context.config.evaluate.ablation_seeds, context.folder / WORK
     if context.round > 0:
@@ -48,6 +53,13 @@ def run(context: Context) -> dict[str, Any]:
     told = context.on_writer(lambda: read_json(context.folder / FILE))
     if told is not None and ablation.finished(context.config.evaluate, told):
         return told
+    start = _start(context)
+    if context.on_writer((Path(start) / CLEANED).is_file):
+        raise CheckpointError(
+            "the weights that all arms of the ablation start from were deleted by `nemo-sdg clean`, or by keep.*",
+            where=start, found=f"what the model was, in {CLEANED}", expected="its weights",
+            way_out="set evaluate.ablation=false, or ask for the ablation in a new run from its beginning",
+        )  # fmt: skip
     done = context.on_writer(lambda: read_json(work / FILE)) or {"rows": {}, "values": {}}
     if told is not None and not done["values"]:  # more seeds than it had
         done = {"rows": told["rows"], "values": _by_seed(told)}
@@ -69,6 +81,11 @@ def run(context: Context) -> dict[str, Any]:
     return result
 
 
+def _start(context: Context) -> Path | str:
+    """The model that all arms are trained from."""
+    return context.config.models.base if context.config.sft.start_from == "base" else context.model("policy")
+
+
 def _by_seed(told: dict[str, Any]) -> dict[str, float]:
     return {f"{arm}-{seed}": value for arm, values in told["values"].items() for seed, value in enumerate(values)}
 
@@ -78,9 +95,8 @@ def _arm(context: Context, work: Path, arm: str, seed: int) -> tuple[int, float]
     place = work / f"{arm}-{seed}"
     rows = context.on_writer(lambda: _write(context, place / "datasets", arm, seed))
     title = f"ablation, {arm}, seed {seed}"
-    start = context.config.models.base if context.config.sft.start_from == "base" else context.model("policy")
     fitting.train(
-        context, _FIT, title=f"train {title}", start=start, datasets=place / "datasets", out=place / "policy",
+        context, _FIT, title=f"train {title}", start=_start(context), datasets=place / "datasets", out=place / "policy",
         seed=context.config.run.seed + (seed << 24),
     )  # fmt: skip
     role, held = context.local("policy", place / "policy"), files.read(context.config)
@@ -110,6 +126,8 @@ def _lines(context: Context, arm: str, seed: int) -> Iterator[dict[str, Any]]:
     kept, candidates = [], []
     for row in StageStore.finished(context.folder / "decisions").read():
         decision = Decision.believed(row)
+        if not may_teach(decision.reason) or usable(decision.response):
+            continue  # an answer of an evaluation, a person's data, what no training takes: no arm may learn that
         made = maker.sft(dataclasses.replace(decision, kept=True))
         lines = [one.line for one in made if one.split == "train"] if isinstance(made, list) else []
         candidates += lines

@@ -47,5 +47,7 @@ def _start(context: Context, one: Fit, before: Fit | None) -> Path | str:
     if one.iteration or start == "sft":
         return context.folder / before.folder
     if start == "policy":  # the one of this round, where it has trained one: it comes before the reward model
-        return context.trained(POLICY, context.round) or context.model(POLICY)
+        # Not `context.trained`: what a gate says of it later must not change what this fit has started from.
+        made = any(fit.folder == POLICY for fit in fits(context.config))
+        return context.folder / POLICY if made else context.model(POLICY)
     return context.config.models.base if start == "base" else context.model(REWARD if one.task == "reward" else POLICY)

@@ -304,7 +304,7 @@ def test_what_only_the_selection_can_see_stays_as_it_was_decided(tmp_path):
     rows.append(scored("q", 1, "a different thing, and short", helpfulness=0.0))
     result = run_of(tmp_path, rows, "select.near_duplicates=0.6", "select.pii=drop")
     (found,) = page.rows_of(result)
-    assert list(found.flags) == [4, 2, 2, 2, 0]  # kept; two near duplicates and an address settled; a limit is not
+    assert list(found.flags) == [4, 8, 8, 2, 0]  # kept; two near duplicates; an address is settled, a limit is not
     text = Strict(page.page(result)).text
     assert "What select.near_duplicates, select.pii dropped stays dropped here" in text
 

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from nemo_sdg.parallel.mesh import alone
 from nemo_sdg.parallel.random import row_uniforms
 
 
@@ -77,6 +78,19 @@ def meets(mesh, slow_works):
 def test_a_slow_replica_that_says_it_works_is_waited_for():
     waited = run_ranks(meets, True, dp=2, timeout_s=2)
     assert waited[0] > 4 and waited[1] < 2
+
+
+def alone_and_alive(mesh):
+    """A phase of one rank tells the whole job that it works; the count that the others look at."""
+    mesh.barrier()
+    if mesh.writer:
+        alone(mesh).alive()
+    mesh.barrier()
+    return dist.distributed_c10d._get_default_store().add("nemo_sdg/alive", 0)
+
+
+def test_a_phase_of_one_rank_says_to_the_job_that_it_works():
+    assert run_ranks(alone_and_alive, dp=2) == [1, 1]
 
 
 def test_a_silent_one_is_given_up_after_one_timeout():

@@ -104,6 +104,46 @@ def test_a_training_step_is_six_operations_a_weight_and_token_with_its_bubble():
     assert step_s(replicas, **once) == pytest.approx(2_000_000 / 1e9 + 2 * 3 / 4 * 2_000_000 / 1e9, rel=1e-3)
 
 
+def test_a_pipeline_pads_the_rows_of_a_step_to_the_longest():
+    words = ["topology.tp=1", "topology.dp=1", "sft.max_length=64", "sft.global_batch_size=64", "hardware.gpu=cpu"]
+
+    def steps(pp: int, *more: str) -> float:
+        course = made(*words, f"topology.pp={pp}", *more, recipe="tiny").course
+        free = dataclasses.replace(course, machine=machine(train_layer_s=0.0, flops=1e3))
+        return free.fit_s(free.laid("train sft", free.grids.train, *free.fits["sft"]), "sft")
+
+    assert steps(1, "expect.row_tokens=16") < 0.3 * steps(1, "expect.row_tokens=64")
+    assert steps(2, "expect.row_tokens=16") == steps(2, "expect.row_tokens=64")
+    packed = "sft.packed_sequence_size=64"
+    assert steps(2, packed, "expect.row_tokens=16") < 0.5 * steps(2, packed, "expect.row_tokens=64")
+
+
+def test_what_is_done_once_is_in_the_time_once(tmp_path):
+    (tmp_path / "sft.jsonl").write_text("")
+    words = ["run.rounds=3", "models.instruct=null", "models.reward=null", f"data.sft={{{tmp_path}/sft.jsonl: 1}}",
+             "evaluate.ablation=true", "evaluate.ablation_seeds=2", "hardware.gpu=cpu"]  # fmt: skip
+    found = made(*words, recipe="tiny")
+    once, each = ({part.name: part.seconds for part in parts} for parts in (found.once, found.parts))
+    assert list(once) == ["train start/policy", "train start/reward", "evaluate the first models", "ablation"]
+    assert once["train start/policy"] == each["train policy"] and once["evaluate the first models"] == each["evaluate"]
+    assert 6 * each["train policy"] < once["ablation"] < 6 * (each["train policy"] + each["evaluate"])
+    assert found.seconds == pytest.approx(found.machine.start_s + sum(once.values()) + 3 * sum(each.values()))
+    given = made("hardware.gpu=cpu", "evaluate.exact_match=null", "evaluate.helpsteer2=null", recipe="tiny")
+    assert given.once == [] and "evaluate" not in {part.name for part in given.parts}
+
+
+def test_what_the_time_leaves_out_is_always_said():
+    def left_out(*words: str, recipe: str = "tiny") -> str:
+        text = shown(plan.make(load(recipe, list(words)), files=False), details=False)
+        (line,) = (line for line in text.splitlines() if "not in it: " in line)
+        return line
+
+    assert "generation and scoring, whose prompts are not counted, selection" in left_out(recipe="nemotron4_340b")
+    assert "prompts" not in left_out() and "revision" not in left_out() and "waves" not in left_out()
+    assert "revision" in left_out("revise.passes=1") and "waves after the first" in left_out("select.target=10", "budget.hours=1")
+    assert "by rewardbench" in left_out() and "rewardbench" not in left_out("evaluate.rewardbench=null")
+
+
 def test_a_restart_point_of_340b_is_4_8_terabytes():
     found = made("sft.restart_every=500", "sft.keep_last=2")
     assert model_bytes(found.course, "sft") == 2 * 341_029_195_776
@@ -123,7 +163,33 @@ def test_what_stays_follows_keep():
     policy = model_bytes(every.course, "sft")
     difference = every.disk.at_the_end[0] - last.disk.at_the_end[0]
     assert difference == 2 * policy + 2 * model_bytes(every.course, "reward") + 3 * 2 * policy
-    assert last.disk.most[0] > last.disk.at_the_end[0] + restart_bytes(last.course, "sft")
+    # Besides what stays there are once more the models of a round, sft/ and preference-1/ until it is evaluated, and the
+    # largest restart point.
+    again = policy + model_bytes(last.course, "reward")
+    assert last.disk.most[0] == last.disk.at_the_end[0] + again + 2 * policy + restart_bytes(last.course, "sft")
+
+
+def test_the_first_models_stay_by_the_rule_that_clean_goes_by(tmp_path):
+    (tmp_path / "sft.jsonl").write_text("")
+    first = ["models.instruct=null", "models.reward=null", f"data.sft={{{tmp_path}/sft.jsonl: 1}}", "hardware.gpu=cpu"]
+
+    def staying(*words: str) -> set[str]:
+        found = made(*first, *words, recipe="tiny")
+        return {item.name for item in found.disk.items if item.name.startswith("start/") and item.stays}
+
+    assert staying() == {"start/policy/", "start/reward/"}
+    assert staying("keep.models=last") == {"start/reward/"}, "it judges the win rate"
+    assert staying("keep.models=last", "evaluate.win_rate=null") == set()
+    assert staying("keep.models=last", "evaluate.win_rate=null", "sft.enabled=false") == {"start/policy/"}
+    assert staying("keep.models=last", "evaluate.ablation=true", "sft.start_from=latest") == {"start/policy/", "start/reward/"}
+
+
+def test_weights_that_validation_found_best_lie_beside_the_restart_points():
+    words = ["sft.restart_every=500", "sft.keep_last=2", "data.validation_share=0.1"]
+    without, best = made(*words), made(*words, "sft.validate_every=100")
+    name, weights = "restart points of sft", model_bytes(best.course, "sft")
+    sizes = [next(item.num_bytes for item in found.disk.items if item.name == name) for found in (without, best)]
+    assert sizes[1] - sizes[0] == 4 * weights
 
 
 def test_adapters_have_small_restart_points():
@@ -162,6 +228,17 @@ def test_the_memory_of_a_placement_is_that_of_a_plan():
     same = made("hardware.gpu=B200", f"topology.tp={grid.tp}", f"topology.pp={grid.pp}", f"topology.dp={grid.dp}")
     assert same.peak.training == one.num_bytes
     assert sum(p.seconds - p.loading for p in same.parts if p.name.startswith("train")) == pytest.approx(one.seconds)
+
+
+@pytest.mark.parametrize("placement", ["in_turn", "together"])
+def test_a_policy_and_a_reward_model_wait_in_host_memory_while_others_train(placement):
+    words = ["topology.tp=8", "topology.dp=2", f"models.placement={placement}"]
+    found = made("hardware.gpu=B200", *words, recipe="nemotron4_15b")
+    both = [found.models[i].on(0).weights for i in (0, 1)]
+    assert [found.models[i].role for i in (0, 1)] == ["generate", "score"] and found.peak.waiting == sum(both)
+    other = made("hardware.gpu=B200", *words, "generate.others={x: 1}", recipe="nemotron4_15b")
+    assert len(other.models) > len(found.models) and other.peak.waiting == sum(both), "one of a kind waits"
+    assert made("hardware.gpu=cpu", *words, recipe="nemotron4_15b").peak.waiting == 0
 
 
 def test_split_and_together_are_among_the_placements():

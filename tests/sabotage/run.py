@@ -248,7 +248,8 @@ def _indented(text: str) -> list[str]:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Breaks each promise in a copy of the tree and looks whether its test goes red.")
-    parser.add_argument("--only", metavar="WORD", action="append", help="those whose promise, file or test has one of these in it")
+    help_ = "those with the word in their promise, file or test; may be given several times"
+    parser.add_argument("--only", metavar="WORD", action="append", help=help_)
     parser.add_argument("--why", action="store_true", help="show how each test failed")
     parser.add_argument("--at-a-time", type=int, default=AT_A_TIME, metavar="N", help=f"runs ({AT_A_TIME})")
     options = parser.parse_args(words)

@@ -11,16 +11,19 @@ from rounds import context, scored, write_stage
 from small_run import make_inputs, small_config, whole
 
 from nemo_sdg.config import validate
-from nemo_sdg.errors import ConfigError
+from nemo_sdg.errors import CheckpointError, ConfigError
+from nemo_sdg.quality.rules import LEAKED, PERSONAL
 from nemo_sdg.records import Decision
+from nemo_sdg.stages import ablate
 from nemo_sdg.stages.ablate import _lines
 from nemo_sdg.store import StageStore, commit_rows, read_json
+from nemo_sdg.store.seals import CLEANED
 from nemo_sdg.store.verifying import verify_run
 
 
-def decided(number: int, kept: bool, prompt: str | None = None) -> dict:
-    row = scored(prompt or f"question {number}", response=f"answer {number}")
-    return Decision(**vars(row), kept=kept, reason=None if kept else "low", scalar=1.0).to_row()
+def decided(number: int, kept: bool, prompt: str | None = None, reason: str = "low", said: str | None = None) -> dict:
+    row = scored(prompt or f"question {number}", response=f"answer {number}" if said is None else said)
+    return Decision(**vars(row), kept=kept, reason=None if kept else reason, scalar=1.0).to_row()
 
 
 def answers(where, arm: str, seed: int = 0) -> list[str]:
@@ -33,6 +36,8 @@ def test_what_each_arm_learns_from(tmp_path):
     words = (f"data.sft={{{tmp_path}/dialogues.jsonl: 1}}", f"evaluate.exact_match={tmp_path}/held.jsonl")
     where = context(tmp_path, *words)
     rows = [decided(number, kept=number % 3 == 0) for number in range(30)] + [decided(30, False, "held out")]
+    rows += [decided(31, False, reason=f"{LEAKED} held.jsonl"), decided(32, False, reason=f"{PERSONAL} email")]
+    rows += [decided(33, False, said=" ")]  # these three teach nobody
     write_stage(where, "decisions", rows)
     selected, random, unfiltered = (answers(where, arm) for arm in ("selected", "random", "unfiltered"))
     assert selected == [f"answer {number}" for number in range(0, 30, 3)] + ["from a file"]
@@ -71,6 +76,15 @@ def test_an_ablation_of_a_run_on_two_replicas_and_more_seeds_later(tmp_path):
             pass
 
     assert verify_run(out, Quiet()) == []
+
+
+def test_an_ablation_from_weights_that_are_gone_says_so(tmp_path):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / CLEANED).write_text("{}")
+    words = ("sft.start_from=latest", f"models.instruct={tmp_path}/policy", "evaluate.ablation=true",
+             f"evaluate.exact_match={tmp_path}/held.jsonl")  # fmt: skip
+    with pytest.raises(CheckpointError, match="all arms of the ablation start from were deleted"):
+        ablate.run(context(tmp_path, *words))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ from rounds import context
 from nemo_sdg.errors import CheckpointError, UserError
 from nemo_sdg.parallel.phases import Phase, Phases
 from nemo_sdg.parallel.topology import Grid
+from nemo_sdg.stages import train
+from nemo_sdg.store import commit_json
+from nemo_sdg.store.fits import fits
 
 
 def test_all_ranks_get_the_answer_or_the_mistake(tmp_path: Path):
@@ -42,3 +45,14 @@ def test_a_model_trained_beside_a_server_runs_where_it_was_trained(tmp_path: Pat
     assert served.place(served.role("policy")) is asking and served.role("policy").backend == "endpoint"
     assert served.place(served.local("policy", tmp_path)).mesh is served.mesh
     assert served.place(served.local("reward", tmp_path)) is scoring
+
+
+def test_a_reward_model_starts_from_the_policy_of_its_round_whatever_a_gate_says_of_that_later(tmp_path: Path):
+    where = context(tmp_path, "reward.start_from=policy")
+    (policy := where.folder / "policy").mkdir(parents=True)
+    reward = next(fit for fit in fits(where.config) if fit.folder == "reward")
+    assert train._start(where, reward, None) == policy
+    commit_json(where.folder / "evaluation.json", {"gate": {"policy": {"accepted": False}}})
+    assert where.trained("policy", 0) is None and train._start(where, reward, None) == policy
+    untrained = context(tmp_path, "reward.start_from=policy", "sft.enabled=false")
+    assert train._start(untrained, reward, None) == "nowhere"

@@ -18,7 +18,7 @@ import numpy as np
 
 from nemo_sdg.config import MISSING, RunConfig, Select
 from nemo_sdg.errors import StoreError
-from nemo_sdg.quality.among import decided_anew
+from nemo_sdg.quality.among import NEAR_DUPLICATE, above_share, decided_anew
 from nemo_sdg.quality.revision import root_of
 from nemo_sdg.quality.rules import checks, complete, scalarise, thresholds, usable
 from nemo_sdg.quality.text import hash64, ngrams, tokens
@@ -27,9 +27,10 @@ from nemo_sdg.store.parts import part_lines
 from nemo_sdg.store.seals import read_json
 from nemo_sdg.store.waves import begun_parts, candidates
 
-BAD, SETTLED, KEPT = 1, 2, 4
+BAD, SETTLED, KEPT, NEAR, SHARE = 1, 2, 4, 8, 16
 """Of a row: its text, its end or a check speaks against it; it was dropped for something that only the selection itself
-can see; it was kept."""
+can see; it was kept. The last two were dropped for that as well, but beside others and late: a near duplicate, or above
+the share of its group. Until then such a row takes part in what the others are held against."""
 _TOPICS = ("topic", "kind")
 _FEW = 40
 """First words of prompts that may stand for topics at most."""
@@ -169,6 +170,10 @@ def _numbers(rows: Rows, row: Scored, number: int, select: Select) -> None:
         rows.scalars.append(row.scalar)
         if row.kept:
             flags |= KEPT
+        elif row.reason == NEAR_DUPLICATE:
+            flags |= NEAR
+        elif row.reason in (above_share(*one) for one in select.balance.items()):
+            flags |= SHARE
         elif not (decided_anew(row.reason) or row.reason == against or row.reason == thresholds(row.scores, select)):
             flags |= SETTLED
     else:

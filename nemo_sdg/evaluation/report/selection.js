@@ -1,7 +1,7 @@
 // The order of the rules is that of nemo_sdg/quality/selection.py, on numbers alone. Ids agree exactly: sums are exact
 // (Shewchuk, as math.fsum), scores are the float64 that the rows say, ties go to the earlier sample, then the smaller hash.
 const Selection = (() => {
-  const MISSING = -100, BAD = 1, SETTLED = 2, KEPT = 4, PASSED = "";
+  const MISSING = -100, BAD = 1, SETTLED = 2, KEPT = 4, NEAR = 8, SHARE = 16, PASSED = "";
 
   function fsum(values, count) {
     const parts = [];
@@ -132,22 +132,25 @@ const Selection = (() => {
       const cut = percentile(passed.map((row) => ranks[row]), settings.percentile);
       left = passed.filter((row) => ranks[row] >= cut || void (reasons[row] = `below percentile ${settings.percentile}`));
     }
-    if (settings.unique || settings.per_prompt !== null || settings.target !== null) {
+    const late = passed.some((row) => rows.flags[row] & NEAR);
+    if (settings.unique || late || settings.per_prompt !== null || settings.target !== null) {
       left.sort((a, b) => ranks[b] - ranks[a] || rows.tie[a] - rows.tie[b]);
       const seen = new Set(), of = new Map(), most = settings.per_prompt === null ? Infinity : settings.per_prompt;
       left = left.filter((row) => {
         const kept = of.get(rows.prompt[row]) || 0;
         if (settings.unique && seen.has(rows.text[row])) return void (reasons[row] = "same text as a better one");
+        if (rows.flags[row] & NEAR) return void (reasons[row] = "near duplicate of a better one, as it was decided");
         if (kept >= most) return void (reasons[row] = `not among the best ${settings.per_prompt} of its prompt`);
         seen.add(rows.text[row]);
         of.set(rows.prompt[row], kept + 1);
         return true;
       });
     }
+    left = left.filter((row) => !(rows.flags[row] & SHARE) || void (reasons[row] = "above its share, as it was decided"));
     if (settings.target !== null)
       for (const row of left.splice(settings.target)) reasons[row] = `beyond the target of ${settings.target}`;
     return { reasons, accepted: left.length };
   }
 
-  return { BAD, SETTLED, KEPT, PASSED, MISSING, decide, fsum, percentile };
+  return { BAD, SETTLED, KEPT, NEAR, SHARE, PASSED, MISSING, decide, fsum, percentile };
 })();

@@ -74,7 +74,8 @@ def of_round(rows: Rows, select: Select, *, versions: bool, text_bytes: int) -> 
     }
     if versions:
         told["root"] = packed(_numbered(column(rows.roots)), "<i4")
-    if select.target is not None:
+    # What is decided beside others is known of all waves together alone, so then the page takes all of them, as the run.
+    if select.target is not None and select.near_duplicates is None and not select.balance:
         told["wave"] = packed(column(rows.waves), "<i4")
     if select.length_free:
         told["log"] = packed(np.log(np.maximum(characters, 1).astype(np.float64)), "<f8")
