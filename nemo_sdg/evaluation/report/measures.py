@@ -130,6 +130,8 @@ def _measure(name: str, some: Sequence[State], *path: str) -> Measure:
 def _interval(state: State, path: Sequence[str]) -> tuple[float, float] | None:
     """`low` and `high` stand beside the value."""
     beside = at(state, *path[:-1])
+    if path[0] == "instructions" and path[-1] != "prompt_strict":
+        return None  # the interval there is of prompts, counted strictly
     if not isinstance(beside, Mapping) or number(at(state, *path)) is None:
         return None
     low, high = number(beside.get("low")), number(beside.get("high"))
