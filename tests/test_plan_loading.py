@@ -112,7 +112,7 @@ def test_metadata_alone_can_be_planned_but_not_run(folder, tmp_path, capsys):
     for role in ("base", "instruct", "reward"):
         bare[role] = shutil.copytree(f"examples/tiny/{role}", tmp_path / role, ignore=headers_only)
     overrides = [f"models.{role}={path}" for role, path in bare.items()] + ["topology.tp=2"]
-    assert main(["plan", "tiny", *overrides, "--ranges", str(tmp_path / "ranges.jsonl")]) == 0
+    assert main(["plan", "tiny", *overrides, "--details", "--ranges", str(tmp_path / "ranges.jsonl")]) == 0
     told = capsys.readouterr().out
     assert "metadata alone, no weights" in told
     assert "every byte of every tensor is read exactly once per replica" in told

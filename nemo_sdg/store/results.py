@@ -30,11 +30,12 @@ def check_result(
         found = "a folder" if out.is_dir() else "no such folder"
     elif out.suffix == ".gz":
         found = "a compressed file"
-    elif suffix != ".jsonl" and out.suffix != suffix:
-        found = f"a name that ends in {out.suffix or 'no suffix'}"
     if found is not None:
         raise RowError("the result cannot be written", where=out, found=found, expected=expected)
     read = {resources.resolve(path).resolve() for path in inputs}
     for file in (out, *(beside(out, kind) for kind in kinds)):
         if file.resolve() in read:
             raise RowError("the result cannot be written", where=file, found="the input itself", expected=expected)
+    if suffix != ".jsonl" and out.suffix != suffix:
+        found = f"a name that ends in {out.suffix or 'nothing'}"
+        raise RowError("the result cannot be written", where=out, found=found, expected=expected)

@@ -13,15 +13,15 @@ JOB = {"MASTER_ADDR": "somewhere", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 @pytest.fixture
 def told(monkeypatch):
     def told(found: str | None = "eth7", **changes: str) -> str | None:
-        monkeypatch.delenv(interface.VARIABLE, raising=False)
+        monkeypatch.setenv(interface.VARIABLE, "")  # so that what `settle` puts there is taken back, too
+        monkeypatch.delenv(interface.VARIABLE)
         for name, value in {**JOB, **changes}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(interface, "towards", lambda host: found)
         interface.settle()
         return interface.os.environ.get(interface.VARIABLE)
 
-    yield told
-    monkeypatch.delenv(interface.VARIABLE, raising=False)
+    return told
 
 
 def test_the_way_to_the_first_node_is_taken_where_there_are_several(told):

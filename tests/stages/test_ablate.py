@@ -92,7 +92,7 @@ def test_an_ablation_from_weights_that_are_gone_says_so(tmp_path):
     [
         ({"ablation": True, "exact_match": None}, "evaluate.ablation: there are no rows"),
         ({"gate_policy": "exact_match", "exact_match": None}, "evaluate.gate_policy: there are no rows to decide by"),
-        ({"gate_reward": "rewardbench"}, "evaluate.gate_reward: there are no rows to decide by"),
+        ({"gate_reward": "rewardbench", "rewardbench": None}, "evaluate.gate_reward: there are no rows to decide by"),
         ({"gate_reward": "rewardbensh"}, "evaluate.gate_reward: the value is not allowed"),
         ({"gate_margin": 1.0}, "evaluate.gate_margin: the value is not allowed"),
         ({"ablation_seeds": 0}, "evaluate.ablation_seeds: the value is not allowed"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -175,6 +176,8 @@ def killed(inputs: Path, out: Path, config: RunConfig, world: int, pattern: str)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         run_ranks(rounds, config, out, dp=world)
         os._exit(0)
+    with contextlib.suppress(OSError):
+        os.setpgid(job, job)  # also here: the file may be there before the job has begun
     deadline = time.monotonic() + 60
     while not list(out.glob(pattern)) and time.monotonic() < deadline:
         time.sleep(0.001)
