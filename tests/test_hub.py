@@ -484,13 +484,13 @@ def test_plan_takes_the_metadata_alone(hub: Hub, user: Children):
     for name, folder in (("base", user.home / "base-hf"), ("instruct", tiny / "instruct"), ("reward", tiny / "reward")):
         hub.add_folder(f"nv/{name}", folder)
     models = [f"models.{name}=hf://nv/{name}" for name in ("base", "instruct", "reward")]
-    status, there, error = user.verb("plan", "tiny", "topology.tp=2", *models)
+    status, there, error = user.verb("plan", "tiny", "topology.tp=2", "--details", *models)
     assert status == 0, error
     weights = [name for name in hub.sent if name.endswith((".0", ".safetensors"))]
     assert weights == ["model.safetensors"] and there.count("planned from its metadata; to run it,") == 3
     blobs = (user.home / "hf/hub").glob("models--*/blobs/*")
     assert not list(blobs), "the cache still knows nothing of them"
-    here = user.verb("plan", "tiny", "topology.tp=2", f"models.base={user.home}/base-hf")[1]
+    here = user.verb("plan", "tiny", "topology.tp=2", "--details", f"models.base={user.home}/base-hf")[1]
 
     def figures(text: str) -> list[str]:
         """The rows of the tables, without the folders and the notes at their ends."""
