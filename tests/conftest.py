@@ -4,7 +4,9 @@ A child that uses such a pool waits for threads which the fork did not copy. Rea
 """
 
 import os
+import sys
 
+import pytest
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
