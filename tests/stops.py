@@ -39,7 +39,7 @@ PHASES: dict[str, tuple[str, str, Callable[[tuple], bool], int]] = {
     "select": ("nemo_sdg.store.stage", "StageStore.commit", _committed("decisions"), 2),
     "assemble": ("nemo_sdg.store.datasets", "DatasetFolder.add_line", lambda called: True, 3),
     "train": ("nemo_sdg.training.strategy", "FitStrategy.training_step", _last_rank, 2),
-    "evaluate": ("nemo_sdg.evaluation.held_out", "exact_match", lambda called: True, 1),
+    "evaluate": ("nemo_sdg.evaluation.held_out", "_rows", lambda called: True, 1),
 }
 """In each phase: what is called there, which calls count, and how many of them there are before the signal."""
 
