@@ -104,7 +104,7 @@ def told(mesh):
             os.kill(os.getpid(), signal.SIGTERM)
         done = 0
         try:
-            for done in range(200 if mesh.dp_rank else 5):  # replicas have different shares
+            for done in range(5 if mesh.dp_rank < mesh.dp - 1 else 200):  # replicas have different shares
                 stopping.heed(mesh)
                 time.sleep(0.02)
             mesh.meet()
