@@ -6,8 +6,6 @@ What is wrong with the words, the files, the folders or the topology is found be
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from nemo_sdg.errors import ConfigError
 from nemo_sdg.evaluation import files
 from nemo_sdg.parallel.topology import data_parallel_size
 from nemo_sdg.records import row_files
-from nemo_sdg.session import Session, rank, world_size
+from nemo_sdg.session import rank, start_once, world_size
 from nemo_sdg.store import check_result, commit_file
 
 if TYPE_CHECKING:
@@ -59,13 +57,6 @@ def evaluate(
     console = Console(speaks=rank() == 0)
     for note in held_out.notes:
         console.say(note)
-    logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
-    session = Session(
-        topology=config.topology,
-        log_dir=logs,
-        loading="loading Megatron",
-        modules=("nemo_sdg.evaluation.measures", "nemo_sdg.engine.backends.local", "nemo_sdg.parallel.phases"),
-    )
 
     def work(mesh: Mesh, console: Console) -> int:
         found = _measured(config, models, held_out, mesh, console)
@@ -78,10 +69,12 @@ def evaluate(
                 console.say(f"all figures are in {out}")
         return 0
 
-    status = session.start(work)
-    if status == 0:
-        shutil.rmtree(logs, ignore_errors=True)
-    return status
+    return start_once(
+        work,
+        topology=config.topology,
+        loading="loading Megatron",
+        modules=("nemo_sdg.evaluation.measures", "nemo_sdg.engine.backends.local", "nemo_sdg.parallel.phases"),
+    )
 
 
 def _check_models(config: RunConfig, models: dict[str, str | None]) -> None:

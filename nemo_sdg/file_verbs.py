@@ -7,8 +7,6 @@ appears under its name when it is whole.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
@@ -21,7 +19,7 @@ from nemo_sdg.errors import RowError
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.topology import data_parallel_size
 from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows, row_files
-from nemo_sdg.session import Session, world_size
+from nemo_sdg.session import start_once, world_size
 from nemo_sdg.store import beside, check_result, commit_file
 
 if TYPE_CHECKING:
@@ -113,13 +111,6 @@ def _convert(
     if not rows:
         raise _no_row(source, faults)
     check_result(out, row_files(source), [_FAULTY])
-    logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
-    session = Session(
-        topology=config.topology,
-        log_dir=logs,
-        loading="loading Megatron",
-        modules=("nemo_sdg.engine.backends.choosing", "nemo_sdg.engine.backends.local"),
-    )
 
     def work(mesh: Mesh, console: Console) -> int:
         made = make(mesh, console, rows[mesh.dp_rank :: mesh.dp])
@@ -128,10 +119,12 @@ def _convert(
         on_writer(mesh, lambda: _write(source, kind, out, shares, rows, faults, console, what))
         return 0
 
-    status = session.start(work)
-    if status == 0:
-        shutil.rmtree(logs, ignore_errors=True)
-    return status
+    return start_once(
+        work,
+        topology=config.topology,
+        loading="loading Megatron",
+        modules=("nemo_sdg.engine.backends.choosing", "nemo_sdg.engine.backends.local"),
+    )
 
 
 def _share(mesh: Mesh, written: list[dict], faulty: dict[str, str]) -> list[Made]:

@@ -80,7 +80,8 @@ def _settings(words: list[str]) -> Select:
         if "=" in word and not word.startswith(_GROUPS):
             key = word.partition("=")[0]
             way_out = f"write select.{key} if that is meant" if key in vars(Select()) else None
-            raise ConfigError("not a setting of selection", where=key, expected="select.KEY=VALUE or reward.outputs.NAME=N", way_out=way_out)
+            expected = "select.KEY=VALUE or reward.outputs.NAME=N"
+            raise ConfigError("not a setting of selection", where=key, expected=expected, way_out=way_out)
     return override(RunConfig(), words).select
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -153,6 +155,19 @@ class Session:
             return nullcontext()
         after = None if self.stop_after is None else (self.stop_after, seconds(self.stop_after))
         return stopping.listening(after, on_second=said)
+
+
+def start_once(work: Work, **how: Any) -> int:
+    """Runs `work` on ranks whose logs nobody wants when it has gone well; the exit status.
+
+    Args:
+        how: the fields of `Session`, but for `log_dir`.
+    """
+    logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
+    status = Session(log_dir=logs, **how).start(work)
+    if status == 0:
+        shutil.rmtree(logs, ignore_errors=True)
+    return status
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from nemo_sdg.session import Session, rank, report_failure
 from nemo_sdg.store import Run, StageStore, digest, read_json
 from nemo_sdg.store.datasets import read_summary
 from nemo_sdg.store.fits import fits
-from nemo_sdg.store.waves import round_folders
+from nemo_sdg.store.waves import START, round_folders
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
@@ -79,7 +79,8 @@ def run(recipe: str, overrides: list[str], out: Path, *, stage: str | None = Non
                 if stage is None:
                     _summary(out, console)
                 else:
-                    console.say(f"{stage} of round {round_} is done; what it made lies in {opened.round(round_)}")
+                    place = out / START if stage == "start" else opened.round(round_)
+                    console.say(f"{stage} of round {round_} is done; what it made lies in {place}")
         return 0
 
     return session.start(work)

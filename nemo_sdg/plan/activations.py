@@ -31,11 +31,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_sdg.checkpoints.tensors import ITEM_BYTES
 from nemo_sdg.config import Training
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.training.widths import padded
-
-ITEM_BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_sdg.checkpoints.keeping import start_is_asked
+from nemo_sdg.checkpoints.tensors import ITEM_BYTES
 from nemo_sdg.config.starting import GROUPS, begins_with
 from nemo_sdg.parallel.topology import Grid
-from nemo_sdg.plan.activations import ITEM_BYTES
 from nemo_sdg.plan.course import Course
 from nemo_sdg.plan.memory import OPTIMIZER_BYTES, adapter_parameters, rank_parameters
 from nemo_sdg.store.fits import POLICY, REWARD, fits

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nemo_sdg.checkpoints.tensors import ITEM_BYTES
 from nemo_sdg.engine.budget import BLOCK
 from nemo_sdg.engine.packing import SHARED
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel.topology import Grid
-from nemo_sdg.plan.activations import ITEM_BYTES
 from nemo_sdg.plan.machine import Machine
 from nemo_sdg.plan.memory import StagePlan, stage_chunks
 

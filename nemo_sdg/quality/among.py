@@ -10,7 +10,6 @@ import json
 import math
 from array import array
 from collections import Counter
-from typing import Any
 
 import numpy as np
 

@@ -6,8 +6,6 @@ Nothing here imports torch before that.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +16,7 @@ from nemo_sdg.config import RunConfig, validate
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, TopologyError
 from nemo_sdg.hub.address import Address, is_address
-from nemo_sdg.session import Session, rank, world_size
+from nemo_sdg.session import rank, start_once, world_size
 
 if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
@@ -59,25 +57,20 @@ def serve(config: RunConfig, serving: Serving) -> int:
     key = _key(serving.key_env)
     if rank() == 0:
         server.bind(serving.host, serving.port).close()  # a port that is taken is told before the models are loaded
-    logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
-    session = Session(
-        topology=config.topology,
-        log_dir=logs,
-        timeout_s=config.run.timeout_s,
-        threads=config.run.threads,
-        loading="loading Megatron",
-        modules=("nemo_sdg.serve.rank",),
-    )
 
     def work(mesh: Mesh, console: Console) -> int:
         from nemo_sdg.serve.rank import work
 
         return work(config, serving, names, key, mesh, console)
 
-    status = session.start(work)
-    if status == 0:
-        shutil.rmtree(logs, ignore_errors=True)
-    return status
+    return start_once(
+        work,
+        topology=config.topology,
+        timeout_s=config.run.timeout_s,
+        threads=config.run.threads,
+        loading="loading Megatron",
+        modules=("nemo_sdg.serve.rank",),
+    )
 
 
 def _names(serving: Serving) -> dict[str, str]:

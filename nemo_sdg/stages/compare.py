@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from nemo_sdg.config import PAIRS, RunConfig
-from nemo_sdg.quality.pairs import INCONSISTENT, LLM, SILENT, TIE as NEITHER, Compared, candidates, name_of
+from nemo_sdg.quality.pairs import INCONSISTENT, LLM, SILENT, TIE as NEITHER, candidates, name_of
 from nemo_sdg.config.judging import compares
 from nemo_sdg.errors import ConfigError
 from nemo_sdg.parallel import stopping

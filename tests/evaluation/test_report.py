@@ -431,6 +431,8 @@ def test_times(tmp_path):
         stage(10.0, "prompts", 10.0, kept=5), stage(30.0, "generate", 20.0, kept=20, tokens=400),
         stage(30.0, "score", 15.0, kept=20), stage(60.0, "select", 10.0, kept=8, rows_in=20),
         {"time": 70.0, "event": "trained", "round": 0, "kind": "policy", "tokens": 1000, "seconds": 9.0},
+        # of an ablation, which is no part of the round's training
+        {"time": 71.0, "event": "trained", "round": 0, "folder": "round-0/.ablation/random-0/policy", "tokens": 500},
         stage(80.0, "train", 20.0), stage(100.0, "select", 0.0, kept=8, rows_in=20),
     ]  # fmt: skip
     file = tmp_path / "logs" / "events.jsonl"

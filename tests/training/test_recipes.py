@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,6 @@ SIZES = ("minitron_4b", "nemotron4_15b", "nemotron4_340b")
 def test_each_recipe_builds_and_states_its_memory(world, name):
     """By its name in NeMo's command line; what it builds are NeMo's objects, and `plan` gives the memory that it tells."""
     import fiddle as fdl
-    import nemo_run as run
     from nemo.collections import llm
 
     from nemo_sdg import plan

@@ -84,7 +84,8 @@ def read_times(folder: Path) -> Times | None:
         wave, revision = event.get("wave", 0), event.get("revision", 0)
         if not all(map(_whole, (number, wave, revision))):
             continue
-        if event["event"] == "trained" and _whole(event.get("tokens")):
+        apart = "/." in str(event.get("folder", ""))  # of an ablation, which hands on nothing
+        if event["event"] == "trained" and _whole(event.get("tokens")) and not apart:
             trained[number, "train"] += event["tokens"]
         ended = event["event"] == "stage" and isinstance(event.get("totals"), dict)
         if isinstance(name, str) and (ended or event["event"] == "stopped"):
