@@ -1,6 +1,6 @@
 """Two rounds of the tiny world on one or two CPU cores, in a few minutes; what `make demo` runs."""
 
-from nemo_sdg.config import Data, Evaluate, Generate, Models, RewardTraining, Run, RunConfig, Select, Training
+from nemo_sdg.config import Data, Evaluate, Expect, Generate, Models, RewardTraining, Run, RunConfig, Select, Training
 
 
 def tiny() -> RunConfig:
@@ -44,5 +44,7 @@ def tiny() -> RunConfig:
             win_rate=world + "data/heldout.jsonl",  # the prompts of exact_match, which are asked once for both
             max_tokens=48,
         ),
+        # What a run of it has shown; without that the plan goes by half of the longest.
+        expect=Expect(response_tokens=7, row_tokens=22),
         run=Run(name="tiny", rounds=2, timeout_s=120, threads=1),  # too small for a second thread to help
     )
