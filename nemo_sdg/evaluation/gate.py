@@ -17,15 +17,20 @@ from nemo_sdg.store.fits import POLICY, REWARD
 
 KINDS = (POLICY, REWARD)
 
+
 def deciding(settings: Evaluate, kind: str) -> str | None:
     """The measure in which a new model of this kind must be better; None where none is asked for."""
     return {"policy": settings.gate_policy, "reward": settings.gate_reward}[kind]
 
 
-def measured(settings: Evaluate, kind: str, state: Mapping[str, Any]) -> float | None:
+def measured(settings: Evaluate, kind: str, state: Mapping[str, Any], beside: Mapping[str, Any]) -> float | None:
     """The measure that decides on a kind, 0 to 1, of a state as evaluation.json has it; None where it has none.
 
     Nobody has won anything before the run: its policy against itself is 0.5.
+
+    Args:
+        beside: the state of the old model. An attribute in which that has no correlation, as where all held-out labels are the
+            same, does not count.
     """
     name = deciding(settings, kind)
     if name == "exact_match":
@@ -35,7 +40,8 @@ def measured(settings: Evaluate, kind: str, state: Mapping[str, Any]) -> float |
     if name == "win_rate":
         return state["win_rate"]["win_rate"] if "win_rate" in state else 0.5
     if name == "agreement":
-        found = [one["spearman"] for one in (state.get("reward") or {}).values() if one["n"]]
+        counted = [key for key, one in (beside.get("reward") or {}).items() if one["spearman"] is not None]
+        found = [(state.get("reward") or {}).get(key, {}).get("spearman") for key in counted]
         return None if not found or None in found else float(np.mean(found))
     sections = {key: value for key, value in (state.get("rewardbench") or {}).items() if isinstance(value, float)}
     return sections.get("Overall", float(np.mean(list(sections.values()))) if sections else None)
@@ -43,7 +49,7 @@ def measured(settings: Evaluate, kind: str, state: Mapping[str, Any]) -> float |
 
 def verdict(settings: Evaluate, kind: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """{"accepted", "measure", "new", "old", "margin", "why"} of a new model against the one that it would follow."""
-    name, values = deciding(settings, kind), [measured(settings, kind, state) for state in (new, old)]
+    name, values = deciding(settings, kind), [measured(settings, kind, state, old) for state in (new, old)]
     known = None not in values
     accepted = known and values[0] > values[1] + settings.gate_margin
     said = f"{name} {_three(values[0])} after {_three(values[1])}"

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
+from nemo_sdg.config import nearest
 from nemo_sdg.errors import RowError
 from nemo_sdg.records import Message, fields
 
@@ -119,9 +119,9 @@ def unlike_the_benchmark(found: Mapping[str, int]) -> str | None:
 def check_subset(subset: str, where: str | None = None) -> None:
     """Raises RowError, which names the nearest one, for a subset that RewardBench does not have."""
     if subset not in _WEIGHTS:
-        near = get_close_matches(subset, _WEIGHTS, n=1)
-        expected = repr(near[0]) if near else f"one of {', '.join(_WEIGHTS)}"
-        raise RowError("RewardBench has no such subset", where=where, found=repr(subset), expected=expected)
+        raise RowError(
+            "RewardBench has no such subset", where=where, found=repr(subset), expected=repr(nearest(subset, _WEIGHTS))
+        )
 
 
 def scores(correct: Mapping[str, Sequence[bool]]) -> dict[str, float]:

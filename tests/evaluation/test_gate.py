@@ -32,8 +32,20 @@ REWARD = {
     ],
 )
 def test_each_measure_is_read_where_it_stands(setting, measure, state, expected):
-    found = measured(Evaluate(**{setting: measure}), setting.removeprefix("gate_"), state)
+    found = measured(Evaluate(**{setting: measure}), setting.removeprefix("gate_"), state, state)
     assert found == (expected if expected is None else pytest.approx(expected))
+
+
+def test_an_attribute_counts_where_the_old_model_has_a_correlation():
+    settings = Evaluate(gate_reward="agreement")
+
+    def state(**spearman: float | None) -> dict:
+        return {"reward": {name: {"spearman": value, "n": 9} for name, value in spearman.items()}}
+
+    told = verdict(settings, "reward", state(a=0.6, b=None), state(a=0.5, b=None))  # b: all labels are the same
+    assert told["accepted"] and (told["new"], told["old"]) == (0.6, 0.5)
+    told = verdict(settings, "reward", state(a=0.6, b=None), state(a=0.5, b=0.1))  # a new one that says always the same
+    assert not told["accepted"] and told["new"] is None
 
 
 @pytest.mark.parametrize(
