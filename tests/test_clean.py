@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -286,3 +287,15 @@ def test_models_of_another_run_that_are_linked_in_stay(kept, run, inputs):
     assert [str(one.path.relative_to(run)) for one in keeping.removable(run, settings(inputs, LITTLE))] == [
         "round-1/sft", "round-0/reward"
     ]  # fmt: skip
+
+
+def test_a_file_that_another_run_shares_frees_nothing(inputs, run, tmp_path):
+    """As after `fork`, which links."""
+
+    def sizes() -> dict[str, int]:
+        return {str(one.path.relative_to(run)): one.num_bytes for one in keeping.removable(run, settings(inputs, LITTLE))}
+
+    before = sizes()
+    for number, file in enumerate((run / "round-0" / "policy").rglob("*.distcp")):
+        os.link(file, tmp_path / str(number))
+    assert before["round-0/policy"] > 0 and sizes() == {**before, "round-0/policy": 0}

@@ -224,3 +224,17 @@ def test_adapters_alone_have_gradients_and_an_optimizer():
     assert rm.training == (32 * layer * 16 + 9 * hidden // 8) * 16
     full = phases(plan.make(load("nemotron4_15b"), files=False))["train sft"].stages[0]
     assert sft.weights == full.weights + 2 * 32 * layer * 32
+
+
+def test_a_checkpoint_of_another_dtype_is_held_beside_the_weights_while_it_is_read():
+    """The tiny ones are in bf16, as the released ones are."""
+    loading = {dtype: max(stage.loading for model in plan.make(load("tiny", [f"models.dtype={dtype}"])).models for stage in model.stages)
+               for dtype in ("bf16", "fp32")}  # fmt: skip
+    assert loading["fp32"] > loading["bf16"] == 0
+
+
+def test_a_pair_has_the_tokens_of_both_responses():
+    words = ["preference.enabled=true", "preference.steps=3", "preference.global_batch_size=8", "preference.max_length=256"]
+    made = plan.make(load("tiny", [*words, "expect.row_tokens=null"]))
+    tokens = {part.name: part.tokens for part in made.parts}
+    assert tokens["train policy"] == 3 * 8 * 256  # two halves of what each may have
