@@ -6,6 +6,7 @@ Nothing here imports torch before `start`.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -102,6 +103,8 @@ class Session:
         with console.progress(self.loading), _nothing_begun() if self.resumable else nullcontext():
             for name in ("torch", "nemo_sdg.parallel.mesh", *self.modules):
                 importlib.import_module(name)
+        # A million objects that stay: every collection would go through them, and in a forked rank copy their pages.
+        gc.freeze()
 
     def _rank(self, work: Work, console: Console) -> int:
         from nemo_sdg.parallel import device, launch, mesh, watch

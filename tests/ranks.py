@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import tempfile
@@ -42,6 +43,7 @@ def run_ranks(
     import megatron.core  # noqa: F401  (imported once, before the forks)
 
     device.install()
+    gc.freeze()  # as `session` does: a collection in a rank would go through all that the imports have made, and copy it
     world = tp * pp * dp
     with tempfile.TemporaryDirectory() as folder:
 

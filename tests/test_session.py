@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -48,6 +49,16 @@ def test_two_ranks_that_work(tmp_path):
     assert done.stdout.splitlines()[0] == "loading Megatron ..."
     assert done.stdout.count("we are working") == 1 and "noise" not in done.stdout
     assert "noise of rank 0" in log(tmp_path, 0) and "noise of rank 1" in log(tmp_path, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_collections_pass_by_what_the_imports_have_made(tmp_path, ranks):
+    gc.unfreeze()
+    everything = len(gc.get_objects())
+    done = session(tmp_path, lambda mesh: print(f"left: {len(gc.get_objects())}"), ranks)
+    assert done.returncode == 0
+    left = int(log(tmp_path, 0).split("left: ")[1].split()[0])
+    assert everything > 100_000 and left < everything / 10
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

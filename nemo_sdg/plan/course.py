@@ -157,9 +157,9 @@ class Course:
         mean = self.config.expect.row_tokens or (2 if pairs else 1) * min(settings.max_length, shape.seq_length) / 2
         return Took(name, steps + reference + moved, moved, samples * mean)
 
-    def _asked_s(self, role: str, rows: str | None) -> float:
+    def _asked_s(self, role: str, count: int) -> float:
         """Seconds in which a model of the run answers or scores held-out rows, with reading it; 0 where there are none."""
-        model, count, expect = next((m for m in self.models if m.role == role), None), _rows(rows), self.config.expect
+        model, expect = next((m for m in self.models if m.role == role), None), self.config.expect
         if model is None or not count:
             return 0.0
         most = min(self.config.evaluate.max_tokens, model.shape.seq_length)
@@ -170,9 +170,12 @@ class Course:
         return score_s(laid, asked, self.config.score.pack_tokens) + self.read_s(laid)
 
     def _evaluating(self, name: str) -> list[Took]:
-        """A policy and a reward model on what is held out."""
+        """A policy and a reward model on what is held out; the first reward model judges the policy's answers."""
         evaluate = self.config.evaluate
-        seconds = self._asked_s("generate", evaluate.exact_match) + self._asked_s("score", evaluate.helpsteer2)
+        asked = sum(map(_rows, {evaluate.exact_match, evaluate.instructions, evaluate.win_rate}))  # the same file is asked once
+        rated = _rows(evaluate.helpsteer2) + 2 * _rows(evaluate.rewardbench)
+        seconds = self._asked_s("generate", asked)
+        seconds += self._asked_s("score", rated) + self._asked_s("score", _rows(evaluate.win_rate))
         return [Took(name, seconds, 0.0, 0.0)] if seconds else []
 
     def _ablation(self) -> list[Took]:
@@ -180,7 +183,7 @@ class Course:
         if not evaluate.ablation or "sft" not in self.fits:
             return []
         one, count = self._fit("ablation", "sft"), _ARMS * evaluate.ablation_seeds
-        seconds = one.seconds + self._asked_s("generate", evaluate.exact_match)
+        seconds = one.seconds + self._asked_s("generate", sum(map(_rows, {evaluate.exact_match, evaluate.instructions})))
         return [Took("ablation", count * seconds, count * one.loading, count * one.tokens)]
 
 

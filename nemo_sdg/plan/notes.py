@@ -99,8 +99,6 @@ def not_in_the_time(config: RunConfig, counted: bool) -> list[str]:
     models = {"generate": "generation", "score": "scoring"}
     local = [word for phase, word in models.items() if getattr(config, phase).backend == "local"]
     others = [word for phase, word in models.items() if word not in local]
-    evaluate = config.evaluate
-    named = [name for name in evaluate.files if name not in ("exact_match", "helpsteer2")]
     told = {
         f"{' and '.join(local)}, whose prompts are not counted": bool(local) and not counted,
         f"{' and '.join(others)} by others": bool(others),
@@ -110,7 +108,6 @@ def not_in_the_time(config: RunConfig, counted: bool) -> list[str]:
         "revision": bool(config.revise.passes),
         "judging": has_judge(config),
         "selection": True,
-        f"evaluation by {' and '.join(named)}": bool(named),
         "waiting for nodes": True,
     }
     return [words for words, left_out in told.items() if left_out]

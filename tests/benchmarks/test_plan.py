@@ -22,10 +22,17 @@ from measured import Peak
 
 from nemo_sdg import plan
 from nemo_sdg.config import RunConfig, load
+from nemo_sdg.models.shapes import NemotronShape
 
 SERVED = ["score.backend=endpoint", "score.endpoint.url=http://127.0.0.1:1/v1", "evaluate.helpsteer2=null"]
 SHAPE = dataclasses.replace(workload.shape(), num_layers=12, seq_length=1024)
-"""35M parameters."""
+"""35M parameters; `hardware.fragments` of conf/hardware.yaml comes from fits of it."""
+OTHERS = {
+    "wide": dataclasses.replace(SHAPE, num_layers=6, hidden_size=1024, ffn_hidden_size=4096, num_attention_heads=16),
+    "deep": dataclasses.replace(SHAPE, num_layers=40, hidden_size=320, ffn_hidden_size=1280, num_attention_heads=5, num_query_groups=5),
+    "many pieces": dataclasses.replace(SHAPE, num_layers=6, vocab_size=32_000),
+}
+"""Shapes that no constant was fitted to."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,16 +82,30 @@ def fitted(config: RunConfig, task: str, start: Path, rows: Path, out: Path, wat
 
 @pytest.mark.parametrize("dtype, micro", [("fp32", 1), ("fp32", 4), ("bf16", 4), ("fp64", 1)])
 def test_resident_memory(world, tmp_path, dtype, micro):
-    rows = tmp_path / "sft.jsonl"
-    length = write_rows(rows, world / "tokenizer.model", 120)
+    compared(SHAPE, world / "base", world / "tokenizer.model", tmp_path, dtype, micro, 120)
+
+
+@pytest.mark.parametrize("words", [30, 240])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_resident_memory_of_shapes_that_nothing_was_fitted_to(world, tmp_path, name, dtype, words):
+    shape, tokenizer = OTHERS[name], world / "tokenizer.model"
+    make_folder(tmp_path / "base", shape, tokenizer)
+    compared(shape, tmp_path / "base", tokenizer, tmp_path, dtype, 2, words)
+
+
+def compared(shape: NemotronShape, base: Path, tokenizer: Path, folder: Path, dtype: str, micro: int, words: int) -> None:
+    """Prints what the plan says of a fit beside what the process grew by."""
+    rows = folder / "sft.jsonl"
+    length = write_rows(rows, tokenizer, words)
     config = load("tiny", [
-        f"models.base={world}/base", f"models.instruct={world}/base", f"models.dtype={dtype}", "hardware.gpu=cpu", *SERVED,
+        f"models.base={base}", f"models.instruct={base}", f"models.dtype={dtype}", "hardware.gpu=cpu", *SERVED,
         "reward.enabled=false", "sft.steps=3", f"sft.global_batch_size={micro}", f"sft.micro_batch_size={micro}",
         f"sft.max_length={length}",
     ])  # fmt: skip
     (stage,) = plan.make(config, files=False).fits["train sft"]
-    grown = fitted(config, "sft", world / "base", rows, tmp_path / "out", watch=True)["grown"]
-    table = Table(f"memory of a fit of {SHAPE.num_parameters / 1e6:.1f}M parameters, {dtype}, {micro} x {length} tokens")
+    grown = fitted(config, "sft", base, rows, folder / "out", watch=True)["grown"]
+    table = Table(f"memory of a fit of {shape.num_parameters / 1e6:.1f}M parameters, {dtype}, {micro} x {length} tokens")
     for name in ("weights", "gradients", "optimizer", "activations", "buffers"):
         table.add(f"{name}, MiB", f"{getattr(stage, name) / 2**20:,.1f}")
     table.add("said at most, MiB", f"{stage.total / 2**20:,.1f}")
@@ -134,7 +155,7 @@ def test_time(world, calibration, tmp_path, size):
         f"models.base={base}", f"models.instruct={base}", f"models.reward={reward}", f"data.prompts={prompts}", "hardware.gpu=cpu",
         "data.prompts_per_round=null", f"generate.max_tokens={answer}", f"generate.min_tokens={answer}", "generate.slots=32",
         f"hardware.calibration={calibration}", f"expect.response_tokens={answer}", f"expect.prompt_tokens={found['prompt_tokens']}",
-        "reward.start_from=base", "evaluate.exact_match=null", "evaluate.helpsteer2=null", "hardware.disk_bytes_s=1e12",
+        "reward.start_from=base", "hardware.disk_bytes_s=1e12",
     ]  # fmt: skip
     for task in ("sft", "reward"):
         words += [f"{task}.{w}" for w in (f"steps={steps}", "global_batch_size=8", "micro_batch_size=4", f"max_length={lengths[task]}")]

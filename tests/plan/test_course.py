@@ -130,8 +130,27 @@ def test_what_is_done_once_is_in_the_time_once(tmp_path):
     assert once["train start/policy"] == each["train policy"] and once["evaluate the first models"] == each["evaluate"]
     assert 6 * each["train policy"] < once["ablation"] < 6 * (each["train policy"] + each["evaluate"])
     assert found.seconds == pytest.approx(found.machine.start_s + sum(once.values()) + 3 * sum(each.values()))
-    given = made("hardware.gpu=cpu", "evaluate.exact_match=null", "evaluate.helpsteer2=null", recipe="tiny")
+    given = made("hardware.gpu=cpu", *NOT_MEASURED, recipe="tiny")
     assert given.once == [] and "evaluate" not in {part.name for part in given.parts}
+
+
+NOT_MEASURED = [f"evaluate.{name}=null" for name in ("exact_match", "helpsteer2", "rewardbench", "instructions", "win_rate")]
+
+
+def test_a_file_that_two_measures_ask_is_asked_once(tmp_path):
+    for name, rows in (("asked", 40), ("other", 40), ("pairs", 20), ("rated", 40)):
+        (tmp_path / name).write_text("{}\n" * rows)
+
+    def seconds(**files: str) -> float:
+        words = [f"evaluate.{name}={tmp_path / file}" for name, file in files.items()]
+        (one,) = (part for part in made("hardware.gpu=cpu", *NOT_MEASURED, *words, recipe="tiny").parts if part.name == "evaluate")
+        return one.seconds
+
+    once = seconds(exact_match="asked")
+    judged = seconds(win_rate="asked") - once
+    assert judged > 0 and seconds(exact_match="asked", win_rate="asked") == pytest.approx(once + judged)
+    assert seconds(exact_match="asked", instructions="asked") == once < seconds(exact_match="asked", instructions="other")
+    assert seconds(rewardbench="pairs") == seconds(helpsteer2="rated"), "a pair is two responses"
 
 
 def test_what_the_time_leaves_out_is_always_said():
@@ -143,7 +162,6 @@ def test_what_the_time_leaves_out_is_always_said():
     assert "generation and scoring, whose prompts are not counted, selection" in left_out(recipe="nemotron4_340b")
     assert "prompts" not in left_out() and "revision" not in left_out() and "waves" not in left_out()
     assert "revision" in left_out("revise.passes=1") and "waves after the first" in left_out("select.target=10", "budget.hours=1")
-    assert "by rewardbench" in left_out() and "rewardbench" not in left_out("evaluate.rewardbench=null")
 
 
 def test_a_restart_point_of_340b_is_4_8_terabytes():
