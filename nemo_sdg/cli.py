@@ -133,14 +133,15 @@ def plan(
 def calibrate(
     out: Path = typer.Argument(metavar="FILE", help="The file to write, for hardware.calibration."),
     dtype: Optional[str] = typer.Option(None, "--dtype", help="fp64, fp32 or bf16; by default bf16 on a GPU, else fp32."),
-    threads: Optional[int] = typer.Option(None, "--threads", min=1, help="Threads of a rank; by default all cores."),
+    ranks: Optional[int] = typer.Option(None, "--ranks", min=1, help="At work together; by default one for each GPU or core."),
+    threads: Optional[int] = typer.Option(None, "--threads", min=1, help="Threads of a rank; by default its share of the cores."),
 ) -> int:
     """How fast this machine is, for plan: a minute of small models in the engine and the trainer."""
     from nemo_sdg import calibrate as calibrating
 
     if dtype not in (None, "fp64", "fp32", "bf16"):
         raise ConfigError("there is no such dtype", where="--dtype", found=dtype, expected="one of fp64, fp32, bf16")
-    return calibrating.calibrate(out, dtype, threads)
+    return calibrating.calibrate(out, dtype, ranks, threads)
 
 
 @app.command()

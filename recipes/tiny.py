@@ -45,6 +45,6 @@ def tiny() -> RunConfig:
             max_tokens=48,
         ),
         # What a run of it has shown; without that the plan goes by half of the longest.
-        expect=Expect(response_tokens=7, row_tokens=22),
+        expect=Expect(prompt_tokens=14, response_tokens=7, row_tokens=23, longest_row_tokens=70),
         run=Run(name="tiny", rounds=2, timeout_s=120, threads=1),  # too small for a second thread to help
     )

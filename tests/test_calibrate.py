@@ -24,14 +24,20 @@ TRUE = {
 SHAPES = [_shape(layers, width) for layers, width in ((2, 64), (6, 64), (3, 128), (2, 256), (3, 512))]
 
 
-def laid(shape, weights: int = 0, gradients: int = 0, optimizer: int = 0) -> Laid:
+MESSAGES = {"message_s": 8e-4, "link_bytes_s": 2e9}
+
+
+def laid(shape, weights: int = 0, gradients: int = 0, optimizer: int = 0, ranks: int = 1) -> Laid:
     stage = StagePlan(0, 0, weights, 0, 0, (0, 0, 0), gradients, optimizer)
-    return Laid(shape, False, Grid(), "fp32", Machine("cpu", TRUE, {}), [stage])
+    numbers = TRUE if ranks == 1 else {**TRUE, **MESSAGES, "gpus_per_node": ranks}
+    return Laid(shape, False, Grid(dp=ranks), "fp32", Machine("cpu", numbers, {}), [stage])
 
 
-def measured() -> Measured:
+def measured(ranks: int = 1) -> Measured:
     """What a machine of the true rates would be seen to take, by the plan's own formulas."""
     found = Measured({}, TRUE["flops"], TRUE["bandwidth_bytes_s"], fit_s=[1.0, 2.0, 9.0])
+    if ranks > 1:
+        found.ranks, found.message_s, found.link_bytes_s = ranks, *MESSAGES.values()
     for shape in SHAPES:
         for rows, context in ((8, 52), (64, 52), (16, 306)):
             found.decode.append(Times(decode_s(laid(shape), rows, context), shape, "fp32", rows, context))
@@ -40,15 +46,18 @@ def measured() -> Measured:
             took = pass_s(laid(shape), tokens, pieces, seen, 0, rows)
             found.passes.append(dataclasses.replace(one, seconds=took))
         count = rank_parameters(shape, 1, shape.num_layers, first=True, last=True)
-        of = laid(shape, 4 * count, GRADIENT_BYTES["fp32"] * count, OPTIMIZER_BYTES["fp32"] * count)
+        of = laid(shape, 4 * count, GRADIENT_BYTES["fp32"] * count, OPTIMIZER_BYTES["fp32"] * count, ranks)
         for rows, width, pieces, micro in ((8, 32, 0.0, 2), (4, 256, 0.0, 1), (1, 384, 12.0, 3)):
             took = step_s(of, rows=rows, width=width, pieces=pieces, micro_batches=micro, chunks=1)
             found.steps.append(StepTimes(took, shape, "fp32", rows, width, pieces, micro))
     return found
 
 
-def test_known_rates_come_back():
-    rates, errors = solving.rates(measured())
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_known_rates_come_back(ranks):
+    """Also from replicas that tell each other their gradients."""
+    rates, errors = solving.rates(measured(ranks))
+    assert {key: rates.get(key) for key in MESSAGES} == (dict.fromkeys(MESSAGES) if ranks == 1 else MESSAGES)
     assert rates["fit_s"] == 2.0 and rates["sampling_passes"] == 0.0
     for key in ("flops", "bandwidth_bytes_s", "decode_efficiency", "forward_efficiency", "train_efficiency", "kv_passes",
                 "step_s", "decode_layer_s", "row_s", "pass_s", "layer_s", "sequence_s", "micro_batch_s", "train_step_s",
@@ -62,7 +71,7 @@ def test_known_rates_come_back():
 def test_errors_are_those_of_the_rates_that_are_kept():
     """Steps whose bytes and sequences take longer than other measurements tell: the rest has to make up for it."""
     slow = measured()
-    slow.steps = [dataclasses.replace(one, seconds=one.seconds + 3 * solving._step_known(one, 3e10, 5e-5)) for one in slow.steps]
+    slow.steps = [dataclasses.replace(one, seconds=one.seconds + 3 * solving._step_known(one, slow, 5e-5)) for one in slow.steps]
     rates, errors = solving.rates(slow)
     machine = Machine("cpu", {**TRUE, **rates}, {})
     off = []
@@ -85,4 +94,4 @@ def test_bad_words(tmp_path, capsys, monkeypatch):
     assert "there is no such folder" in refused(str(tmp_path / "a" / "b"))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process measures, found torchrun" in refused(str(tmp_path / "x"))
+    assert "it starts its ranks itself, found torchrun" in refused(str(tmp_path / "x"))

@@ -24,26 +24,38 @@ if TYPE_CHECKING:
     from nemo_sdg.parallel.mesh import Mesh
 
 
-def calibrate(out: Path, dtype: str | None, threads: int | None) -> int:
-    """Measures one rank of this machine and writes the file that `hardware.calibration` reads; returns the exit status.
+_MOST_RANKS = 8
+"""That are started where nobody says how many."""
 
-    Raises ConfigError under torchrun: one process measures.
+
+def calibrate(out: Path, dtype: str | None, ranks: int | None, threads: int | None) -> int:
+    """Measures ranks of this machine that are at work together, and writes the file that `hardware.calibration` reads.
+
+    Args:
+        ranks: None is one for each GPU, or for each core (of `threads`), 8 at most.
+    Returns:
+        The exit status.
+    Raises:
+        ConfigError: under torchrun; it starts its ranks itself.
     """
     if under_torchrun():
-        raise ConfigError("one process measures", where="calibrate", found="torchrun", way_out="call nemo-sdg itself")
+        raise ConfigError("it starts its ranks itself", where="calibrate", found="torchrun", way_out="call nemo-sdg itself")
     if out.is_dir():
         raise ConfigError("a file is to be written", where=out, found="a folder", way_out="name a file in it")
     if not out.absolute().parent.is_dir():
         raise ConfigError("there is no such folder", where=out.absolute().parent, way_out="name a file in one that is there")
     logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
+    ranks = ranks or _ranks(threads or 1)
     session = Session(
-        topology=Topology(), log_dir=logs / "logs", threads=threads, modules=("megatron.core", "nemo_sdg.training.nemo")
+        topology=Topology(dp=ranks), log_dir=logs / "logs", threads=threads, modules=("megatron.core", "nemo_sdg.training.nemo")
     )
 
     def work(mesh: Mesh, console: Console) -> int:
         from nemo_sdg.calibrate import pieces, solving
 
         measured = pieces.measure(mesh, logs, dtype, console)
+        if not mesh.writer:
+            return 0
         rates, errors = solving.rates(measured)
         told = {
             "made": {**measured.machine, "load": round(os.getloadavg()[0], 2)},
@@ -63,3 +75,9 @@ def calibrate(out: Path, dtype: str | None, threads: int | None) -> int:
     if status == 0:
         shutil.rmtree(logs, ignore_errors=True)
     return status
+
+
+def _ranks(threads: int) -> int:
+    """As many as a run would have on this machine."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return min(_MOST_RANKS, gpus or max(1, len(os.sched_getaffinity(0)) // threads))

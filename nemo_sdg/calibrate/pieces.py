@@ -7,12 +7,13 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from nemo_sdg.calibrate.samples import PassTimes, StepTimes, Times
 from nemo_sdg.checkpoints import save
@@ -30,13 +31,15 @@ from nemo_sdg.parallel import device
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.resources import resolve
 
-_MODELS = ((2, 64), (6, 64), (3, 128), (2, 256), (3, 512))
+_MODELS = ((2, 64), (6, 64), (3, 128), (2, 256), (2, 384))
 """Layers and width; the FFN is four times as wide."""
 _CONTEXT, _PROMPT, _ANSWER = 512, 40, 24
 _FITS = ((20, 8, 16, None), (60, 4, 4, None), (20, 1, 32, 384))
 """Words of a row, micro batch, global batch, tokens of a packed row."""
 _LARGE = 1024
 """Rows and columns of a large product."""
+_MESSAGE = 1 << 20
+"""Numbers of a large message."""
 _FIRST_PIECE = 10
 """Below are control pieces and the markers of the prompt format."""
 
@@ -48,6 +51,14 @@ class Measured:
     """Of a large matrix product."""
     bandwidth_bytes_s: float
     """Of reading memory."""
+    ranks: int = 1
+    """That were at work at a time, each as a replica of its own."""
+    message_s: float = 0.0
+    """Of the smallest all-reduce over all of them."""
+    link_bytes_s: float = 0.0
+    """Of a large one; 0 where one rank was alone."""
+    shards: int = 1
+    """Of the optimizer's state: on GPUs the replicas share it."""
     decode: list[Times] = field(default_factory=list)
     passes: list[PassTimes] = field(default_factory=list)
     steps: list[StepTimes] = field(default_factory=list)
@@ -55,37 +66,42 @@ class Measured:
 
 
 def clock() -> float:
-    """Seconds; with one thread those that the processor gave to it, which others on the machine hardly change."""
+    """Seconds; of one thread alone those that the processor gave to it, which others on the machine hardly change."""
     return time.thread_time() if _by_processor() else time.perf_counter()
 
 
 def _by_processor() -> bool:
-    return torch.get_num_threads() == 1 and not device.has_cuda()
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return alone and torch.get_num_threads() == 1 and not device.has_cuda()
 
 
 def measure(mesh: Mesh, folder: Path, dtype: str | None, console: Console) -> Measured:
     """Everything that the rates are made of, in about a minute.
 
     Args:
-        folder: where small models and rows may lie for a while.
+        mesh: replicas of one rank, which all do the same at a time, as those of a run: they share caches and memory.
+        folder: where small models and rows may lie for a while; all see it.
     """
     dtype = dtype or ("bf16" if device.has_cuda() else "fp32")
     told = "processor" if _by_processor() else "wall"
-    machine = {"dtype": dtype, "threads": torch.get_num_threads(), "torch": torch.__version__, "clock": told}
-    found = Measured(machine, *_raw(DTYPES[dtype]))
+    machine = {"dtype": dtype, "ranks": mesh.dp, "threads": torch.get_num_threads(), "torch": torch.__version__, "clock": told}
+    mesh.barrier()
+    found = Measured(machine, *_raw(DTYPES[dtype]), mesh.dp, *_messages(mesh), mesh.dp if device.has_cuda() else 1)
     tokenizer_file = resolve("package:examples/tiny/tokenizer.model")
     tokenizer = Tokenizer(tokenizer_file)
     with console.progress("measuring generation and scoring", len(_MODELS)) as bar:
         for layers, width in _MODELS:
             shape = _shape(layers, width)
+            mesh.barrier()
             _generation(found, mesh, shape, dtype, tokenizer)
             _scoring(found, mesh, shape, dtype, tokenizer)
             bar.advance()
     with console.progress("measuring training", 1 + len(_MODELS)) as bar:
-        for layers, width in (_MODELS[0], *_MODELS):  # what the first fit of a process waits for is not measured
-            _training(found, mesh, _shape(layers, width), dtype, tokenizer_file.read_bytes(), folder)
+        # What the first fit of a process waits for is not measured.
+        for (layers, width), fits in ((_MODELS[0], _FITS[:1]), *((model, _FITS) for model in _MODELS)):
+            _training(found, mesh, _shape(layers, width), dtype, tokenizer_file.read_bytes(), folder, fits)
             bar.advance()
-    del found.steps[: len(_FITS)], found.fit_s[: len(_FITS)]
+    del found.steps[0], found.fit_s[0]
     return found
 
 
@@ -104,6 +120,30 @@ def _raw(dtype: torch.dtype) -> tuple[float, float]:
     memory = torch.ones(1 << 26, device=at, dtype=torch.float32)
     reading = _median(lambda: memory.sum(), 5)
     return 2 * _LARGE**3 / product, memory.nbytes / reading
+
+
+def _messages(mesh: Mesh) -> tuple[float, float]:
+    """(seconds of a small all-reduce over all ranks, bytes per second of a large one), with the waiting for each other that
+    comes of work between them; means, for a run waits for the slow ones too."""
+    if mesh.dp == 1:
+        return 0.0, 0.0
+    left, right, small, large = (torch.ones(size, device=device.device()) for size in ((64, 128), (128, 512), 16, _MESSAGE))
+
+    def seconds(count: int, *told: torch.Tensor) -> float:
+        mesh.barrier()
+        began = clock()
+        for _ in range(count):
+            for _ in range(5):
+                left @ right
+            for tensor in told:
+                dist.all_reduce(tensor, group=mesh.dp_group)
+        _done()
+        return (clock() - began) / count
+
+    seconds(50, small)
+    alone = seconds(400)
+    least, most = seconds(400, small) - alone, seconds(50, large) - alone
+    return max(least, 1e-9), 2 * (mesh.dp - 1) / mesh.dp * large.nbytes / max(most - least, 1e-9)
 
 
 def _median(work: Callable[[], Any], times: int) -> float:
@@ -172,24 +212,28 @@ def _scoring(found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, toke
         found.passes.append(PassTimes(took / passes, shape, dtype, together * length, together, length / 2, 0, 0))
 
 
-def _training(found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, tokenizer: bytes, folder: Path) -> None:
+def _training(
+    found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, tokenizer: bytes, folder: Path, fits: Sequence[Any]
+) -> None:
     from nemo_sdg.training.fit import fit
 
-    start, rows = folder / f"start-{shape.num_layers}-{shape.hidden_size}", folder / "sft.jsonl"
-    if not start.exists():
-        save.save(_model(mesh, shape, dtype), start, shape, tokenizer, mesh, dtype=dtype)
-    for words, micro, batch, packed in _FITS:
-        length = _write_rows(rows, words, tokenizer, folder)
+    start, rows = folder / f"start-{len(found.steps)}", folder / "sft.jsonl"
+    save.save(_model(mesh, shape, dtype), start, shape, tokenizer, mesh, dtype=dtype)
+    for words, micro, batch, packed in fits:
+        if mesh.writer:
+            _write_rows(rows, words)
+        mesh.barrier()
+        length = _num_tokens(rows, tokenizer, folder)
         settings = Training(
-            steps=6, global_batch_size=batch, micro_batch_size=micro, max_length=_CONTEXT, packed_sequence_size=packed,
+            steps=5, global_batch_size=batch * mesh.dp, micro_batch_size=micro, max_length=_CONTEXT, packed_sequence_size=packed,
             warmup_steps=0, learning_rate=1e-5,
         )  # fmt: skip
         ends: list[float] = []
-        out, began = folder / f"out-{time.monotonic_ns()}", clock()
+        out, began = folder / f"out-{len(found.steps)}", clock()
         with contextlib.redirect_stdout(None):  # what NeMo prints is of no interest here
             fit("sft", settings, models=Models(dtype=dtype), start=start, rows=rows, out=out, mesh=mesh, seed=1,
                 on_step=lambda step, loss, ends=ends: ends.append(clock()))  # fmt: skip
-        steps = [after - before for before, after in zip(ends, ends[1:])]
+        steps = [after - before for before, after in zip(ends, ends[1:])] or [0.0]  # only the writer hears of steps
         took = statistics.median(steps)
         micro_batches, width, pieces = batch // micro, -(-length // 8) * 8, 0.0
         if packed is not None:
@@ -199,12 +243,15 @@ def _training(found: Measured, mesh: Mesh, shape: NemotronShape, dtype: str, tok
         found.fit_s.append(clock() - began - settings.steps * took)
 
 
-def _write_rows(path: Path, words: int, tokenizer: bytes, folder: Path) -> int:
-    """Dialogues that are equally long; their tokens."""
-    from nemo_sdg.training.samples import read, sft_sample
-
+def _write_rows(path: Path, words: int) -> None:
+    """Dialogues that are equally long."""
     turns = [{"from": "User", "value": "add", "label": None}, {"from": "Assistant", "value": "abc " * words, "label": None}]
     row = json.dumps({"system": "", "mask": "User", "type": None, "conversations": turns})
     path.write_text(f"{row}\n" * 64)
+
+
+def _num_tokens(path: Path, tokenizer: bytes, folder: Path) -> int:
+    from nemo_sdg.training.samples import read, sft_sample
+
     (length,) = {sample.num_tokens for sample in read(sft_sample, path, Tokenizer(tokenizer, folder), _CONTEXT).rows}
     return length

@@ -16,6 +16,7 @@ from scipy.optimize import nnls
 
 from nemo_sdg.calibrate.samples import PassTimes, StepTimes, Times
 from nemo_sdg.parallel.topology import Grid
+from nemo_sdg.plan import timing
 from nemo_sdg.plan.activations import ITEM_BYTES
 from nemo_sdg.plan.machine import Machine
 from nemo_sdg.plan.memory import GRADIENT_BYTES, OPTIMIZER_BYTES, rank_parameters
@@ -51,7 +52,7 @@ def rates(measured: Measured) -> tuple[dict[str, float], Errors]:
     names = ("pass_s", "layer_s", "sequence_s", "operation")
     passes = solved("prefill and scoring passes", names, [_pass(t) for t in known], known)
     names = ("train_step_s", "micro_batch_s", "train_layer_s", "operation")
-    told = [_step_known(t, measured.bandwidth_bytes_s, passes["sequence_s"]) for t in measured.steps]
+    told = [_step_known(t, measured, passes["sequence_s"]) for t in measured.steps]
     train = solved("training steps", names, [_step(t) for t in measured.steps], measured.steps, told)
 
     def efficiency(seconds: float) -> float:
@@ -71,6 +72,8 @@ def rates(measured: Measured) -> tuple[dict[str, float], Errors]:
         **{key: passes[key] for key in ("pass_s", "layer_s", "sequence_s")},
         **{key: train[key] for key in ("train_step_s", "micro_batch_s", "train_layer_s")},
     }
+    if measured.ranks > 1:
+        made |= {"message_s": measured.message_s, "link_bytes_s": measured.link_bytes_s}
     return {key: float(f"{value:.4g}") for key, value in made.items()}, errors
 
 
@@ -104,9 +107,15 @@ def _step(one: StepTimes) -> list[float]:
     return [1.0, count, count * layers, count * flops]
 
 
-def _step_known(one: StepTimes, bandwidth: float, sequence_s: float) -> float:
-    """Seconds of a step that memory's bandwidth and passes tell: moving the optimizer's bytes, and its sequences."""
+def _step_known(one: StepTimes, measured: Measured, sequence_s: float) -> float:
+    """Seconds of a step that memory's bandwidth, messages and passes tell: moving the optimizer's bytes, adding up gradients
+    over the replicas, and its sequences."""
     layers = one.shape.num_layers
     parameters = rank_parameters(one.shape, 1, layers, first=True, last=True)
-    moved = parameters * (2 * ITEM_BYTES[one.dtype] + GRADIENT_BYTES[one.dtype] + 2 * OPTIMIZER_BYTES[one.dtype])
-    return moved / bandwidth + 3 * one.micro_batches * layers * one.pieces * sequence_s
+    each = 2 * ITEM_BYTES[one.dtype] + GRADIENT_BYTES[one.dtype] + 2 * OPTIMIZER_BYTES[one.dtype] // measured.shards
+    moved = parameters * each
+    numbers = {"message_s": measured.message_s, "link_bytes_s": measured.link_bytes_s, "gpus_per_node": measured.ranks}
+    machine = Machine("cpu", numbers, {})
+    added = machine.all_reduce_s(parameters * GRADIENT_BYTES[one.dtype], measured.ranks, measured.ranks)
+    added += timing.step_messages_s(machine, measured.ranks)
+    return moved / measured.bandwidth_bytes_s + added + 3 * one.micro_batches * layers * one.pieces * sequence_s

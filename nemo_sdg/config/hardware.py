@@ -91,6 +91,9 @@ class Expect:
     """Tokens of a response in the mean; null is half of generate.max_tokens."""
     row_tokens: Optional[float] = None
     """Tokens of a training sample in the mean, of a pair both; null is half of what the settings allow."""
+    longest_row_tokens: Optional[float] = None
+    """Tokens of the longest training sample, which says how far others are padded; null is what the settings allow in a
+    pipeline, and elsewhere no padding."""
     bytes_per_token: float = 4.0
     """Bytes of text of a token."""
     row_bytes: float = 400.0
@@ -115,6 +118,6 @@ RULES: dict[str, Rule] = {
     **{f"hardware.{key}": _POSITIVE for key in ("memory_bytes", "host_memory_bytes", *_RATES)},
     **{f"hardware.{key}": _NOT_NEGATIVE for key in ("reserved_bytes", "fragments", "sampling_passes", "kv_passes", *_SECONDS)},
     **{f"hardware.{key}": _SHARE for key in _SHARES},
-    **{f"expect.{key}": _POSITIVE for key in ("prompt_tokens", "response_tokens", "row_tokens", "bytes_per_token")},
+    **{f"expect.{key}": _POSITIVE for key in ("prompt_tokens", "response_tokens", "row_tokens", "longest_row_tokens", "bytes_per_token")},
     "expect.row_bytes": _NOT_NEGATIVE,
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from nemo_sdg.config import RunConfig
+from nemo_sdg.config import RunConfig, Training
 from nemo_sdg.config.starting import GROUPS, begins_with
 from nemo_sdg.models.shapes import NemotronShape
 from nemo_sdg.parallel.topology import Grid, Grids
@@ -97,8 +98,9 @@ class Course:
         largest = MicroBatch.of(settings, pairs, laid.shape.seq_length)
         longest = (2 if pairs else 1) * min(settings.max_length, laid.shape.seq_length)
         mean = min(longest, self.config.expect.row_tokens or longest / 2)
+        rows = settings.micro_batch_size
         # A pipeline wants one width of a whole step (`training.batches.layout`): that of its longest row.
-        rows, width = settings.micro_batch_size, padded(round(mean if grid.pp == 1 else longest))
+        width = padded(round(self._longest(rows if grid.pp == 1 else settings.global_batch_size, settings, mean, longest, grid)))
         samples = settings.global_batch_size / grid.dp
         micro_batches, pieces = max(1, round(samples / rows)), 2.0 * rows if pairs else 0.0
         if settings.packed_sequence_size is not None:
@@ -108,6 +110,18 @@ class Course:
         return settings.steps * step_s(
             laid, rows=rows, width=width, pieces=pieces, micro_batches=micro_batches, chunks=chunks
         )
+
+    def _longest(self, count: int, settings: Training, mean: float, longest: float, grid: Grid) -> float:
+        """Tokens of the longest of so many rows.
+
+        Where the longest of all is known, lengths are taken to fall off exponentially above the mean: the longest of n then
+        lies above it in proportion to 1/2 + ... + 1/n (Renyi, Acta Math. Acad. Sci. Hungar. 4, 1953). Where it is not, a
+        micro batch is as wide as the mean and a pipeline as wide as the settings allow.
+        """
+        known, all_rows = self.config.expect.longest_row_tokens, settings.steps * settings.global_batch_size
+        if known is None or all_rows == 1:
+            return mean if grid.pp == 1 else longest
+        return mean + max(0.0, min(known, longest) - mean) * _tail(count) / _tail(all_rows)
 
     def read_s(self, laid: Laid) -> float:
         """Seconds in which all replicas read a model from the disk."""
@@ -185,6 +199,11 @@ class Course:
         one, count = self._fit("ablation", "sft"), _ARMS * evaluate.ablation_seeds
         seconds = one.seconds + self._asked_s("generate", sum(map(_rows, {evaluate.exact_match, evaluate.instructions})))
         return [Took("ablation", count * seconds, count * one.loading, count * one.tokens)]
+
+
+def _tail(count: int) -> float:
+    """1/2 + ... + 1/n."""
+    return math.log(count) + 0.5772156649 + 1 / (2 * count) - 1 / (12 * count**2) - 1 if count > 1 else 0.0
 
 
 def _rows(path: str | None) -> int:

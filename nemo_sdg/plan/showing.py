@@ -165,8 +165,10 @@ def _show_assumptions(plan: Plan, console: Console) -> None:
     if plan.course.fits:
         row = f"{expect.row_tokens:g}" if expect.row_tokens else "max_length / 2"
         told = "set" if expect.row_tokens else "half of what a row may have"
-        told += "; a pipeline pads rows to max_length" if plan.grids.train.pp > 1 else ""
         rows.append(("expect.row_tokens", row, told))
+        known, pads = expect.longest_row_tokens, plan.grids.train.pp > 1
+        told = "set" if known else "a pipeline pads rows to max_length" if pads else "padding is not counted"
+        rows.append(("expect.longest_row_tokens", f"{known:g}" if known else "max_length" if pads else "none", told))
     rows.append(("expect.bytes_per_token", f"{expect.bytes_per_token:g}", "set, or the usual"))
     console.table(f"  assumed of {machine.name}", ("setting", "value", "from"), rows)
 

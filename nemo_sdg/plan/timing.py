@@ -21,6 +21,13 @@ from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.plan.machine import Machine
 from nemo_sdg.plan.memory import StagePlan, stage_chunks
 
+TOKEN_MESSAGES = 8
+"""Over tensor-parallel ranks, when tokens are chosen, beside two a layer: of the embedding and the logits."""
+MICRO_BATCH_MESSAGES = 4
+"""The same of a micro batch that is trained on, beside four a layer: of the embedding and the loss."""
+STEP_MESSAGES = 5
+"""Of an optimizer step among all ranks, beside its gradients: losses, numbers of tokens, norms, and whether to stop."""
+
 
 @dataclass(frozen=True)
 class Laid:
@@ -63,6 +70,10 @@ class Laid:
         tp = self.grid.tp
         return 2 * self.machine.all_reduce_s(self.hidden_bytes(tokens), tp, tp)
 
+    def messages_s(self, count: int) -> float:
+        """Seconds of so many small messages among tensor-parallel ranks."""
+        return count * self.machine.message_s if self.grid.tp > 1 else 0.0
+
     def sending_s(self, tokens: float) -> float:
         """Seconds in which hidden states go to the next stage."""
         if self.grid.pp == 1:
@@ -85,6 +96,7 @@ def pass_s(laid: Laid, tokens: float, pieces: float, seen: float, read: float, r
     for stage, layers in enumerate(laid.layers):
         each = machine.layer_s + pieces * machine.sequence_s + laid.adding_s(tokens) + tokens * laid.layer_flops(seen) / rate
         last = read * laid.head_flops() / rate + rows * machine.row_s + choosing_s(laid, rows)
+        last += laid.messages_s(TOKEN_MESSAGES) if rows else 0.0
         took = layers * each + (last if stage == laid.grid.pp - 1 else 0.0)
         worst = max(worst, took)
     return machine.pass_s + worst + laid.sending_s(tokens)
@@ -113,7 +125,7 @@ def decode_s(laid: Laid, rows: float, context: float) -> float:
         work = max(laid.stages[stage].weights / bandwidth, flops / rate)
         work += machine.kv_passes * rows * layers * keys / bandwidth
         took = layers * (machine.decode_layer_s + laid.adding_s(rows)) + work
-        took += rows * machine.row_s + (choosing_s(laid, rows) if last else 0.0)
+        took += rows * machine.row_s + (choosing_s(laid, rows) + laid.messages_s(TOKEN_MESSAGES) if last else 0.0)
         worst = max(worst, took)
     return machine.step_s + worst + laid.sending_s(rows)
 
@@ -181,9 +193,15 @@ def step_s(laid: Laid, *, rows: int, width: float, pieces: float, micro_batches:
         # A backward pass adds up gradients as often as its forward pass hidden states.
         each = machine.train_layer_s + 3 * pieces * machine.sequence_s + 2 * laid.adding_s(tokens)
         worst = max(worst, layers * each + 3 * tokens * flops / rate)
-    each = machine.micro_batch_s + worst + 2 * laid.sending_s(tokens)
+    each = machine.micro_batch_s + worst + 2 * laid.sending_s(tokens) + laid.messages_s(MICRO_BATCH_MESSAGES)
     pipeline = micro_batches * each * (1 + (grid.pp - 1) / (micro_batches * chunks))
     gradients = max(stage.gradients for stage in laid.stages)
     moved = max(2 * stage.weights + stage.gradients + 2 * stage.optimizer for stage in laid.stages)
     added = machine.all_reduce_s(gradients, grid.dp, grid.tp * grid.dp)
+    added += step_messages_s(machine, grid.size)
     return pipeline + added + moved / (machine.bandwidth_bytes_s * machine.bandwidth_efficiency) + machine.train_step_s
+
+
+def step_messages_s(machine: Machine, ranks: int) -> float:
+    """Seconds of what all ranks of an optimizer step tell each other, beside gradients."""
+    return STEP_MESSAGES * machine.message_s if ranks > 1 else 0.0

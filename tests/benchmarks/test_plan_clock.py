@@ -39,7 +39,7 @@ def _call(*words: str) -> float:
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory) -> Path:
     rates = tmp_path_factory.mktemp("rates") / "rates.json"
-    took = _call("nemo_sdg", "calibrate", str(rates), "--threads", "1")
+    took = _call("nemo_sdg", "calibrate", str(rates))
     table = Table(f"calibrating; {os.getloadavg()[0]:.1f} processes at work on {os.cpu_count()} cores")
     table.add("s, with the imports", f"{took:.0f}", "60")
     for kind, (count, middle, worst) in json.loads(rates.read_text())["errors"].items():

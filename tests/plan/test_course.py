@@ -108,6 +108,7 @@ def test_a_training_step_is_six_operations_a_weight_and_token_with_its_bubble():
 
 def test_a_pipeline_pads_the_rows_of_a_step_to_the_longest():
     words = ["topology.tp=1", "topology.dp=1", "sft.max_length=64", "sft.global_batch_size=64", "hardware.gpu=cpu"]
+    words += ["expect.longest_row_tokens=null"]
 
     def steps(pp: int, *more: str) -> float:
         course = made(*words, f"topology.pp={pp}", *more, recipe="tiny").course
@@ -118,6 +119,23 @@ def test_a_pipeline_pads_the_rows_of_a_step_to_the_longest():
     assert steps(2, "expect.row_tokens=16") == steps(2, "expect.row_tokens=64")
     packed = "sft.packed_sequence_size=64"
     assert steps(2, packed, "expect.row_tokens=16") < 0.5 * steps(2, packed, "expect.row_tokens=64")
+
+
+@pytest.mark.parametrize("pp, count", [(1, 4), (2, 32)])
+def test_rows_are_padded_to_the_longest_of_those_that_stand_together(pp, count):
+    """Of a micro batch, in a pipeline of the whole step; all of the fit has 100 tokens, the mean 20."""
+    words = [f"topology.pp={pp}", "sft.micro_batch_size=4", "sft.steps=10", "hardware.gpu=cpu", "expect.row_tokens=20"]
+
+    def longest(*more: str) -> float:
+        course = made(*words, *more, recipe="tiny").course
+        grid, settings = course.grids.train, course.config.sft
+        rows = settings.micro_batch_size if grid.pp == 1 else settings.global_batch_size
+        return course._longest(rows, settings, 20, 256, grid)
+
+    harmonic = [sum(1 / k for k in range(2, n + 1)) for n in (count, 320)]
+    assert longest("expect.longest_row_tokens=100") == pytest.approx(20 + 80 * harmonic[0] / harmonic[1], rel=1e-3)
+    assert longest("expect.longest_row_tokens=10") == 20, "a longest row below the mean"
+    assert longest("expect.longest_row_tokens=null") == (20 if pp == 1 else 256)
 
 
 def test_what_is_done_once_is_in_the_time_once(tmp_path):
