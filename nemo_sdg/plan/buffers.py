@@ -33,12 +33,13 @@ def scores_bytes(part: Slice, rows: int, context: int) -> int:
 
 
 def backward_bytes(part: Slice, batch: MicroBatch, *, last: bool) -> int:
-    """The widest moment of a backward pass: of the loss logits and two gradients of them; of a layer those of its MLP."""
+    """The widest moment of a backward pass: of the loss a gradient of the logits, beside what is kept of them; of a layer
+    those of its MLP."""
     shape = part.shape
     mlp = 3 * part.item * shape.ffn_hidden_size / part.tp
     loss = 0.0
     if last and not part.reward:
-        loss = (2 * part.item + part.wide) * shape.padded_vocab_size(part.tp) / part.tp
+        loss = part.wide * shape.padded_vocab_size(part.tp) / part.tp
     return round(batch.tokens * (max(mlp, loss) + 2 * part.wide * shape.hidden_size))
 
 

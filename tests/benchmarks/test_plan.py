@@ -31,8 +31,9 @@ OTHERS = {
     "wide": dataclasses.replace(SHAPE, num_layers=6, hidden_size=1024, ffn_hidden_size=4096, num_attention_heads=16),
     "deep": dataclasses.replace(SHAPE, num_layers=40, hidden_size=320, ffn_hidden_size=1280, num_attention_heads=5, num_query_groups=5),
     "many pieces": dataclasses.replace(SHAPE, num_layers=6, vocab_size=32_000),
+    "some pieces": dataclasses.replace(SHAPE, num_layers=4, hidden_size=768, ffn_hidden_size=3072, vocab_size=12_000),
 }
-"""Shapes that no constant was fitted to."""
+"""Shapes that no constant was fitted to; of "many pieces" it was learned how many gradients of the logits there are."""
 
 
 @pytest.fixture(scope="module", autouse=True)
