@@ -112,7 +112,8 @@ class Session:
         try:
             device.install()
             launch.set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), self.threads)
-            with watch.watching(rank(), int(os.environ.get("WORLD_SIZE", "1"))):
+            world = int(os.environ.get("WORLD_SIZE", "1"))
+            with watch.watching(rank(), world, self.timeout_s, lambda: self._cut_off(console, watch.Unreachable())):
                 try:
                     grid = mesh.join(self.topology, self.timeout_s)
                     with self._listening(console):
@@ -123,7 +124,6 @@ class Session:
                         missing = watch.silent() if watch.is_lost_peer(error) else []
                     except watch.Unreachable:
                         self._cut_off(console, error)
-                        watch.end_launcher()
                         return 1
                     speaks = launch.claim_report()
                     return report_failure(console, self.log_dir, rank(), error, may_speak=speaks, missing=missing)
@@ -138,7 +138,9 @@ class Session:
             console.close()
 
     def _cut_off(self, console: Console, error: Exception) -> None:
-        """Said once on a node that has lost the first one."""
+        """Says once on a node that it has lost the first one, and ends its torchrun."""
+        from nemo_sdg.parallel import watch
+
         traceback.print_exception(error)  # into the log
         if os.environ.get("LOCAL_RANK", "0") == "0":
             where, log = os.environ["MASTER_ADDR"], log_file(self.log_dir, rank())
@@ -146,6 +148,7 @@ class Session:
                 f"nemo-sdg: rank {rank()} cannot reach {where}, which holds the job together{_during(_phase())}: the node is "
                 f"gone, or the network to it; see {log}"
             )
+        watch.end_launcher()
 
     def _listening(self, console: Console) -> AbstractContextManager:
         from nemo_sdg.parallel import launch, stopping

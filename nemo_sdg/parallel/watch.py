@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,20 @@ def phase() -> str:
 
 
 @contextlib.contextmanager
-def watching(rank: int, world: int) -> Iterator[None]:
-    """Count, within the block, so that the others see that this rank lives; nothing where it is alone."""
+def watching(rank: int, world: int, timeout_s: float, cut_off: Callable[[], object]) -> Iterator[None]:
+    """Count, within the block, so that the others see that this rank lives; nothing where it is alone.
+
+    Args:
+        timeout_s: how long collectives wait for a peer.
+        cut_off: called, from another thread, when the store has not answered for longer than these would have told it; the
+            process ends behind it. Whoever asks a store behind a broken network waits for as long as TCP hopes.
+    """
     global _watch
     if world == 1 or "MASTER_PORT" not in os.environ:
         yield
         return
     _watch = _Watch(rank, world)
+    _watch.guard(timeout_s + 2 * (SILENT_S + PATIENCE_S), cut_off)
     try:
         yield
     finally:
@@ -137,6 +144,7 @@ class _Watch:
         self.rank, self.world, self.count = rank, world, 0
         self.store = connect()
         self.lock, self.over = threading.Lock(), threading.Event()
+        self.answered = 0
         self.tell()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
@@ -146,6 +154,22 @@ class _Watch:
                 return
             self.count += 1
             self.store.set(_key(self.rank), json.dumps([self.count, phase()]))
+
+    def guard(self, limit_s: float, cut_off: Callable[[], object]) -> None:
+        """Ends this process, behind `cut_off`, when the store has not answered for so long."""
+        threading.Thread(target=self._guard, args=(limit_s, cut_off), name="guard", daemon=True).start()
+
+    def _guard(self, limit_s: float, cut_off: Callable[[], object]) -> None:
+        waited, before = 0.0, -1
+        while not self.over.wait(INTERVAL_S):
+            # By the count of its own waits: a process that was stopped for long has not asked meanwhile.
+            waited = waited + INTERVAL_S if self.answered == before else 0.0
+            before = self.answered
+            if waited > limit_s:
+                try:
+                    cut_off()
+                finally:
+                    os._exit(1)
 
     def end(self) -> None:
         if not self.lock.acquire(timeout=PATIENCE_S):
@@ -181,3 +205,6 @@ class _Watch:
     def _run(self) -> None:
         while not self.over.wait(INTERVAL_S):
             self.tell()
+            with self.lock, contextlib.suppress(Exception):
+                if not self.over.is_set() and self.store.check([_key(self.rank)]):  # what is told is not acknowledged
+                    self.answered += 1

@@ -81,3 +81,26 @@ def test_ranks_that_are_told_to_stop_through_their_launcher(tmp_path, number):
     assert done.returncode == 75 and took < 15
     said = done.stderr.splitlines()
     assert said == ["nemo-sdg: stopped during counting sheep, in the dark; the same command goes on from what is there"]
+
+
+def test_a_rank_that_asks_a_store_which_does_not_answer_ends_in_time(tmp_path):
+    """The launcher, which keeps the store, is stopped while a rank waits for another one that has not come."""
+
+    def then(mesh):
+        if mesh.rank == 1:
+            wait = TIMEOUT_S + 17
+            os.system(f"(sleep {wait}; kill -CONT {os.getppid()}) >/dev/null 2>&1 &")  # so that the launcher ends as well
+            os.kill(os.getppid(), signal.SIGSTOP)
+            time.sleep(60)
+        (tmp_path / f"asks-{mesh.rank}").touch()
+        began = time.monotonic()
+        try:
+            mesh.meet()
+        finally:
+            (tmp_path / f"asks-{mesh.rank}").write_text(f"{time.monotonic() - began}")
+
+    done, took = job(tmp_path, then, ranks=2)
+    assert done.returncode == 1 and (tmp_path / "asks-0").read_text() == "", "who asked has never had an answer"
+    said = [line for line in done.stderr.splitlines() if line.startswith("nemo-sdg: ")]
+    assert len(said) == 1 and "rank 0 cannot reach 127.0.0.1" in said[0] and "counting sheep, in the dark" in said[0]
+    assert "Unreachable" in (tmp_path / "logs/rank-00000.log").read_text()
