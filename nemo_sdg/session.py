@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -148,6 +149,8 @@ class Session:
                 f"nemo-sdg: rank {rank()} cannot reach {where}, which holds the job together{_during(_phase())}: the node is "
                 f"gone, or the network to it; see {log}"
             )
+        else:
+            time.sleep(watch.PATIENCE_S)  # for the one that says it: it ends with torchrun
         watch.end_launcher()
 
     def _listening(self, console: Console) -> AbstractContextManager:

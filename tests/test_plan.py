@@ -228,8 +228,10 @@ def test_adapters_alone_have_gradients_and_an_optimizer():
 
 def test_a_checkpoint_of_another_dtype_is_held_beside_the_weights_while_it_is_read():
     """The tiny ones are in bf16, as the released ones are."""
-    loading = {dtype: max(stage.loading for model in plan.make(load("tiny", [f"models.dtype={dtype}"])).models for stage in model.stages)
-               for dtype in ("bf16", "fp32")}  # fmt: skip
+    loading = {}
+    for dtype in ("bf16", "fp32"):
+        models = plan.make(load("tiny", [f"models.dtype={dtype}"])).models
+        loading[dtype] = max(stage.loading for model in models for stage in model.stages)
     assert loading["fp32"] > loading["bf16"] == 0
 
 

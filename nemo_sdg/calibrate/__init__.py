@@ -36,7 +36,7 @@ def calibrate(out: Path, dtype: str | None, ranks: int | None, threads: int | No
     Returns:
         The exit status.
     Raises:
-        ConfigError: under torchrun; it starts its ranks itself.
+        ConfigError: under torchrun, as it starts its ranks itself; more ranks than GPUs.
     """
     if under_torchrun():
         raise ConfigError("it starts its ranks itself", where="calibrate", found="torchrun", way_out="call nemo-sdg itself")
@@ -45,7 +45,11 @@ def calibrate(out: Path, dtype: str | None, ranks: int | None, threads: int | No
     if not out.absolute().parent.is_dir():
         raise ConfigError("there is no such folder", where=out.absolute().parent, way_out="name a file in one that is there")
     logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
-    ranks = ranks or _ranks(threads or 1)
+    gpus = _gpus()
+    if gpus and (ranks or 1) > gpus:
+        raise ConfigError("each rank needs a GPU of its own", where="--ranks", found=ranks, expected=f"at most {gpus}",
+                          way_out="leave --ranks out")  # fmt: skip
+    ranks = ranks or min(_MOST_RANKS, gpus or max(1, len(os.sched_getaffinity(0)) // (threads or 1)))
     session = Session(
         topology=Topology(dp=ranks), log_dir=logs / "logs", threads=threads, modules=("megatron.core", "nemo_sdg.training.nemo")
     )
@@ -77,7 +81,8 @@ def calibrate(out: Path, dtype: str | None, ranks: int | None, threads: int | No
     return status
 
 
-def _ranks(threads: int) -> int:
-    """As many as a run would have on this machine."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return min(_MOST_RANKS, gpus or max(1, len(os.sched_getaffinity(0)) // threads))
+def _gpus() -> int:
+    """That this process may use, without asking CUDA, which a process that forks ranks must not start."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return there if seen is None else min(there, len([one for one in seen.split(",") if one.strip()]))

@@ -112,7 +112,7 @@ def _step_known(one: StepTimes, measured: Measured, sequence_s: float) -> float:
     over the replicas, and its sequences."""
     layers = one.shape.num_layers
     parameters = rank_parameters(one.shape, 1, layers, first=True, last=True)
-    each = 2 * ITEM_BYTES[one.dtype] + GRADIENT_BYTES[one.dtype] + 2 * OPTIMIZER_BYTES[one.dtype] // measured.shards
+    each = 2 * ITEM_BYTES[one.dtype] + GRADIENT_BYTES[one.dtype] + 2 * OPTIMIZER_BYTES[one.dtype] / measured.shards
     moved = parameters * each
     numbers = {"message_s": measured.message_s, "link_bytes_s": measured.link_bytes_s, "gpus_per_node": measured.ranks}
     machine = Machine("cpu", numbers, {})

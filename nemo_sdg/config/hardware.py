@@ -118,6 +118,7 @@ RULES: dict[str, Rule] = {
     **{f"hardware.{key}": _POSITIVE for key in ("memory_bytes", "host_memory_bytes", *_RATES)},
     **{f"hardware.{key}": _NOT_NEGATIVE for key in ("reserved_bytes", "fragments", "sampling_passes", "kv_passes", *_SECONDS)},
     **{f"hardware.{key}": _SHARE for key in _SHARES},
-    **{f"expect.{key}": _POSITIVE for key in ("prompt_tokens", "response_tokens", "row_tokens", "longest_row_tokens", "bytes_per_token")},
+    **{f"expect.{key}": _POSITIVE for key in ("prompt_tokens", "response_tokens", "bytes_per_token")},
+    **{f"expect.{key}": _POSITIVE for key in ("row_tokens", "longest_row_tokens")},
     "expect.row_bytes": _NOT_NEGATIVE,
 }

@@ -62,7 +62,7 @@ def watching(rank: int, world: int, timeout_s: float, cut_off: Callable[[], obje
         yield
         return
     _watch = _Watch(rank, world)
-    _watch.guard(timeout_s + 2 * (SILENT_S + PATIENCE_S), cut_off)
+    _watch.guard(timeout_s + 2 * (SILENT_S + PATIENCE_S) + 0.02 * world, cut_off)  # later than `silent` would have said it
     try:
         yield
     finally:
@@ -149,11 +149,13 @@ class _Watch:
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def tell(self) -> None:
-        with self.lock, contextlib.suppress(Exception):  # the store may be gone; others notice
-            if self.over.is_set():
-                return
-            self.count += 1
-            self.store.set(_key(self.rank), json.dumps([self.count, phase()]))
+        if not self.lock.acquire(timeout=PATIENCE_S):
+            return  # the store does not answer; work may go on until it needs it
+        with contextlib.suppress(Exception):  # the store may be gone; others notice
+            if not self.over.is_set():
+                self.count += 1
+                self.store.set(_key(self.rank), json.dumps([self.count, phase()]))
+        self.lock.release()
 
     def guard(self, limit_s: float, cut_off: Callable[[], object]) -> None:
         """Ends this process, behind `cut_off`, when the store has not answered for so long."""
@@ -166,14 +168,17 @@ class _Watch:
             waited = waited + INTERVAL_S if self.answered == before else 0.0
             before = self.answered
             if waited > limit_s:
-                try:
-                    cut_off()
-                finally:
-                    os._exit(1)
+                # By a thread: what is said may go through the network that is broken, to a terminal or a shared log.
+                saying = threading.Thread(target=cut_off, name="cut off", daemon=True)
+                saying.start()
+                saying.join(3 * PATIENCE_S)
+                end_launcher()
+                os._exit(1)
 
     def end(self) -> None:
         if not self.lock.acquire(timeout=PATIENCE_S):
-            return  # the store does not answer
+            self.over.set()  # the store does not answer
+            return
         with contextlib.suppress(Exception):
             self.over.set()  # behind the lock, so that nothing is told after it
             self.store.set(_key(self.rank), json.dumps([-1, phase()]))
@@ -205,6 +210,14 @@ class _Watch:
     def _run(self) -> None:
         while not self.over.wait(INTERVAL_S):
             self.tell()
-            with self.lock, contextlib.suppress(Exception):
-                if not self.over.is_set() and self.store.check([_key(self.rank)]):  # what is told is not acknowledged
-                    self.answered += 1
+            with self.lock:
+                if not self.over.is_set():
+                    self._ask()
+
+    def _ask(self) -> None:
+        """Whether the store answers: what it is told it does not acknowledge."""
+        try:
+            self.answered += self.store.check([_key(self.rank)])
+        except Exception:  # this connection is broken; others to the same store may not be
+            with contextlib.suppress(Exception):
+                self.store = connect()

@@ -1,6 +1,7 @@
 """What a forward or backward pass holds for a moment, in bytes, on one rank, beside what it keeps for later.
 
-Estimates, larger than what lives at one time: tensors are counted that PyTorch may free one after the other.
+Estimates: of passes larger than what lives at one time, for tensors are counted that PyTorch may free one after the other;
+of backward passes held against the resident memory of fits on CPUs (tests/benchmarks/test_plan.py), within a tenth.
 """
 
 from __future__ import annotations

@@ -99,10 +99,11 @@ class Course:
         longest = (2 if pairs else 1) * min(settings.max_length, laid.shape.seq_length)
         mean = min(longest, self.config.expect.row_tokens or longest / 2)
         rows = settings.micro_batch_size
-        # A pipeline wants one width of a whole step (`training.batches.layout`): that of its longest row.
-        width = padded(round(self._longest(rows if grid.pp == 1 else settings.global_batch_size, settings, mean, longest, grid)))
+        # What is padded together: `training.batches.layout`.
+        together = rows * grid.dp if grid.pp == 1 else settings.global_batch_size
+        width, pieces = padded(round(self._width(settings, mean, longest, together, grid.pp))), 2.0 * rows if pairs else 0.0
         samples = settings.global_batch_size / grid.dp
-        micro_batches, pieces = max(1, round(samples / rows)), 2.0 * rows if pairs else 0.0
+        micro_batches = max(1, round(samples / rows))
         if settings.packed_sequence_size is not None:
             micro_batches = max(1, round(samples * mean / (largest.width * rows)))
             width, pieces = largest.width, samples / micro_batches * (2 if pairs else 1)
@@ -111,17 +112,21 @@ class Course:
             laid, rows=rows, width=width, pieces=pieces, micro_batches=micro_batches, chunks=chunks
         )
 
-    def _longest(self, count: int, settings: Training, mean: float, longest: float, grid: Grid) -> float:
-        """Tokens of the longest of so many rows.
+    def _width(self, settings: Training, mean: float, longest: float, together: int, pp: int) -> float:
+        """Tokens that a row has with its padding, in the mean over micro batches.
 
-        Where the longest of all is known, lengths are taken to fall off exponentially above the mean: the longest of n then
-        lies above it in proportion to 1/2 + ... + 1/n (Renyi, Acta Math. Acad. Sci. Hungar. 4, 1953). Where it is not, a
-        micro batch is as wide as the mean and a pipeline as wide as the settings allow.
+        Where the longest row of all is known, lengths are taken to fall off exponentially: of n of them, sorted, the k-th
+        is 1/n + ... + 1/(n - k + 1) of their mean above the shortest (Renyi, Acta Math. Acad. Sci. Hungar. 4, 1953). Rows
+        of a step are sorted before they are padded (`training.batches.GlobalBatches`). Where it is not known, a micro batch
+        is as wide as the mean and a pipeline as wide as the settings allow.
         """
-        known, all_rows = self.config.expect.longest_row_tokens, settings.steps * settings.global_batch_size
-        if known is None or all_rows == 1:
-            return mean if grid.pp == 1 else longest
-        return mean + max(0.0, min(known, longest) - mean) * _tail(count) / _tail(all_rows)
+        known, batch = self.config.expect.longest_row_tokens, settings.global_batch_size
+        if known is None or settings.steps * batch == 1:
+            return mean if pp == 1 else longest
+        unit = max(0.0, min(known, longest) - mean) / (_harmonic(settings.steps * batch) - 1)
+        groups = max(1, batch // together)
+        tops = [_harmonic(batch) - _harmonic(batch - group * min(together, batch)) for group in range(1, groups + 1)]
+        return mean + unit * max(0.0, sum(tops) / groups - 1)
 
     def read_s(self, laid: Laid) -> float:
         """Seconds in which all replicas read a model from the disk."""
@@ -201,9 +206,11 @@ class Course:
         return [Took("ablation", count * seconds, count * one.loading, count * one.tokens)]
 
 
-def _tail(count: int) -> float:
-    """1/2 + ... + 1/n."""
-    return math.log(count) + 0.5772156649 + 1 / (2 * count) - 1 / (12 * count**2) - 1 if count > 1 else 0.0
+def _harmonic(count: int) -> float:
+    """1 + 1/2 + ... + 1/n."""
+    if count < 2:
+        return float(count)
+    return math.log(count) + 0.5772156649 + 1 / (2 * count) - 1 / (12 * count**2)
 
 
 def _rows(path: str | None) -> int:

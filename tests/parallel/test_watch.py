@@ -11,6 +11,7 @@ import pytest
 from processes import forked
 
 from nemo_sdg.config import Topology
+from nemo_sdg.parallel import watch
 from nemo_sdg.parallel.watch import doing
 from nemo_sdg.session import Session
 
@@ -83,13 +84,15 @@ def test_ranks_that_are_told_to_stop_through_their_launcher(tmp_path, number):
     assert said == ["nemo-sdg: stopped during counting sheep, in the dark; the same command goes on from what is there"]
 
 
-def test_a_rank_that_asks_a_store_which_does_not_answer_ends_in_time(tmp_path):
+def test_a_rank_that_asks_a_store_which_does_not_answer_ends_in_time(tmp_path, monkeypatch):
     """The launcher, which keeps the store, is stopped while a rank waits for another one that has not come."""
+    monkeypatch.setattr(watch, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(watch, "SILENT_S", 1.0)
+    resumed_s = 2 * (TIMEOUT_S + 2 * (watch.PATIENCE_S + watch.SILENT_S))
 
     def then(mesh):
         if mesh.rank == 1:
-            wait = TIMEOUT_S + 17
-            os.system(f"(sleep {wait}; kill -CONT {os.getppid()}) >/dev/null 2>&1 &")  # so that the launcher ends as well
+            os.system(f"(sleep {resumed_s}; kill -CONT {os.getppid()}) >/dev/null 2>&1 &")  # so that the launcher ends as well
             os.kill(os.getppid(), signal.SIGSTOP)
             time.sleep(60)
         (tmp_path / f"asks-{mesh.rank}").touch()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import types
 
+import numpy as np
 import pytest
 
 from nemo_sdg import plan
@@ -19,6 +21,7 @@ from nemo_sdg.plan.disk import model_bytes, restart_bytes
 from nemo_sdg.plan.machine import RATES, Machine, machine_of, presets
 from nemo_sdg.plan.memory import StagePlan
 from nemo_sdg.plan.timing import Asked, Laid, decode_s, generate_s, score_s, step_s
+from nemo_sdg.training.batches import layout
 
 LARGE = ["data.prompts_per_round=20000", "expect.prompt_tokens=300"]
 
@@ -121,21 +124,33 @@ def test_a_pipeline_pads_the_rows_of_a_step_to_the_longest():
     assert steps(2, packed, "expect.row_tokens=16") < 0.5 * steps(2, packed, "expect.row_tokens=64")
 
 
-@pytest.mark.parametrize("pp, count", [(1, 4), (2, 32)])
-def test_rows_are_padded_to_the_longest_of_those_that_stand_together(pp, count):
-    """Of a micro batch, in a pipeline of the whole step; all of the fit has 100 tokens, the mean 20."""
-    words = [f"topology.pp={pp}", "sft.micro_batch_size=4", "sft.steps=10", "hardware.gpu=cpu", "expect.row_tokens=20"]
+@pytest.mark.parametrize("grid, together", [({}, 4), ({"dp": 2}, 8), ({"dp": 8}, 32), ({"pp": 2}, 32)])
+def test_rows_are_padded_to_the_longest_of_those_that_stand_together(grid, together):
+    """Against drawn rows, sorted in each step as the trainer does."""
+    steps = 400
+    drawn = np.sort(np.random.default_rng(0).exponential(20, (steps, 32)), axis=1)
+    widths = drawn.reshape(steps, -1, together).max(axis=2).mean()
+    words = ["reward.micro_batch_size=4", "sft.micro_batch_size=4", f"sft.steps={steps}", "sft.max_length=4096"]
+    words += ["hardware.gpu=cpu", "expect.row_tokens=20", *(f"topology.{key}={value}" for key, value in {"dp": 1, **grid}.items())]
 
-    def longest(*more: str) -> float:
-        course = made(*words, *more, recipe="tiny").course
-        grid, settings = course.grids.train, course.config.sft
-        rows = settings.micro_batch_size if grid.pp == 1 else settings.global_batch_size
-        return course._longest(rows, settings, 20, 256, grid)
+    def width(longest: object) -> float:
+        course = made(*words, f"expect.longest_row_tokens={longest}", recipe="tiny").course
+        return course._width(course.config.sft, 20, 256, together, course.grids.train.pp)
 
-    harmonic = [sum(1 / k for k in range(2, n + 1)) for n in (count, 320)]
-    assert longest("expect.longest_row_tokens=100") == pytest.approx(20 + 80 * harmonic[0] / harmonic[1], rel=1e-3)
-    assert longest("expect.longest_row_tokens=10") == 20, "a longest row below the mean"
-    assert longest("expect.longest_row_tokens=null") == (20 if pp == 1 else 256)
+    everything = sum(1 / k for k in range(1, 32 * steps + 1))  # what the longest of all has, in means
+    assert width(20 * everything) == pytest.approx(widths, rel=0.05)
+    assert width(10) == 20, "a longest row below the mean"
+    assert width("null") == (256 if "pp" in grid else 20)
+
+
+def test_the_trainer_pads_together_what_the_plan_says():
+    course = made("sft.micro_batch_size=4", "topology.dp=2", "hardware.gpu=cpu", recipe="tiny").course
+    told: list[int] = []
+    free = dataclasses.replace(course)
+    object.__setattr__(free, "_width", lambda settings, mean, longest, together, pp: told.append(together) or mean)
+    free.fit_s(free.laid("train sft", free.grids.train, *free.fits["sft"]), "sft")
+    mesh = types.SimpleNamespace(dp=2, pp=1)
+    assert told == [layout(course.config.sft, mesh, 1)["padded_together"]] == [8]
 
 
 def test_what_is_done_once_is_in_the_time_once(tmp_path):
