@@ -1,6 +1,6 @@
-"""torchrun itself: two agents on loopback, which stand for two nodes, with two ranks each.
+"""torchrun itself: two agents on loopback, which stand for two nodes, with a rank each.
 
-One launch of four ranks is in tests/promises/test_tiny_on_four_ranks.py.
+Four ranks of one launch are in tests/promises/test_tiny_on_four_ranks.py.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def rows(run: Path) -> dict[str, bytes]:
 
 def torchrun(*options: str, recipe: Path, out: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "nemo_sdg", "run", str(recipe)]
-    command += ["topology.tp=2", "topology.pp=2", "--out", str(out)]
+    command += ["topology.tp=2", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     # A group of its own: torchrun's workers must go with it when a test fails.
     return subprocess.Popen(
@@ -72,7 +72,7 @@ def test_two_agents_complete_a_round_as_two_nodes_would(one_rank, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["--nnodes", "2", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_id", "small"]
+    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "small"]
     options += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1"]
     jobs = [torchrun(*options, recipe=recipe, out=tmp_path / "run") for _ in range(2)]
     texts = finish(jobs, tmp_path / "run")
