@@ -1,5 +1,6 @@
 import io
 import os
+import select
 import subprocess
 import sys
 import time
@@ -103,12 +104,14 @@ def test_bars_on_a_terminal():
     with os.fdopen(terminal_fd, "w") as stream:
         console = Console(stream)
         assert console.terminal
+        shown, until = b"", time.monotonic() + 20
         with console.progress("generate [x]", 4) as work:
             for _ in range(4):
                 work.advance()
-                time.sleep(0.15)
+            while b"4/4" not in shown and time.monotonic() < until:  # the bar is drawn by a thread that may be late
+                if select.select([main_fd], [], [], 0.1)[0]:
+                    shown += os.read(main_fd, 65536)
             console.say("a line above the bar")
-    shown = b""
     try:
         while chunk := os.read(main_fd, 65536):
             shown += chunk
