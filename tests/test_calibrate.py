@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from nemo_sdg import cli
+from nemo_sdg import calibrate, cli
 from nemo_sdg.calibrate import solving
 from nemo_sdg.calibrate.pieces import Measured, _shape
 from nemo_sdg.calibrate.samples import PassTimes, StepTimes, Times
@@ -92,6 +92,17 @@ def test_bad_words(tmp_path, capsys, monkeypatch):
     assert "there is no such dtype, found fp8, expected one of fp64, fp32, bf16" in refused(str(tmp_path / "x"), "--dtype", "fp8")
     assert "a file is to be written, found a folder" in refused(str(tmp_path))
     assert "there is no such folder" in refused(str(tmp_path / "a" / "b"))
+    monkeypatch.setattr(calibrate, "_gpus", lambda: 2)
+    assert "--ranks: each rank needs a GPU of its own, found 3, expected at most 2" in refused(str(tmp_path / "x"), "--ranks", "3")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "it starts its ranks itself, found torchrun" in refused(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("seen, expected", [(None, 4), ("0", 1), ("1,3", 2), ("", 0), ("0,1,2,3,4,5", 4)])
+def test_gpus_that_may_be_used(monkeypatch, seen, expected):
+    monkeypatch.setattr(calibrate.Path, "glob", lambda folder, name: iter([f"{folder}/{name}"] * 4))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert calibrate._gpus() == expected

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from nemo_sdg.config import Topology
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError
-from nemo_sdg.session import Session, under_torchrun
+from nemo_sdg.session import start_once, under_torchrun
 from nemo_sdg.store import commit_file
 
 if TYPE_CHECKING:
@@ -44,20 +43,16 @@ def calibrate(out: Path, dtype: str | None, ranks: int | None, threads: int | No
         raise ConfigError("a file is to be written", where=out, found="a folder", way_out="name a file in it")
     if not out.absolute().parent.is_dir():
         raise ConfigError("there is no such folder", where=out.absolute().parent, way_out="name a file in one that is there")
-    logs = Path(tempfile.mkdtemp(prefix="nemo-sdg-"))
     gpus = _gpus()
-    if gpus and (ranks or 1) > gpus:
+    if gpus and ranks is not None and ranks > gpus:
         raise ConfigError("each rank needs a GPU of its own", where="--ranks", found=ranks, expected=f"at most {gpus}",
                           way_out="leave --ranks out")  # fmt: skip
     ranks = ranks or min(_MOST_RANKS, gpus or max(1, len(os.sched_getaffinity(0)) // (threads or 1)))
-    session = Session(
-        topology=Topology(dp=ranks), log_dir=logs / "logs", threads=threads, modules=("megatron.core", "nemo_sdg.training.nemo")
-    )
 
     def work(mesh: Mesh, console: Console) -> int:
         from nemo_sdg.calibrate import pieces, solving
 
-        measured = pieces.measure(mesh, logs, dtype, console)
+        measured = pieces.measure(mesh, Path(folder), dtype, console)
         if not mesh.writer:
             return 0
         rates, errors = solving.rates(measured)
@@ -75,10 +70,8 @@ def calibrate(out: Path, dtype: str | None, ranks: int | None, threads: int | No
         console.say(f"next: nemo-sdg plan RECIPE hardware.calibration={out}")
         return 0
 
-    status = session.start(work)
-    if status == 0:
-        shutil.rmtree(logs, ignore_errors=True)
-    return status
+    with tempfile.TemporaryDirectory(prefix="nemo-sdg-") as folder:
+        return start_once(work, topology=Topology(dp=ranks), threads=threads, modules=("megatron.core", "nemo_sdg.training.nemo"))
 
 
 def _gpus() -> int:
