@@ -104,7 +104,7 @@ class Session:
         with console.progress(self.loading), _nothing_begun() if self.resumable else nullcontext():
             for name in ("torch", "nemo_sdg.parallel.mesh", *self.modules):
                 importlib.import_module(name)
-        # A million objects that stay: every collection would go through them, and in a forked rank copy their pages.
+        # Hundreds of thousands of objects that stay: every collection would go through them, and in a forked rank copy their pages.
         gc.freeze()
 
     def _rank(self, work: Work, console: Console) -> int:

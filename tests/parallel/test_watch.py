@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import forked
@@ -107,3 +108,30 @@ def test_a_rank_that_asks_a_store_which_does_not_answer_ends_in_time(tmp_path, m
     said = [line for line in done.stderr.splitlines() if line.startswith("nemo-sdg: ")]
     assert len(said) == 1 and "rank 0 cannot reach 127.0.0.1" in said[0] and "counting sheep, in the dark" in said[0]
     assert "Unreachable" in (tmp_path / "logs/rank-00000.log").read_text()
+
+
+def test_a_watch_whose_own_connection_broke_makes_another(monkeypatch):
+    """Others to the same store still answer; a job that works must not be ended for it."""
+
+    def broken(keys):
+        raise ConnectionError("reset")
+
+    one = object.__new__(watch._Watch)
+    one.rank, one.answered, one.store = 0, 0, SimpleNamespace(check=broken)
+    monkeypatch.setattr(watch, "connect", lambda: SimpleNamespace(check=lambda keys: True))
+    one._ask()
+    assert one.answered == 0
+    one._ask()
+    assert one.answered == 1
+
+
+@pytest.mark.parametrize("local_rank, expected", [("0", ["says", "ends"]), ("1", ["waits", "ends"])])
+def test_who_speaks_for_a_node_is_not_ended_by_its_neighbour(tmp_path, monkeypatch, local_rank, expected):
+    done = []
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setattr(watch, "end_launcher", lambda: done.append("ends"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: done.append("waits"))
+    console = SimpleNamespace(fail=lambda text: done.append("says"))
+    Session(topology=Topology(), log_dir=tmp_path)._cut_off(console, watch.Unreachable())
+    assert done == expected
