@@ -28,7 +28,10 @@ def _last_rank(called: tuple) -> bool:
     """Not the one that writes; with the placement `split` the first, for the last one only scores."""
     import torch.distributed as dist
 
-    return called[0].mesh.rank == called[0].mesh.world_size - 1 if hasattr(called[0], "mesh") else dist.get_rank() > 0
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if hasattr(called[0], "mesh"):
+        rank, world = called[0].mesh.rank, called[0].mesh.world_size
+    return rank == world - 1
 
 
 PHASES: dict[str, tuple[str, str, Callable[[tuple], bool], int]] = {
@@ -38,6 +41,7 @@ PHASES: dict[str, tuple[str, str, Callable[[tuple], bool], int]] = {
     "judge": ("nemo_sdg.store.stage", "StageStore.commit", _committed("answers"), 1),
     "select": ("nemo_sdg.store.stage", "StageStore.commit", _committed("decisions"), 2),
     "assemble": ("nemo_sdg.store.datasets", "DatasetFolder.add_line", lambda called: True, 3),
+    "loading": ("nemo_sdg.checkpoints.blocks", "Blocks.done", _last_rank, 2),  # here of the model that is trained
     "train": ("nemo_sdg.training.strategy", "FitStrategy.training_step", _last_rank, 2),
     "evaluate": ("nemo_sdg.evaluation.held_out", "_rows", lambda called: True, 1),
 }

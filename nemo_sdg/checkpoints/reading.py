@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +84,14 @@ def read_boxes(
     threads: int | None = None,
     finite: bool = True,
     block_bytes: int = BLOCK_BYTES,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> Reading:
     """Read boxes, file by file, with several threads.
 
     Args:
         threads: how many read at a time; by default this rank's share of the cores, 8 at most.
         finite: refuse values that are not finite.
+        give_up: asked by the calling thread before each of its blocks; once it is true the rest is not read.
     Raises:
         CheckpointError: a file is missing, cut short or cannot be read, pieces leave a gap, a value is not finite.
     """
@@ -100,12 +102,12 @@ def read_boxes(
             thread = threading.Thread(target=_work, args=(blocks, finite))
             thread.start()
             others.append(thread)
-        _work(blocks, finite)
+        given_up = _work(blocks, finite, give_up)
     finally:
         blocks.stop()  # an interrupt ends the other threads too
         for thread in others:
             thread.join()
-    blocks.finish()
+    blocks.finish(given_up=given_up)
     return blocks.reading
 
 
@@ -129,10 +131,10 @@ def default_threads() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
 
 
-def _work(blocks: Blocks, finite: bool) -> None:
-    """Read blocks until there is no more."""
+def _work(blocks: Blocks, finite: bool, give_up: Callable[[], bool] = lambda: False) -> bool:
+    """Read blocks until there is no more; whether it was given up."""
     scratch = np.empty(0, np.uint8)
-    while (block := blocks.take()) is not None:
+    while not (given_up := give_up()) and (block := blocks.take()) is not None:
         error = None
         try:
             descriptor = block.source.descriptor(blocks.files)
@@ -142,6 +144,7 @@ def _work(blocks: Blocks, finite: bool) -> None:
         except BaseException as caught:
             error = caught
         blocks.done(block, error)
+    return given_up
 
 
 def _read_block(descriptor: int, run: Run, box: Box, scratch: np.ndarray, finite: bool) -> None:

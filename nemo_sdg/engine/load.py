@@ -59,13 +59,22 @@ def build_chunks(
 
 
 def load_model(
-    path: Path | str, mesh: Mesh, *, dtype: str | None = None, reward: bool = False, spec: str = "auto"
+    path: Path | str,
+    mesh: Mesh,
+    *,
+    dtype: str | None = None,
+    reward: bool = False,
+    spec: str = "auto",
+    everyone: bool = False,
 ) -> tuple[NemotronModel, Tokenizer]:
     """Build this rank's part of the model and fill it from the folder, released or trained, ready to run.
 
+    Args:
+        everyone: all ranks of the grid load it at this time, not those of this replica alone.
     Raises:
         CheckpointError: the folder is not a checkpoint, is of the other kind, or a tensor does not fit.
         TopologyError: TP or PP cannot cut the model.
+        Stopped: the run was told to stop; on all ranks that load it together.
     """
     folder = ModelFolder.open(path)
     folder.require(reward=reward)
@@ -77,5 +86,5 @@ def load_model(
     if reward:
         model.outputs = folder.contents.outputs
     with doing(f"loading {folder.path}"):
-        fill(model, folder, mesh)
+        fill(model, folder, mesh, everyone=everyone)
     return model.eval(), Tokenizer(folder.tokenizer, folder.path)

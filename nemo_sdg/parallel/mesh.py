@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from nemo_sdg.config import Topology
 from nemo_sdg.parallel import device, interface, stopping
-from nemo_sdg.parallel.rendezvous import fresh_store
+from nemo_sdg.parallel.rendezvous import fresh_store, job_store
 from nemo_sdg.parallel.topology import Grid, data_parallel_size
 from nemo_sdg.parallel.watch import LostPeer
 
@@ -92,7 +92,7 @@ class Mesh:
         several = dist.is_initialized() and dist.get_world_size() > 1
         if several and time.monotonic() - _said_alive > 1:
             _said_alive = time.monotonic()
-            _store().add("nemo_sdg/alive", 1)
+            job_store().add("nemo_sdg/alive", 1)
 
     def meet(self, *, may_stop: bool = True) -> None:
         """A barrier behind work of unknown length: it waits for as long as some rank says that it is alive.
@@ -113,7 +113,7 @@ class Mesh:
         _meetings[here] += 1
         reason = self.arrive(key, *([stopping.known] if may_stop else []))
         # The first word counts for all: one that sees the last rank come and one that sees a stop must do the same.
-        agreed = json.loads(_store().compare_set(f"{key}/stops", "", json.dumps(reason)))
+        agreed = json.loads(job_store().compare_set(f"{key}/stops", "", json.dumps(reason)))
         if agreed is not None:
             raise stopping.stopped(agreed)
         self.barrier()
@@ -121,12 +121,12 @@ class Mesh:
     def arrive(self, key: str, leave: Callable[[], str | None] = lambda: None) -> str | None:
         """Count this rank under `key` and wait for the others; what `leave` says ends the waiting, and is returned."""
         last, since = -1, time.monotonic()
-        arrived = _store().add(key, 1)
+        arrived = job_store().add(key, 1)
         while arrived < self.world_size and time.monotonic() - since < self.timeout_s:
             if (reason := leave()) is not None:
                 return reason
             time.sleep(0.02 if time.monotonic() - since < 1 else 0.5)
-            arrived, now = _store().add(key, 0), _store().add("nemo_sdg/alive", 0)
+            arrived, now = job_store().add(key, 0), job_store().add("nemo_sdg/alive", 0)
             if now != last:
                 last, since = now, time.monotonic()
         if arrived < self.world_size:
@@ -142,6 +142,10 @@ class Mesh:
     def gather_objects(self, obj: Any) -> list[Any]:
         """The JSON values of all ranks, in the order of the ranks, on every rank."""
         return [obj] if self.world_size == 1 else _gather_json(obj, self.world_size, self.whole_group)
+
+    def gather_in_replica(self, obj: Any) -> list[Any]:
+        """The same of the ranks of this replica."""
+        return [obj] if self.tp * self.pp == 1 else _gather_json(obj, self.tp * self.pp, self.replica_group)
 
     def broadcast_in_replica(self, obj: Any) -> Any:
         """The JSON value that the lead rank of this replica holds, on every rank of the replica."""
@@ -189,10 +193,6 @@ def _gather_json(obj: Any, world: int, group: Any) -> list[Any]:
     found = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(found, padded, group=group)
     return [json.loads(data[: int(size)].cpu().numpy().tobytes()) for data, size in zip(found, sizes)]
-
-
-def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
 
 
 def world_size() -> int:

@@ -18,6 +18,11 @@ import torch.distributed as dist
 from nemo_sdg.parallel.watch import LostPeer
 
 
+def job_store() -> dist.Store:
+    """The store of the job that this rank has joined."""
+    return dist.distributed_c10d._get_default_store()
+
+
 def fresh_store(rank: int, world_size: int, timeout_s: float, store: Any = None) -> Any:
     """A part of the job's store that nobody has written to before this attempt, the same one on every rank.
 

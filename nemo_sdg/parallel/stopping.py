@@ -111,6 +111,17 @@ def heed_all(mesh: Mesh) -> None:
         _end(mesh.broadcast_object(known()))
 
 
+def heed_any(mesh: Mesh, everyone: bool) -> None:
+    """Behind work that a rank breaks off when it hears of a stop: one that has heard of it ends all, as its part is missing.
+
+    Args:
+        everyone: all ranks of the grid do the work; else those of this replica.
+    """
+    if _listener is not None:
+        told = (mesh.gather_objects if everyone else mesh.gather_in_replica)(known())
+        _end(next((reason for reason in told if reason is not None), None))
+
+
 def known() -> str | None:
     """Why this run is to stop, as far as any rank has told; tells the others what this one knows."""
     listener = _listener
@@ -207,9 +218,11 @@ class _Listener:
     def known(self) -> str | None:
         import torch.distributed as dist
 
+        from nemo_sdg.parallel.rendezvous import job_store
+
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return self.why()
-        store = dist.distributed_c10d._get_default_store()
+        store = job_store()
         if self.why() is not None and not self._told:
             store.set(_TOLD, self._reason)
             self._told = True

@@ -23,6 +23,8 @@ from nemo_sdg.plan.memory import StagePlan, stage_chunks
 
 TOKEN_MESSAGES = 8
 """Over tensor-parallel ranks, when tokens are chosen, beside two a layer: of the embedding and the logits."""
+SCORE_MESSAGES = 3
+"""The same of a pass that scores: of the embedding and what is read behind it."""
 MICRO_BATCH_MESSAGES = 4
 """The same of a micro batch that is trained on, beside four a layer: of the embedding and the loss."""
 STEP_MESSAGES = 5
@@ -96,7 +98,7 @@ def pass_s(laid: Laid, tokens: float, pieces: float, seen: float, read: float, r
     for stage, layers in enumerate(laid.layers):
         each = machine.layer_s + pieces * machine.sequence_s + laid.adding_s(tokens) + tokens * laid.layer_flops(seen) / rate
         last = read * laid.head_flops() / rate + rows * machine.row_s + choosing_s(laid, rows)
-        last += laid.messages_s(TOKEN_MESSAGES) if rows else 0.0
+        last += laid.messages_s(TOKEN_MESSAGES if rows else SCORE_MESSAGES)
         took = layers * each + (last if stage == laid.grid.pp - 1 else 0.0)
         worst = max(worst, took)
     return machine.pass_s + worst + laid.sending_s(tokens)

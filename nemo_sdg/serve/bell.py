@@ -11,6 +11,7 @@ import datetime
 import torch.distributed as dist
 
 from nemo_sdg.parallel.mesh import Mesh
+from nemo_sdg.parallel.rendezvous import job_store
 
 _LOOK_S = 20
 """Seconds after which a waiting rank asks again: shorter than what the store allows a single request."""
@@ -28,11 +29,11 @@ class Bell:
 
     def ring(self) -> None:
         if self._mesh.world_size > 1:
-            _store().set(self._key(), "rung")
+            job_store().set(self._key(), "rung")
 
     def wait(self) -> None:
         """Returns when rank 0 has rung. Raises what the store raises when it is gone."""
-        key, store = self._key(), _store()
+        key, store = self._key(), job_store()
         while True:
             try:
                 store.wait([key], datetime.timedelta(seconds=_LOOK_S))
@@ -44,7 +45,3 @@ class Bell:
         if store.add(f"{key}/heard", 1) == self._mesh.world_size - 1:
             store.delete_key(key)
             store.delete_key(f"{key}/heard")
-
-
-def _store() -> dist.Store:
-    return dist.distributed_c10d._get_default_store()

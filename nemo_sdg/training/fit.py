@@ -292,7 +292,7 @@ class _Fit:
     def _fill(self, model: torch.nn.Module) -> None:
         fresh = self.task.fresh_head or not self.folder.is_reward
         with doing(f"loading {self.folder.path}"):
-            fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None)
+            fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None, everyone=True)
         if self.settings.lora.rank is not None:
             from nemo_sdg.models.lora import attach
 

@@ -45,7 +45,7 @@ def with_reference(
     file = work / PATTERN.replace("*", name)
     kept = on_writer(mesh, lambda: read_json(file))
     if kept is None:
-        model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec)
+        model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec, everyone=True)
         found_M2 = _log_probs(model, samples.rows, settings.micro_batch_size, mesh)
         del model
         gc.collect()  # its parts refer to each other, and the fit wants the memory
@@ -61,7 +61,8 @@ class HeldReference:
 
     def __init__(self, start: ModelFolder, models: Models, micro_batch_size: int, mesh: Mesh) -> None:
         self._mesh, self._micro_batch_size = mesh, micro_batch_size
-        self._model = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec)[0].to("cpu")
+        model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec, everyone=True)
+        self._model = model.to("cpu")
 
     def __call__(self, pairs: list[Sample]) -> list[Sample]:
         """The pairs with the reference's log-probabilities behind their rewards: targets fp64 [4]. Errors: as above."""

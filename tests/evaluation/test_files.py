@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from nemo_sdg.config import ATTRIBUTES, Evaluate, RunConfig
@@ -37,6 +39,16 @@ def test_all_five_kinds(tmp_path):
     assert found.faulty == dict.fromkeys(GOOD, 0) and len(found.prompts) == 6
     assert [check.spec["kind"] for _, checks in found.instructions for check in checks] == ["lower", "lower"]
     assert found.notes == [] and read() == HeldOut()
+
+
+def test_rewardbench_as_the_hub_stores_it(tmp_path):
+    """Two splits in parquet, rows by number (the dataset card of allenai/reward-bench), and the command of the guides."""
+    more = {"chosen_model": "m", "rejected_model": "n", "id": 7}
+    tables = {"raw-00000-of-00001": [{**PAIR, **more}] * 3, "filtered-00000-of-00001": [{**PAIR, **more}] * 2}
+    for name, rows in tables.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    found = read(strict=True, rewardbench=f"{tmp_path}/filtered-*.parquet")
+    assert [(row.chosen, row.rejected, row.subset) for row in found.rewardbench] == [("a", "b", "hep-go")] * 2
 
 
 BAD = {

@@ -12,13 +12,17 @@ from pathlib import Path
 import megatron.core  # noqa: F401  (once, before the forks)
 import psutil
 import pytest
+import torch
+from folders import make_folder, make_tokenizer, small_shape
 from processes import forked
 from ranks import run_ranks
 
+from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Topology, load
 from nemo_sdg.config.stopping import seconds
 from nemo_sdg.errors import ConfigError, Stopped
 from nemo_sdg.parallel import stopping
+from nemo_sdg.parallel.rendezvous import job_store
 from nemo_sdg.session import Session
 
 
@@ -120,6 +124,58 @@ def test_one_rank_is_told_and_all_stop_those_of_a_replica_at_the_same_unit(shape
     for first in range(0, len(found), tp * pp):
         assert len({units for units, _ in found[first : first + tp * pp]}) == 1
     assert all(units < 199 for units, _ in found)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    root = tmp_path_factory.mktemp("base")
+    return make_folder(root / "base", small_shape(), make_tokenizer(root / "t.model"))
+
+
+def loading(mesh, folder, everyone):
+    """The last rank is told while it reads, when the others have read all: (bytes it has read, what became of it)."""
+    from nemo_sdg.checkpoints import reading
+    from nemo_sdg.checkpoints.load import fill
+    from nemo_sdg.engine.load import build_chunks
+
+    opened, found, others = ModelFolder.open(folder), reading.Reading(), mesh.world_size - 1
+    read, heed = reading._read_block, stopping.heed_any
+
+    def one(*args):
+        read(*args)
+        while others and job_store().add("have read all", 0) < others:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def after(*args):
+        job_store().add("have read all", 1)
+        heed(*args)
+
+    if mesh.rank == others:
+        reading._read_block = one
+    else:
+        stopping.heed_any = after
+    chunks = build_chunks(opened.shape, mesh, dtype=torch.float32)
+    with stopping.listening():
+        try:
+            fill(chunks, opened, mesh, threads=1, reading=found, everyone=everyone)
+        except Stopped as stop:
+            return found.num_bytes, str(stop)
+    return found.num_bytes, "filled"
+
+
+@pytest.mark.parametrize("shape, everyone", [
+    ({}, False), ({"tp": 2}, False), ({"pp": 2}, False), ({"dp": 2}, True), ({"tp": 2, "dp": 2}, True),
+], ids=str)  # fmt: skip
+def test_who_is_told_while_it_loads_reads_no_further_and_all_end(base, shape, everyone):
+    *others, last = run_ranks(loading, base, everyone, **shape)
+    assert 0 < last[0] < 50_000 and all(number > 100_000 for number, _ in others)
+    assert {"SIGTERM" in said for _, said in (*others, last)} == {True}
+
+
+def test_a_replica_that_loads_by_itself_is_not_ended_by_another(base):
+    first, last = run_ranks(loading, base, False, dp=2)
+    assert first[1] == "filled" and "SIGTERM" in last[1]
 
 
 def meeting(mesh, may_stop):

@@ -10,7 +10,7 @@ import torch
 from ranks import run_ranks
 
 from nemo_sdg.config import load
-from nemo_sdg.plan.timing import MICRO_BATCH_MESSAGES, STEP_MESSAGES, TOKEN_MESSAGES
+from nemo_sdg.plan.timing import MICRO_BATCH_MESSAGES, SCORE_MESSAGES, STEP_MESSAGES, TOKEN_MESSAGES
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "base"
 LAYERS, MICRO_BATCHES = 4, 2
@@ -46,6 +46,24 @@ def decoding(mesh) -> int:
 def test_messages_of_a_decode_step_over_tensor_parallel_ranks():
     assert run_ranks(decoding, tp=2)[0] == 2 * LAYERS + TOKEN_MESSAGES
     assert run_ranks(decoding, dp=2)[0] == 0
+
+
+def scoring(mesh) -> int:
+    """Messages of two packs less those of one."""
+    from nemo_sdg.engine.load import load_model
+    from nemo_sdg.engine.score import score
+
+    model, tokenizer = load_model(TINY.parent / "reward", mesh, reward=True)
+    found = []
+    for packs in (1, 2):
+        with counted() as profile:
+            score(model, tokenizer, mesh, [list(range(20 + i, 30 + i)) for i in range(packs)], pack_tokens=16)
+        found.append(sent(profile))
+    return found[1] - found[0]
+
+
+def test_messages_of_a_scoring_pass_over_tensor_parallel_ranks():
+    assert run_ranks(scoring, tp=2)[0] == 2 * LAYERS + SCORE_MESSAGES
 
 
 def training(mesh, rows: Path, out: Path) -> list[int]:

@@ -23,7 +23,7 @@ LAYOUTS = {
     "together, cut differently": ["topology.dp=2", "models.placement=together", "score.topology.tp=2", "score.topology.dp=1"],
     "split": ["models.placement=split", "topology.dp=2", "generate.topology.dp=1", "score.topology.dp=1"],
 }
-PHASES = ("generate", "score")
+PHASES = ("loading", "generate", "score")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def test_rows_are_those_of_the_run_that_nobody_disturbed(recipe, straight, tmp_p
         done = stops.start(recipe, out, *words, phase=phase, number=signal.SIGUSR1)
         assert done.returncode == 75, (phase, done.returncode, done.stderr[-3000:])
         now = stops.groups(out)
-        assert {name: now.get(name) for name in before} == before and len(now) > len(before)
+        assert {name: now.get(name) for name in before} == before
+        assert phase == "loading" or len(now) > len(before)
     done = stops.start(recipe, out, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     same = {name: data for name, data in row_files(out).items() if "evaluation" not in name}

@@ -102,7 +102,17 @@ PATCHES = [
     ),
     Patch(
         "Weights that are not finite are refused by name.", "nemo_sdg/checkpoints/load.py",
-        "boxes, reading, threads=threads)", "boxes, reading, threads=threads, finite=False)",
+        "threads=threads, give_up=give_up)", "threads=threads, give_up=give_up, finite=False)",
         "tests/checkpoints/test_release.py::test_broken_folders_are_refused_by_name[not finite]",
+    ),
+    Patch(
+        "Who is told to stop while it loads a model reads no further.", "nemo_sdg/checkpoints/load.py",
+        "threads=threads, give_up=give_up)", "threads=threads)",
+        "tests/parallel/test_stopping.py::test_who_is_told_while_it_loads_reads_no_further_and_all_end[{}-False]",
+    ),
+    Patch(
+        "A replica that is told to stop while it loads what a fit trains ends all ranks.", "nemo_sdg/parallel/stopping.py",
+        "(mesh.gather_objects if everyone else mesh.gather_in_replica)", "mesh.gather_in_replica",
+        "tests/parallel/test_stopping.py::test_who_is_told_while_it_loads_reads_no_further_and_all_end[{'dp': 2}-True]",
     ),
 ]  # fmt: skip
