@@ -25,7 +25,7 @@ def _committed(folder: str) -> Callable[[tuple], bool]:
 
 
 def _last_rank(called: tuple) -> bool:
-    """Not the one that writes; with the placement `split` the first, for the last one only scores."""
+    """Not the one that writes; where an engine steps with the placement `split` the first, for the last one only scores."""
     import torch.distributed as dist
 
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -41,7 +41,7 @@ PHASES: dict[str, tuple[str, str, Callable[[tuple], bool], int]] = {
     "judge": ("nemo_sdg.store.stage", "StageStore.commit", _committed("answers"), 1),
     "select": ("nemo_sdg.store.stage", "StageStore.commit", _committed("decisions"), 2),
     "assemble": ("nemo_sdg.store.datasets", "DatasetFolder.add_line", lambda called: True, 3),
-    "loading": ("nemo_sdg.checkpoints.blocks", "Blocks.done", _last_rank, 2),  # here of the model that is trained
+    "loading": ("nemo_sdg.checkpoints.blocks", "Blocks.done", _last_rank, 2),
     "train": ("nemo_sdg.training.strategy", "FitStrategy.training_step", _last_rank, 2),
     "evaluate": ("nemo_sdg.evaluation.held_out", "_rows", lambda called: True, 1),
 }

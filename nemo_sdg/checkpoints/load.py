@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,6 @@ from nemo_sdg.checkpoints.pages import prefer_huge_pages
 from nemo_sdg.checkpoints.reading import Box, Put, Reading, read_boxes
 from nemo_sdg.checkpoints.tensors import Contents, StoredTensor
 from nemo_sdg.errors import CheckpointError
-from nemo_sdg.parallel import stopping
 from nemo_sdg.parallel.mesh import Mesh
 
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
@@ -55,7 +54,7 @@ def fill(
     fresh_head_seed: int | None = None,
     threads: int | None = None,
     reading: Reading | None = None,
-    everyone: bool = False,
+    give_up: Callable[[], object] = lambda: None,
 ) -> Reading:
     """Fill every parameter of this rank's model, or of its virtual stages, from a checkpoint.
 
@@ -64,10 +63,10 @@ def fill(
             None takes the checkpoint's.
         threads: how many read at a time; by default this rank's share of the cores, 8 at most.
         reading: where to note what is read.
-        everyone: all ranks of the grid fill their models at this time, not those of this replica alone.
+        give_up: asked between two blocks; once it is true the rest of the model is not filled, and the caller must see to
+            it that nobody uses it (`parallel.stopping.heed_any`).
     Raises:
         CheckpointError: a tensor is missing, unknown, of another shape, cut short, or not finite.
-        Stopped: the run was told to stop; on all ranks that fill theirs together. The model may be filled in part.
     """
     boxes = []
     for chunk in [model] if isinstance(model, Module) else model:
@@ -80,10 +79,7 @@ def fill(
             rows = box[-parameter.dim()]
             parameter.detach()[rows.stop - rows.start :].zero_()  # entries of a padded vocabulary
             boxes.append(Box(tensor, box, layer, _destination(parameter, tensor)))
-    give_up = lambda: stopping.known() is not None  # noqa: E731
-    found = read_boxes(folder.contents.files, boxes, reading, threads=threads, give_up=give_up)
-    stopping.heed_any(mesh, everyone)
-    return found
+    return read_boxes(folder.contents.files, boxes, reading, threads=threads, give_up=give_up)
 
 
 def wants(chunk: Module, contents: Contents, mesh: Mesh, *, fresh_head: bool) -> Iterator[Wanted]:

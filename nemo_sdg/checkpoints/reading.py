@@ -84,14 +84,15 @@ def read_boxes(
     threads: int | None = None,
     finite: bool = True,
     block_bytes: int = BLOCK_BYTES,
-    give_up: Callable[[], bool] = lambda: False,
+    give_up: Callable[[], object] = lambda: None,
 ) -> Reading:
     """Read boxes, file by file, with several threads.
 
     Args:
         threads: how many read at a time; by default this rank's share of the cores, 8 at most.
         finite: refuse values that are not finite.
-        give_up: asked by the calling thread before each of its blocks; once it is true the rest is not read.
+        give_up: asked by the calling thread before each of its blocks; once it is true the rest is not read, and the
+            caller must ask itself what it holds.
     Raises:
         CheckpointError: a file is missing, cut short or cannot be read, pieces leave a gap, a value is not finite.
     """
@@ -131,7 +132,7 @@ def default_threads() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
 
 
-def _work(blocks: Blocks, finite: bool, give_up: Callable[[], bool] = lambda: False) -> bool:
+def _work(blocks: Blocks, finite: bool, give_up: Callable[[], object] = lambda: None) -> bool:
     """Read blocks until there is no more; whether it was given up."""
     scratch = np.empty(0, np.uint8)
     while not (given_up := give_up()) and (block := blocks.take()) is not None:
@@ -144,7 +145,7 @@ def _work(blocks: Blocks, finite: bool, give_up: Callable[[], bool] = lambda: Fa
         except BaseException as caught:
             error = caught
         blocks.done(block, error)
-    return given_up
+    return bool(given_up)
 
 
 def _read_block(descriptor: int, run: Run, box: Box, scratch: np.ndarray, finite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,15 @@ def load_model(
     dtype: str | None = None,
     reward: bool = False,
     spec: str = "auto",
-    everyone: bool = False,
+    give_up: Callable[[], object] = lambda: None,
 ) -> tuple[NemotronModel, Tokenizer]:
     """Build this rank's part of the model and fill it from the folder, released or trained, ready to run.
 
     Args:
-        everyone: all ranks of the grid load it at this time, not those of this replica alone.
+        give_up: as `fill` wants it.
     Raises:
         CheckpointError: the folder is not a checkpoint, is of the other kind, or a tensor does not fit.
         TopologyError: TP or PP cannot cut the model.
-        Stopped: the run was told to stop; on all ranks that load it together.
     """
     folder = ModelFolder.open(path)
     folder.require(reward=reward)
@@ -86,5 +86,5 @@ def load_model(
     if reward:
         model.outputs = folder.contents.outputs
     with doing(f"loading {folder.path}"):
-        fill(model, folder, mesh, everyone=everyone)
+        fill(model, folder, mesh, give_up=give_up)
     return model.eval(), Tokenizer(folder.tokenizer, folder.path)

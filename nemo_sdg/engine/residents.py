@@ -16,7 +16,7 @@ import torch
 from nemo_sdg.engine.load import load_model
 from nemo_sdg.models.nemotron import NemotronModel
 from nemo_sdg.models.tokenizer import Tokenizer
-from nemo_sdg.parallel import device
+from nemo_sdg.parallel import device, stopping
 from nemo_sdg.parallel.mesh import Mesh
 
 
@@ -42,17 +42,25 @@ class Residents:
     def take(
         self, path: Path | str, mesh: Mesh, *, dtype: str | None, reward: bool, spec: str
     ) -> tuple[NemotronModel, Tokenizer]:
-        """The model on the device, ready to run: as it was kept, or loaded. Errors are those of `load_model`."""
+        """The model on the device, ready to run: as it was kept, or loaded.
+
+        All ranks of a replica call it; where phases are cut differently, some of them may hold it and others not.
+        Raises:
+            Stopped: a rank of the replica was told to stop, and has broken its loading off; on all of them.
+            Others are those of `load_model`.
+        """
         key = (reward, str(path), mesh.tp, mesh.pp, mesh.first, dtype, spec)
         for other, held in list(self._held.items()):
             if other != key and (not self._several or other[0] == reward):
                 self._send_away(other, held)
         held = self._held.get(key)
         if held is None:
-            held = self._held[key] = _Held(*load_model(path, mesh, dtype=dtype, reward=reward, spec=spec))
+            held = _Held(*load_model(path, mesh, dtype=dtype, reward=reward, spec=spec, give_up=stopping.known))
         elif not held.here:
             held.model.to(device.device())
             held.here = True
+        stopping.heed_any(mesh)
+        self._held[key] = held
         self._held.move_to_end(key)
         return held.model, held.tokenizer
 

@@ -1,7 +1,7 @@
 """A run that is told to stop ends between two units of work, on all ranks, with what is finished committed.
 
 One place is asked everywhere: `heed`, between two units. A unit is a row of a model, a row group of the writer, a
-training step, a stage. Who is told by a signal, or by the clock, tells the others through the store of the job. Ranks that
+training step, a stage. The loading of a model is none: it is broken off, and `heed_any` behind it ends all whom it was for. Who is told by a signal, or by the clock, tells the others through the store of the job. Ranks that
 share a model leave together, for one alone would be waited for in the next collective; replicas leave each at its own
 unit, and a replica that waits for another (`Mesh.meet`) leaves from there. At the end all ranks wait for each other.
 """
@@ -111,11 +111,11 @@ def heed_all(mesh: Mesh) -> None:
         _end(mesh.broadcast_object(known()))
 
 
-def heed_any(mesh: Mesh, everyone: bool) -> None:
+def heed_any(mesh: Mesh, *, everyone: bool = False) -> None:
     """Behind work that a rank breaks off when it hears of a stop: one that has heard of it ends all, as its part is missing.
 
     Args:
-        everyone: all ranks of the grid do the work; else those of this replica.
+        everyone: all ranks of the grid come here; else those of this replica.
     """
     if _listener is not None:
         told = (mesh.gather_objects if everyone else mesh.gather_in_replica)(known())

@@ -91,7 +91,7 @@ def pass_s(laid: Laid, tokens: float, pieces: float, seen: float, read: float, r
         pieces: parts that attend by themselves.
         seen: keys that a query meets in the mean.
         read: tokens that go through the output layer.
-        rows: for which a token is chosen.
+        rows: for which a token is chosen; 0 in a pass that scores.
     """
     machine, worst = laid.machine, 0.0
     rate = machine.flops * machine.forward_efficiency

@@ -73,7 +73,7 @@ def fit(
     Raises:
         UserError: a setting or a start that does not fit, nothing to train on, batch sizes that do not divide, a loss
             that is not finite, a disk that is full, or an `out` that holds another model.
-        Stopped: the process was told to stop; a restart point is saved.
+        Stopped: the process was told to stop; a restart point of the steps that are done is there.
     """
     out = Path(out)
     folder = ModelFolder.open(start)
@@ -292,7 +292,8 @@ class _Fit:
     def _fill(self, model: torch.nn.Module) -> None:
         fresh = self.task.fresh_head or not self.folder.is_reward
         with doing(f"loading {self.folder.path}"):
-            fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None, everyone=True)
+            fill(model, self.folder, self.mesh, fresh_head_seed=self.seed if fresh else None, give_up=stopping.known)
+            stopping.heed_any(self.mesh, everyone=True)
         if self.settings.lora.rank is not None:
             from nemo_sdg.models.lora import attach
 

@@ -17,7 +17,7 @@ from nemo_sdg.checkpoints.folder import ModelFolder
 from nemo_sdg.config import Models, Training, fingerprint
 from nemo_sdg.engine.load import load_model, resolve_dtype
 from nemo_sdg.errors import UserError
-from nemo_sdg.parallel import device
+from nemo_sdg.parallel import device, stopping
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.mesh import Mesh
 from nemo_sdg.store import commit_json, read_json, rows_digest
@@ -45,7 +45,7 @@ def with_reference(
     file = work / PATTERN.replace("*", name)
     kept = on_writer(mesh, lambda: read_json(file))
     if kept is None:
-        model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec, everyone=True)
+        model = _load(start, models, mesh)
         found_M2 = _log_probs(model, samples.rows, settings.micro_batch_size, mesh)
         del model
         gc.collect()  # its parts refer to each other, and the fit wants the memory
@@ -61,8 +61,7 @@ class HeldReference:
 
     def __init__(self, start: ModelFolder, models: Models, micro_batch_size: int, mesh: Mesh) -> None:
         self._mesh, self._micro_batch_size = mesh, micro_batch_size
-        model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec, everyone=True)
-        self._model = model.to("cpu")
+        self._model = _load(start, models, mesh).to("cpu")
 
     def __call__(self, pairs: list[Sample]) -> list[Sample]:
         """The pairs with the reference's log-probabilities behind their rewards: targets fp64 [4]. Errors: as above."""
@@ -73,6 +72,12 @@ class HeldReference:
         self._model.to("cpu")
         _refuse_not_finite(found_M2, [f"pair {i} of the policy's own answers" for i in range(len(pairs))])
         return _joined(pairs, found_M2)
+
+
+def _load(start: ModelFolder, models: Models, mesh: Mesh) -> torch.nn.Module:
+    model, _ = load_model(start.path, mesh, dtype=models.dtype, spec=models.spec, give_up=stopping.known)
+    stopping.heed_any(mesh, everyone=True)
+    return model
 
 
 def _joined(pairs: Sequence[Sample], logs_M2: Tensor) -> list[Sample]:

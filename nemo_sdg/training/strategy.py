@@ -119,9 +119,14 @@ class FitStrategy(MegatronStrategy):
         super().init_model_parallel()
 
     def load_checkpoint(self, checkpoint_path: Path | str, selective_restore: bool = False) -> dict[str, Any]:
-        """What a fit has saved itself. Raises CheckpointError where the disk gives it back torn or in part."""
+        """What a fit has saved itself.
+
+        Raises:
+            CheckpointError: the disk gives it back torn or in part.
+            Stopped: the run was told to stop meanwhile. The restart point stands, and a step more would write another.
+        """
         try:
-            return super().load_checkpoint(checkpoint_path, selective_restore)
+            found = super().load_checkpoint(checkpoint_path, selective_restore)
         except Exception as error:
             if is_lost_peer(error) or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -130,6 +135,8 @@ class FitStrategy(MegatronStrategy):
                 found=str(error).strip().partition("\n")[0][:80],
                 way_out="delete this folder; the fit goes on from the restart point before it, or begins again",
             ) from error  # fmt: skip
+        stopping.heed_any(self.mesh, everyone=True)
+        return found
 
     def training_step(self, dataloader_iter: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Forward, backward and gradient reduction of one global batch; returns its mean loss on every rank.

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 from folders import make_folder, make_tokenizer, small_shape
 from ranks import run_ranks
 
+from nemo_sdg.checkpoints import reading
 from nemo_sdg.config import Generate, Models, RunConfig
 from nemo_sdg.engine.backends import Refusal
 from nemo_sdg.engine.backends.choosing import Role, sampling
 from nemo_sdg.engine.residents import Residents
+from nemo_sdg.errors import Stopped
+from nemo_sdg.parallel import stopping
+from nemo_sdg.parallel.mesh import lay
+from nemo_sdg.parallel.topology import Grid
 from nemo_sdg.records import Prompt, Response, Scored
 
 CONFIG = RunConfig(
@@ -100,3 +108,27 @@ def test_one_model_at_a_time_or_both(world):
 
     assert run_ranks(held, False)[0] == (False, False, False, False)
     assert run_ranks(held, True)[0] == (True, False, False, False)
+
+
+def taken(mesh, world, tell):
+    """The policy on both ranks, the reward model on the first one alone, and the policy again, in a run that may be told
+    to stop: whether that gave it, on ranks of which one has kept it and one has not."""
+    residents, kinds = Residents(False), {"dtype": None, "spec": "auto"}
+    score = lay(Grid(tp=1, pp=1, dp=2), mesh)
+    with stopping.listening():
+        first, _ = residents.take(world / "policy", mesh, reward=False, **kinds)
+        if mesh.rank == 0:
+            residents.take(world / "reward", score, reward=True, **kinds)
+        if mesh.rank == tell:
+            os.kill(os.getpid(), signal.SIGTERM)
+            reading._read_block = None  # nothing is read any more
+        try:
+            again, _ = residents.take(world / "policy", mesh, reward=False, **kinds)
+        except Stopped:
+            return "stopped"
+    return "kept" if again is first else "loaded"
+
+
+@pytest.mark.parametrize("tell, expected", [(None, ["loaded", "kept"]), (0, ["stopped"] * 2), (1, ["stopped"] * 2)])
+def test_ranks_of_a_replica_of_which_one_holds_the_model_meet(world, tell, expected):
+    assert run_ranks(taken, world, tell, tp=2, timeout_s=20) == expected

@@ -139,7 +139,7 @@ def loading(mesh, folder, everyone):
     from nemo_sdg.engine.load import build_chunks
 
     opened, found, others = ModelFolder.open(folder), reading.Reading(), mesh.world_size - 1
-    read, heed = reading._read_block, stopping.heed_any
+    read = reading._read_block
 
     def one(*args):
         read(*args)
@@ -147,18 +147,15 @@ def loading(mesh, folder, everyone):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def after(*args):
-        job_store().add("have read all", 1)
-        heed(*args)
-
     if mesh.rank == others:
         reading._read_block = one
-    else:
-        stopping.heed_any = after
     chunks = build_chunks(opened.shape, mesh, dtype=torch.float32)
     with stopping.listening():
         try:
-            fill(chunks, opened, mesh, threads=1, reading=found, everyone=everyone)
+            fill(chunks, opened, mesh, threads=1, reading=found, give_up=stopping.known)
+            if mesh.rank < others:
+                job_store().add("have read all", 1)
+            stopping.heed_any(mesh, everyone=everyone)
         except Stopped as stop:
             return found.num_bytes, str(stop)
     return found.num_bytes, "filled"

@@ -35,13 +35,59 @@ def stopped(mesh, world, out, number, restart_every):
     return str(caught.value)
 
 
+def stopped_again(mesh, world, out):
+    """The last rank alone is told to stop while the fit reads its restart point."""
+    from nemo_sdg.training.strategy import MegatronStrategy
+
+    load = MegatronStrategy.load_checkpoint
+
+    def loading(self, *args):
+        found = load(self, *args)
+        if mesh.rank == mesh.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    MegatronStrategy.load_checkpoint = loading
+    with pytest.raises(Stopped) as caught:
+        fit(mesh, world, out, "sft", SETTINGS)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("number, every", [(signal.SIGTERM, None), (signal.SIGUSR1, 3)])
 def test_a_signal_to_one_rank_ends_all_after_their_step(world, tmp_path, number, every):
     messages = run_ranks(stopped, world, tmp_path / "out", number, every, dp=2)
     assert messages[0] == messages[1] and "4 of 8 steps done" in messages[0]
-    assert sorted(path.name for path in (tmp_path / ".out.fit").iterdir()) == ["fit", "step-00000004"]
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.fit").iterdir()}
+    assert sorted(kept) == ["fit", "step-00000004"]
+    messages = run_ranks(stopped_again, world, tmp_path / "out", dp=2)
+    assert messages[0] == messages[1] and "told to stop" in messages[0]
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.fit").iterdir()} == kept
     straight = run_ranks(fit, world, tmp_path / "straight", "sft", straight_settings(), dp=2)[0]["losses"]
     assert run_ranks(fit, world, tmp_path / "out", "sft", SETTINGS, dp=2)[0]["losses"] == straight
+
+
+def stopped_while_it_loads(mesh, world, out, kind):
+    """The last rank alone is told to stop when it has read a block of the start model: how many it reads."""
+    from nemo_sdg.checkpoints import reading
+
+    read, blocks = reading._read_block, []
+
+    def one(*args):
+        read(*args)
+        blocks.append(args)
+        if mesh.rank == mesh.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    reading._read_block = one
+    with pytest.raises(Stopped, match="told to stop"):
+        fit(mesh, world, out, kind, SETTINGS)
+    return len(blocks)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])  # the model that is trained, and the reference before it
+def test_a_signal_while_the_model_is_loaded_breaks_it_off_on_all_ranks(world, tmp_path, kind):
+    assert run_ranks(stopped_while_it_loads, world, tmp_path / "out", kind, dp=2, timeout_s=20)[1] < 5
+    assert not list((tmp_path / ".out.fit").glob("step-*"))
 
 
 def stopped_late(mesh, world, out):
