@@ -52,7 +52,7 @@ def test_rows_are_those_of_the_run_that_nobody_disturbed(recipe, straight, tmp_p
         assert done.returncode == 75, (phase, done.returncode, done.stderr[-3000:])
         now = stops.groups(out)
         assert {name: now.get(name) for name in before} == before
-        assert phase == "loading" or len(now) > len(before)
+        assert phase == "generate" or len(now) > len(before)  # the prompts, or responses with their scores
     done = stops.start(recipe, out, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     same = {name: data for name, data in row_files(out).items() if "evaluation" not in name}
