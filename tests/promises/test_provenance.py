@@ -16,7 +16,10 @@ from nemo_sdg.config import Topology, identity, load, to_yaml
 from nemo_sdg.store import Run
 
 # Of a server, of training, of what one rank has not, or how far a run goes; other tests hold these.
-ELSEWHERE = ("endpoint.", "restart_every", "keep_last", "virtual_stages", "run.rounds", "run.strict", "sequence_parallel", "stage_layers")
+ELSEWHERE = (
+    "endpoint.", "restart_every", "keep_last", "virtual_stages", "run.rounds", "run.strict", "sequence_parallel", "stage_layers",
+    "evaluate.ablation",
+)  # fmt: skip
 RANKS = {
     "topology.tp": {"tp": 2}, "topology.pp": {"pp": 2}, "topology.dp": {"dp": 2},
     "generate.topology.tp": {"dp": 2}, "generate.topology.pp": {"dp": 2}, "generate.topology.dp": {"dp": 2},

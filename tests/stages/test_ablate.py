@@ -8,7 +8,7 @@ import json
 import pytest
 from ranks import run_ranks
 from rounds import context, scored, write_stage
-from small_run import make_inputs, small_config, whole
+from small_run import make_inputs, row_files, small_config, whole
 
 from nemo_sdg.config import validate
 from nemo_sdg.errors import CheckpointError, ConfigError
@@ -50,10 +50,12 @@ def test_what_each_arm_learns_from(tmp_path):
 def test_an_ablation_of_a_run_on_two_replicas_and_more_seeds_later(tmp_path):
     import nemo.collections.llm  # noqa: F401  (once, before any rank is forked)
 
-    config = small_config(make_inputs(tmp_path), rounds=1)
-    config.evaluate = dataclasses.replace(config.evaluate, ablation=True, ablation_seeds=1)
-    out = tmp_path / "run"
+    config, out = small_config(make_inputs(tmp_path), rounds=1), tmp_path / "run"
     run_ranks(whole, config, out, dp=2)
+    without = row_files(out)
+    config.evaluate = dataclasses.replace(config.evaluate, ablation=True, ablation_seeds=1)
+    run_ranks(whole, config, out, dp=2)
+    assert row_files(out) == without
     first = read_json(out / "round-0" / "ablation.json")
     assert first["seeds"] == 1 and {arm: len(values) for arm, values in first["values"].items()} == dict.fromkeys(first["arms"], 1)
     assert first["rows"]["selected"] == first["rows"]["random"] < first["rows"]["unfiltered"]
