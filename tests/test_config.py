@@ -155,6 +155,7 @@ def test_a_yaml_file_may_be_a_part_and_names_itself_when_wrong(tmp_path: Path):
         ("a: 1\na: 2\n", "twice"),
         ("- 1\n", "mapping"),
         ("a: [", "cannot read"),
+        ("a: " + "[" * 5_000, "cannot read"),
         ("!!python/name:os.system x: 1", "cannot read"),
     ]:
         part.write_text(text)

@@ -7,6 +7,7 @@ recipe is code.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import re
 import traceback
@@ -89,7 +90,7 @@ def read_mapping(path: str | Path, what: str) -> dict[Any, Any]:
     except UnicodeDecodeError as error:
         found = f"byte {error.start} is not UTF-8"
         raise ConfigError(f"cannot read the {what}", where=path, found=found, expected="UTF-8 text") from None
-    except (yaml.YAMLError, OSError) as error:
+    except (yaml.YAMLError, OSError, RecursionError) as error:
         raise ConfigError(f"cannot read the {what}", where=path, found=" ".join(str(error).split())) from None
     return _mapping_of(tree, path, what)
 
@@ -125,9 +126,9 @@ def _known(key: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
             if depth + 1 < len(parts):
                 raise _unknown(key, where)
             break
-        if not dataclasses.is_dataclass(kind) or part not in get_type_hints(kind):
+        if not dataclasses.is_dataclass(kind) or part not in _hints(kind):
             raise _unknown(key, where)
-        kind = get_type_hints(kind)[part]
+        kind = _hints(kind)[part]
         kind = dict if getattr(kind, "__origin__", None) is dict else kind
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
@@ -140,6 +141,10 @@ def _known(key: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
     yield key, value
 
 
+# It compiles each annotation anew, which was half of the time that a run's settings take to be read.
+_hints = functools.cache(get_type_hints)
+
+
 def _unknown(key: str, where: str) -> ConfigError:
     keys = list(flatten(RunConfig()))
     return ConfigError(f"unknown key {key!r}", where=where, way_out=f"the nearest valid key is {nearest(key, keys)}")
@@ -149,7 +154,7 @@ def _type_of(key: str) -> str:
     """What a setting holds, in words."""
     kind: Any = RunConfig
     for part in key.split("."):
-        hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        hints = _hints(kind) if dataclasses.is_dataclass(kind) else {}
         kind = hints.get(part, float)  # below a dict there are only numbers
     if getattr(kind, "__origin__", None) is dict:
         return "names with numbers"
@@ -163,7 +168,7 @@ def _parse_word(key: str, text: str) -> Any:
     """A word's value as YAML; where the setting is text it stays as typed, so that a name may be `2026-01-01`."""
     try:
         value = yaml.load(text, Loader=_Strict)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"cannot read the value of {key}", where=COMMAND_LINE, found=text, expected="YAML") from None
     textual = key in flatten(RunConfig()) and _type_of(key).startswith("text")
     return text if textual and value is not None and not isinstance(value, str) else value
@@ -200,8 +205,9 @@ def _from_python(path: Path) -> Recipe:
     return dataclasses.replace(recipe, config=validate(recipe.config))
 
 
-class _Strict(yaml.SafeLoader):
-    """The safe loader, which also refuses a key that stands twice: the last would win without a word."""
+class _Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """The safe loader (libyaml's, the faster one, where PyYAML has it), which also refuses a key that stands twice: the last
+    would win without a word."""
 
 
 def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict:

@@ -89,7 +89,7 @@ def test_a_rank_that_asks_a_store_which_does_not_answer_ends_in_time(tmp_path, m
     """The launcher, which keeps the store, is stopped while a rank waits for another one that has not come."""
     monkeypatch.setattr(watch, "PATIENCE_S", 2.0)
     monkeypatch.setattr(watch, "SILENT_S", 1.0)
-    resumed_s = 2 * (TIMEOUT_S + 2 * (watch.PATIENCE_S + watch.SILENT_S))
+    resumed_s = 1.5 * (TIMEOUT_S + 2 * (watch.PATIENCE_S + watch.SILENT_S))
 
     def then(mesh):
         if mesh.rank == 1:

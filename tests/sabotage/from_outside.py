@@ -50,8 +50,8 @@ PATCHES = [
     ),
     Patch(
         "A setting that does not exist is refused and not passed over.", "nemo_sdg/config/loading.py",
-        "        if not dataclasses.is_dataclass(kind) or part not in get_type_hints(kind):\n            raise _unknown(key, where)\n",
-        "        if not dataclasses.is_dataclass(kind) or part not in get_type_hints(kind):\n            return\n",
+        "        if not dataclasses.is_dataclass(kind) or part not in _hints(kind):\n            raise _unknown(key, where)\n",
+        "        if not dataclasses.is_dataclass(kind) or part not in _hints(kind):\n            return\n",
         "tests/test_config.py::test_a_yaml_file_may_be_a_part_and_names_itself_when_wrong",
     ),
     Patch(
