@@ -1,9 +1,10 @@
 """A run that is told to stop ends between two units of work, on all ranks, with what is finished committed.
 
 One place is asked everywhere: `heed`, between two units. A unit is a row of a model, a row group of the writer, a
-training step, a stage. The loading of a model is none: it is broken off, and `heed_any` behind it ends all whom it was for. Who is told by a signal, or by the clock, tells the others through the store of the job. Ranks that
-share a model leave together, for one alone would be waited for in the next collective; replicas leave each at its own
-unit, and a replica that waits for another (`Mesh.meet`) leaves from there. At the end all ranks wait for each other.
+training step, a stage. The loading of a model is none: it is broken off, and `heed_any` behind it ends all whom it was
+for. Who is told by a signal, or by the clock, tells the others through the store of the job. Ranks that share a model
+leave together, for one alone would be waited for in the next collective; replicas leave each at its own unit, and a
+replica that waits for another (`Mesh.meet`) leaves from there. At the end all ranks wait for each other.
 """
 
 from __future__ import annotations

@@ -132,8 +132,9 @@ def base(tmp_path_factory):
     return make_folder(root / "base", small_shape(), make_tokenizer(root / "t.model"))
 
 
-def loading(mesh, folder, everyone):
-    """The last rank is told while it reads, when the others have read all: (bytes it has read, what became of it)."""
+def loading(mesh, folder, everyone, agreed=False):
+    """The last rank is told while it reads, when the others have read all, or when they have `agreed` on it as well: (bytes
+    it has read, what became of it)."""
     from nemo_sdg.checkpoints import reading
     from nemo_sdg.checkpoints.load import fill
     from nemo_sdg.engine.load import build_chunks
@@ -143,7 +144,7 @@ def loading(mesh, folder, everyone):
 
     def one(*args):
         read(*args)
-        while others and job_store().add("have read all", 0) < others:
+        while others and job_store().add("ready", 0) < others:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -153,9 +154,11 @@ def loading(mesh, folder, everyone):
     with stopping.listening():
         try:
             fill(chunks, opened, mesh, threads=1, reading=found, give_up=stopping.known)
-            if mesh.rank < others:
-                job_store().add("have read all", 1)
+            if mesh.rank < others and not agreed:
+                job_store().add("ready", 1)
             stopping.heed_any(mesh, everyone=everyone)
+            if mesh.rank < others and agreed:
+                job_store().add("ready", 1)
         except Stopped as stop:
             return found.num_bytes, str(stop)
     return found.num_bytes, "filled"
@@ -171,7 +174,7 @@ def test_who_is_told_while_it_loads_reads_no_further_and_all_end(base, shape, ev
 
 
 def test_a_replica_that_loads_by_itself_is_not_ended_by_another(base):
-    first, last = run_ranks(loading, base, False, dp=2)
+    first, last = run_ranks(loading, base, False, True, dp=2, timeout_s=10)
     assert first[1] == "filled" and "SIGTERM" in last[1]
 
 
