@@ -1,9 +1,11 @@
-"""Processes for tests: how long one computes, and a fork of this one whose terminal is two files."""
+"""Processes for tests: how long one computes, a port for one, and a fork of this one whose terminal is two files."""
 
 from __future__ import annotations
 
 import os
+import random
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,20 @@ def cpu_seconds(code: str) -> tuple[float, str]:
     assert done.returncode == 0, done.stderr
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stdout
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens at, for a program that has to be told one.
+
+    From below the range that the kernel draws from: a port of that range, found and let go, may belong to the next
+    connection of any other test before the program has opened it.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.SystemRandom().sample(range(lowest // 2, lowest), k=100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("somebody listens at each of a hundred ports")
 
 
 def forked(fn: Callable[[], int]) -> Done:

@@ -6,14 +6,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import stops
-from processes import ROOT
+from processes import ROOT, free_port
 from small_run import make_inputs, row_files, small_config, write_recipe
 
 SLURM = ROOT / "examples/slurm"
@@ -68,10 +67,7 @@ def test_a_job_is_told_to_stop_and_queued_again_and_finishes_the_run(tmp_path):
     def start(count: int) -> subprocess.Popen:
         (state / "nodes").unlink(missing_ok=True)
         (state / "requeued").unlink(missing_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "two", "SLURM_JOB_NUM_NODES": "2", "PORT": str(port)}
+        job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "two", "SLURM_JOB_NUM_NODES": "2", "PORT": str(free_port())}
         job |= {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_RESTART_COUNT": str(count), "RANKS_PER_NODE": "1"}
         job |= {"STATE": str(state), "PATH": f"{state}/bin:{os.environ['PATH']}", "PYTHON": sys.executable}
         job |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}

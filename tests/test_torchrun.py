@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import free_port
 from ranks import run_ranks
 from small_run import make_inputs, row_files, small_config, write_recipe
 
@@ -69,11 +69,8 @@ def finish(jobs: list[subprocess.Popen], out: Path) -> list[str]:
 
 def test_two_agents_complete_a_round_as_two_nodes_would(one_rank, tmp_path):
     recipe, expected = one_rank
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "small"]
-    options += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1"]
+    options += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
     jobs = [torchrun(*options, recipe=recipe, out=tmp_path / "run") for _ in range(2)]
     texts = finish(jobs, tmp_path / "run")
     assert rows(tmp_path / "run") == expected and len(expected) > 12
