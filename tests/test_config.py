@@ -12,6 +12,7 @@ import pytest
 
 from nemo_sdg import config, resources
 from nemo_sdg.config import RunConfig, load
+from nemo_sdg.config.loading import override
 from nemo_sdg.errors import ConfigError
 
 PACKAGE = Path(config.__file__).parent.parent
@@ -185,6 +186,38 @@ def test_a_python_recipe_is_the_function_of_the_files_name(tmp_path: Path):
     ]:
         recipe.write_text(text)
         assert said in refusal(recipe=str(recipe)), text
+
+
+@pytest.mark.parametrize(
+    "line, parts",
+    [
+        ("c.sft.learing_rate = 1.0", ("unknown key 'sft.learing_rate'", "nearest valid key is sft.learning_rate")),
+        ("c.colour = 1", ("unknown key 'colour'",)),
+        ("c.sft.steps = 'many'", ("sft.steps", "'many'", "a whole number")),
+        ("c.sft = {'steps': 3}", ("sft is a group of settings", "found {'steps': 3}", "a Training")),
+        ("c.reward = c.sft", ("reward is a group of settings", "a RewardTraining")),
+        ("c.select.minimum = {'helpfulness': 'much'}", ("select.minimum", "'much'", "names with numbers")),
+        ("c.run.name = '${x}'", ("run.name holds an interpolation",)),
+    ],
+)
+def test_what_a_python_recipe_sets_is_held_to_the_same_rules(tmp_path: Path, line: str, parts: tuple[str, ...]):
+    """Python itself takes any attribute: one that is misspelt would be a setting that nobody reads."""
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(f"from nemo_sdg.config import load\ndef mine():\n    c = load('tiny')\n    {line}\n    return c\n")
+    message = refusal(recipe=str(recipe))
+    assert all(part in message for part in (str(recipe), *parts)) and "\n" not in message, message
+
+
+def test_what_a_python_recipe_sets_has_the_type_of_its_setting(tmp_path: Path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from nemo_sdg.config import load\ndef mine():\n    c = load('tiny')\n    c.sft.learning_rate = 1\n"
+        "    c.select.minimum = {'helpfulness': 2}\n    return c\n"
+    )
+    config = load(str(recipe))
+    values = config.sft.learning_rate, config.select.minimum["helpfulness"]
+    assert values == (1.0, 2.0) and {type(value) for value in values} == {float}
+    assert override(config, []) == config and override(config, []) is not config
 
 
 def test_the_fingerprint_follows_what_decides_rows_and_not_where_they_are_made():

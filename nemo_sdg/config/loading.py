@@ -6,6 +6,7 @@ recipe is code.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -51,7 +52,8 @@ def load_recipe(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
             expected="one of " + ", ".join(known) + ", or a .py or .yaml file",
             way_out=f"the nearest is {nearest(recipe, known)}",
         )
-    return dataclasses.replace(found, config=override(found.config, overrides))
+    words = list(overrides)
+    return dataclasses.replace(found, config=override(found.config, words)) if words else found
 
 
 def override(config: RunConfig, words: Iterable[str]) -> RunConfig:
@@ -62,7 +64,7 @@ def override(config: RunConfig, words: Iterable[str]) -> RunConfig:
         if not sign:
             raise ConfigError("not a setting", where=COMMAND_LINE, found=word, expected="key=value")
         changes.append((key.strip(), _parse_word(key.strip(), text)))
-    return validate(_apply(config, changes, COMMAND_LINE))
+    return validate(_apply([*_changed(config, _defaults()[0], COMMAND_LINE), *changes], COMMAND_LINE))
 
 
 def from_yaml(path: str | Path) -> RunConfig:
@@ -70,7 +72,7 @@ def from_yaml(path: str | Path) -> RunConfig:
     tree = read_mapping(path, "settings")
     if "fingerprint" in tree and "config" in tree:  # the form that store.Run writes
         tree = _mapping_of(tree["config"], path, "settings")
-    return validate(_apply(RunConfig(), [(str(key), value) for key, value in tree.items()], str(path)))
+    return validate(_apply([(str(key), value) for key, value in tree.items()], str(path)))
 
 
 def _without_rules(path: str) -> RunConfig:
@@ -101,12 +103,12 @@ def _mapping_of(tree: Any, path: str | Path, what: str) -> dict[Any, Any]:
     return tree
 
 
-def _apply(config: RunConfig, changes: list[tuple[str, Any]], where: str) -> RunConfig:
-    """A copy of the config with (dotted key, value) pairs set; OmegaConf holds each value to its field's type."""
+def _apply(changes: list[tuple[str, Any]], where: str | Path) -> RunConfig:
+    """The defaults with (dotted key, value) pairs set; OmegaConf holds each value to its field's type."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    tree = OmegaConf.structured(config)
+    tree = copy.deepcopy(_defaults()[1])
     for key, value in changes:
         for leaf, leaf_value in _known(key, value, where):
             try:
@@ -117,7 +119,35 @@ def _apply(config: RunConfig, changes: list[tuple[str, Any]], where: str) -> Run
     return OmegaConf.to_object(tree)
 
 
-def _known(key: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
+@functools.cache
+def _defaults() -> tuple[RunConfig, Any]:
+    """The defaults, and OmegaConf's tree of them: to build one takes six times as long as to copy it."""
+    from omegaconf import OmegaConf
+
+    defaults = RunConfig()
+    return defaults, OmegaConf.structured(defaults)
+
+
+def _changed(group: Any, default: Any, where: str | Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of what differs from the defaults in a config, or in a group of one, that Python has made.
+
+    Raises ConfigError for an attribute that is no setting, which nobody would read, and for another object in a group's place.
+    """
+    if type(group) is not type(default):
+        what = f"{prefix[:-1] or 'the config'} is a group of settings"
+        raise ConfigError(what, where=where, found=repr(group)[:120], expected=f"a {type(default).__name__}")
+    for name, value in vars(group).items():
+        key = f"{prefix}{name}"
+        if name not in _hints(type(default)):
+            raise _unknown(key, where)
+        usual = getattr(default, name)
+        if dataclasses.is_dataclass(usual):
+            yield from _changed(value, usual, where, f"{key}.")
+        elif value != usual:
+            yield key, value
+
+
+def _known(key: str, value: Any, where: str | Path) -> Iterator[tuple[str, Any]]:
     """The key itself, or the keys below it when it names a whole group. Raises ConfigError for an unknown one."""
     kind: Any = RunConfig
     parts = key.split(".")
@@ -145,7 +175,7 @@ def _known(key: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
 _hints = functools.cache(get_type_hints)
 
 
-def _unknown(key: str, where: str) -> ConfigError:
+def _unknown(key: str, where: str | Path) -> ConfigError:
     keys = list(flatten(RunConfig()))
     return ConfigError(f"unknown key {key!r}", where=where, way_out=f"the nearest valid key is {nearest(key, keys)}")
 
@@ -202,7 +232,8 @@ def _from_python(path: Path) -> Recipe:
         expected = "a RunConfig, or a Recipe with one"
         raise ConfigError("the recipe returns no settings", where=path, found=type(made).__name__, expected=expected)
     rule_digests(recipe.rules)
-    return dataclasses.replace(recipe, config=validate(recipe.config))
+    config = _apply(list(_changed(recipe.config, _defaults()[0], path)), path)
+    return dataclasses.replace(recipe, config=validate(config))
 
 
 class _Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
