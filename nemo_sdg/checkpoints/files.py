@@ -49,11 +49,12 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self.where = root
-        self._root = Path(os.path.realpath(root))
-        self._allowed = [self._root]
-        for folder in (self._root, *self._root.parents):  # it may be a folder inside a repository
+        real = Path(os.path.realpath(root))
+        self._allowed = [f"{real}{os.sep}"]
+        self._folders: dict[str, str] = {}
+        for folder in (real, *real.parents):  # it may be a folder inside a repository
             if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
-                self._allowed.append(folder.parents[1] / "blobs")
+                self._allowed.append(f"{folder.parents[1] / 'blobs'}{os.sep}")
 
     def path(self, name: str) -> Path:
         """Where a member is or would be; nothing is looked up."""
@@ -132,12 +133,21 @@ class Files:
         self._check_inside(path)
 
     def _check_inside(self, path: Path) -> None:
-        real = Path(os.path.realpath(path))
-        if not any(real.is_relative_to(allowed) for allowed in self._allowed):
+        real = self._real(path)
+        if not f"{real}{os.sep}".startswith(tuple(self._allowed)):
             raise CheckpointError(
                 "a link leads out of the checkpoint", where=path, found=real, expected=f"a path below {self.where}",
                 way_out="copy what it leads to into the folder",
             )  # fmt: skip
+
+
+    def _real(self, path: Path) -> str:
+        """Where a path leads; of a folder it is asked once, for one holds the thousands of pieces of a tensor."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        real = os.path.join(self._folders[folder], name)
+        return os.path.realpath(path) if name == os.pardir or os.path.islink(real) else real
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -35,7 +35,7 @@ PATCHES = [
     ),
     Patch(
         "A link cannot lead out of a checkpoint.", "nemo_sdg/checkpoints/files.py",
-        "if not any(real.is_relative_to(allowed) for allowed in self._allowed):", "if not real.exists():",
+        " or os.path.islink(real)", "",
         "tests/checkpoints/test_reading.py::test_files_that_are_missing_short_or_elsewhere",
     ),
     Patch(
