@@ -3,6 +3,7 @@
 A child that uses such a pool waits for threads which the fork did not copy. Read when torch is first imported.
 """
 
+import gc
 import os
 import sys
 
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A collection goes through all that NeMo's import has made, in each of thousands of forks.
+gc.set_threshold(50_000, 20, 20)
 
 # How long one example takes says nothing on a machine that runs other things too.
 settings.register_profile("no deadline", deadline=None)

@@ -40,7 +40,7 @@ def run_ranks(
     Raises:
         AssertionError: a rank raised; the text is its traceback.
     """
-    import megatron.core  # noqa: F401  (imported once, before the forks)
+    import megatron.core.models.gpt.gpt_layer_specs  # noqa: F401  (imported once, before the forks)
 
     device.install()
     gc.freeze()  # as `session` does: a collection in a rank would go through all that the imports have made, and copy it
