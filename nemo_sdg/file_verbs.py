@@ -18,7 +18,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import RowError
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.topology import data_parallel_size
-from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows, row_files
+from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows, row_files, why_none
 from nemo_sdg.session import start_once, world_size
 from nemo_sdg.store import beside, check_result, commit_file
 
@@ -32,7 +32,7 @@ Maker = Callable[["Mesh", Console, list], Made]
 _FAULTY = "faulty"
 
 
-def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
+def generate(config: RunConfig, model: str, prompts: str, out: Path) -> int:
     """Writes `generate.samples` responses for each prompt of a file; returns the exit status."""
 
     def make(mesh: Mesh, console: Console, rows: list[Prompt]) -> Made:
@@ -53,7 +53,7 @@ def generate(config: RunConfig, model: str, prompts: Path, out: Path) -> int:
     return _convert(config, model, prompts, Prompt, out, make, reward=False, what="responses")
 
 
-def score(config: RunConfig, model: str, rows: Path, out: Path) -> int:
+def score(config: RunConfig, model: str, rows: str, out: Path) -> int:
     """Writes each conversation of a file with its five attributes; returns the exit status."""
 
     def make(mesh: Mesh, console: Console, responses: list[Response]) -> Made:
@@ -70,7 +70,7 @@ def score(config: RunConfig, model: str, rows: Path, out: Path) -> int:
 
 
 def _gather(
-    config: RunConfig, source: Path, kind: type, made: Iterable[Any], mesh: Mesh, advance: Any, provenance: dict
+    config: RunConfig, source: str, kind: type, made: Iterable[Any], mesh: Mesh, advance: Any, provenance: dict
 ) -> Made:
     """The rows of a backend as they are written, and why others are none.
 
@@ -96,7 +96,7 @@ def _gather(
 
 
 def _convert(
-    config: RunConfig, model: str, source: Path, kind: type, out: Path, make: Maker, *, reward: bool, what: str
+    config: RunConfig, model: str, source: str, kind: type, out: Path, make: Maker, *, reward: bool, what: str
 ) -> int:
     validate(config)
     folder = ModelFolder.open(model)
@@ -106,8 +106,7 @@ def _convert(
     data_parallel_size(config.topology, world_size(config.topology))
     rows, faults = read_rows(source, kind)
     if faults and config.run.strict:
-        where, way_out = f"{source}:{faults[0].line}", "correct it, or leave out --strict"
-        raise RowError(faults[0].reason, where=where, way_out=way_out)
+        raise RowError(faults[0].reason, where=faults[0].place, way_out="correct it, or leave out --strict")
     if not rows:
         raise _no_row(source, faults)
     check_result(out, row_files(source), [_FAULTY])
@@ -133,7 +132,7 @@ def _share(mesh: Mesh, written: list[dict], faulty: dict[str, str]) -> list[Made
 
 
 def _write(
-    source: Path,
+    source: str,
     kind: type,
     out: Path,
     shares: Sequence[Any],
@@ -162,12 +161,11 @@ def _write(
         console.say(f"{len(faults)} faulty rows were set aside with their reasons in {aside}")
 
 
-def _no_row(source: Path, faults: list[Fault]) -> RowError:
-    found = f"in line {faults[0].line}: {faults[0].reason}" if faults else "an empty file"
-    return RowError("no row can be used", where=source, found=found, way_out="correct the file")
+def _no_row(source: str, faults: list[Fault]) -> RowError:
+    return RowError("no row can be used", where=source, found=why_none(faults), way_out="correct the file")
 
 
-def _faults(source: Path, kind: type, reasons: dict[str, str]) -> list[Fault]:
+def _faults(source: str, kind: type, reasons: dict[str, str]) -> list[Fault]:
     """The faults of rows that only the model could judge, with the lines on which they stand."""
     if not reasons:
         return []

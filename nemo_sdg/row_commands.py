@@ -17,7 +17,7 @@ _STRICT = typer.Option(False, "--strict", help="A row that cannot be used is an 
 
 def generate(
     model: str = _MODEL,
-    prompts: Path = typer.Option(..., "--prompts", metavar="FILE", help='Rows with "messages" or "prompt".'),
+    prompts: str = typer.Option(..., "--prompts", metavar="ROWS", help='Rows with "messages" or "prompt".'),
     out: Path = _RESULT,
     tp: int = _TP,
     pp: int = _PP,
@@ -52,7 +52,7 @@ def generate(
 
 def score(
     model: str = _MODEL,
-    rows: Path = typer.Option(..., "--input", metavar="FILE", help="Rows with a prompt and its response."),
+    rows: str = typer.Option(..., "--input", metavar="ROWS", help="Rows with a prompt and its response."),
     out: Path = _RESULT,
     tp: int = _TP,
     pp: int = _PP,
@@ -70,11 +70,11 @@ def score(
 
 def select(
     overrides: List[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings of select and reward.outputs, by full key."),
-    rows: Path = typer.Option(..., "--input", metavar="FILE", help="Scored rows, .jsonl or .jsonl.gz."),
+    rows: str = typer.Option(..., "--input", metavar="ROWS", help="Scored rows: a file, a folder, a glob or hf://."),
     out: Path = _RESULT,
     strict: bool = _STRICT,
 ) -> int:
-    """Selection only: scored rows from a file, the kept ones to a file, the others beside it with their reasons."""
+    """Selection only: the kept ones of scored rows to a file, the others beside it with their reasons."""
     from nemo_sdg import select_verb
 
     return select_verb.select(rows, out, overrides or [], strict=strict)

@@ -1,6 +1,6 @@
-"""`select` on a user's file: scored rows in, kept rows out, dropped and faulty ones beside them with their reasons.
+"""`select` on a user's files: scored rows in, kept rows out, dropped and faulty ones beside them with their reasons.
 
-It needs no model, no ranks and no torch, and reads the file twice, so that no row has to stay in memory.
+It needs no model, no ranks and no torch, and reads the rows twice, so that no row has to stay in memory.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from nemo_sdg.config import RunConfig, Select, override
 from nemo_sdg.console import Console
 from nemo_sdg.errors import ConfigError, RowError
 from nemo_sdg.quality import Selector
-from nemo_sdg.quality.text import hash64
-from nemo_sdg.records import Fault, Scored, read_objects
+from nemo_sdg.records import Fault, Scored, each_row, row_files, why_none
 from nemo_sdg.session import rank
 from nemo_sdg.store import RowFile, beside, check_result, conserved
 
@@ -22,10 +21,11 @@ _DROPPED, _FAULTY = "dropped", "faulty"
 _GROUPS = ("select", "reward.outputs")
 
 
-def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
-    """Applies the settings `select.*` to a file and returns the exit status.
+def select(source: str, out: Path, words: list[str], *, strict: bool) -> int:
+    """Applies the settings `select.*` to scored rows and returns the exit status.
 
     Args:
+        source: a file, a folder of them, a glob or an address on the hub.
         words: `select.key=value` over the defaults, and `reward.outputs.NAME=N` for a label of the user's own.
         strict: a row that cannot be used is an error, not set aside.
     Raises:
@@ -34,7 +34,7 @@ def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
     """
     settings = _settings(words)
     against = [*settings.decontaminate, *([settings.likeness] if settings.likeness else [])]
-    check_result(out, [source, *against], (_DROPPED, _FAULTY))
+    check_result(out, [*row_files(source), *against], (_DROPPED, _FAULTY))
     if rank() != 0:  # under torchrun one rank is enough
         return 0
     console = Console()
@@ -47,8 +47,7 @@ def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
             if faults and strict:
                 break
     if faults and strict:
-        where, way_out = f"{source}:{faults[0].line}", "correct it, or leave out --strict"
-        raise RowError(faults[0].reason, where=where, way_out=way_out)
+        raise RowError(faults[0].reason, where=faults[0].place, way_out="correct it, or leave out --strict")
     selector.settle()
     dropped, faulty = beside(out, _DROPPED), beside(out, _FAULTY)
     with RowFile(out) as good, RowFile(dropped) as bad, console.progress("writing the rows", len(selector)) as progress:
@@ -57,8 +56,7 @@ def select(source: Path, out: Path, words: list[str], *, strict: bool) -> int:
             progress.advance()
         totals = selector.totals()
         if not totals["rows_in"]:
-            found = f"in line {faults[0].line}: {faults[0].reason}" if faults else "an empty file"
-            raise RowError("no row can be used", where=source, found=found, way_out="correct the file")
+            raise RowError("no row can be used", where=source, found=why_none(faults), way_out="correct the file")
         with RowFile(faulty) as aside:
             for fault in faults:
                 aside.write(fault.to_row())
@@ -85,20 +83,11 @@ def _settings(words: list[str]) -> Select:
     return override(RunConfig(), words).select
 
 
-def _rows(source: Path, faults: list[Fault]) -> Iterator[Scored]:
-    """The rows that can be used; why others cannot is added to `faults`. Of two with one id the second cannot."""
-    first_line: dict[int, int] = {}
-    for line, parsed in read_objects(source):
-        where = f"{source}:{line}"
-        try:
-            if isinstance(parsed, Fault):
-                raise RowError(parsed.reason)
-            row = Scored.from_row(parsed, where)
-            name = hash64(row.id)
-            if first_line.setdefault(name, line) != line:
-                raise RowError(f"the id {row.id!r} stands in line {first_line[name]} already", where=where)
-        except RowError as error:
-            faults.append(Fault(str(source), line, str(error).removeprefix(f"{where}: ")))
+def _rows(source: str, faults: list[Fault]) -> Iterator[Scored]:
+    """The rows that can be used; why others cannot is added to `faults`."""
+    for _, row in each_row(source, Scored):
+        if isinstance(row, Fault):
+            faults.append(row)
         else:
             yield row
 

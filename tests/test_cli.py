@@ -181,8 +181,8 @@ def test_tp_of_a_file_verb(world, tmp_path, capsys):
     "text, expected",
     [
         ("", "an empty file"),
-        ('{"prompt": " "}\n', "in line 1: prompt has no text"),
-        ('\n{"prompt": \n', "in line 2: broken JSON"),
+        ('{"prompt": " "}\n', "rows.jsonl:1: prompt has no text"),
+        ('\n{"prompt": \n', "rows.jsonl:2: broken JSON"),
     ],
 )
 def test_a_file_without_a_usable_row(text, expected, world, tmp_path, capsys):

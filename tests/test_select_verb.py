@@ -75,6 +75,34 @@ def test_a_compressed_file_gives_the_same_and_old_neighbours_go(source, tmp_path
     assert not list(tmp_path.glob("one.jsonl.*")) and len((tmp_path / "one.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_folder_and_a_glob_are_one_file_after_the_other(source, tmp_path, capsys):
+    """Rows as a stage of a run leaves them; of two with one id the second is faulty, in whichever file it stands."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path / "scored"
+    (folder / "part").mkdir(parents=True)
+    good = [json.loads(LINES[0]), json.loads(line("e", "fifth"))]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(good[1:]), folder / "part/2.parquet")
+    (folder / "1.jsonl").write_text("".join(LINES))
+    (folder / "3.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in good).encode()))
+    (folder / "SUCCESS.json").write_text("{}")
+    faults = {}
+    for name, where in (("folder", folder), ("glob", folder / "**/[123].*")):
+        out = tmp_path / f"{name}.jsonl"
+        assert select(where, out, "select.pii=drop") == 0
+        assert [json.loads(text)["id"] for text in out.read_text().splitlines()] == ["a", "d", "e"]
+        faulty = [json.loads(text) for text in (tmp_path / f"{name}.jsonl.faulty.jsonl").read_text().splitlines()]
+        faults[name] = [(Path(row["file"]).name, row["line"]) for row in faulty]
+        assert [row["reason"] for row in faulty if "stands" in row["reason"]] == [
+            f"the id {id!r} stands in {folder}/{place} already" for id, place in (("a", "1.jsonl:1"), ("a", "1.jsonl:1"), ("e", "3.jsonl.gz:2"))
+        ]  # fmt: skip
+    found = [("1.jsonl", 3), ("1.jsonl", 5), ("1.jsonl", 6), ("3.jsonl.gz", 1), ("2.parquet", 1)]
+    assert faults == dict.fromkeys(faults, found)
+    assert select(folder, folder / "1.jsonl") == 2 and "the input itself" in capsys.readouterr().err
+    assert select(folder, tmp_path / "k.jsonl", "--strict") == 2 and f"{folder}/1.jsonl:3" in capsys.readouterr().err
+
+
 def test_nothing_kept_is_an_answer(source, tmp_path, capsys):
     assert select(source, tmp_path / "kept.jsonl", "select.minimum.helpfulness=9") == 0
     assert (tmp_path / "kept.jsonl").read_text() == "" and "0 kept rows" in capsys.readouterr().out
@@ -108,6 +136,7 @@ def test_a_label_of_ones_own_has_limits_where_it_is_named(tmp_path, capsys):
         (["--out", "/nowhere/kept.jsonl"], "no such folder"),
         (["--out", "kept.jsonl.gz"], "a compressed file"),
         (["--input", "absent.jsonl"], "absent.jsonl"),
+        (["--input", "absent/*.jsonl"], "there is no file of rows"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, said, source, tmp_path, capsys, monkeypatch):

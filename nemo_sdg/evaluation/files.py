@@ -9,7 +9,7 @@ from nemo_sdg.config import RunConfig
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.evaluation.instructions import verifiable
 from nemo_sdg.evaluation.rewardbench import Comparison, check_subset
-from nemo_sdg.records import Fault, Labelled, Prompt, each_row, labelled
+from nemo_sdg.records import Fault, Labelled, Prompt, each_row, labelled, why_none
 from nemo_sdg.records.fields import Message
 from nemo_sdg.synthesis.requirements import Requirement
 
@@ -66,18 +66,17 @@ def read(config: RunConfig) -> HeldOut:
             (faults if isinstance(row, Fault) else rows).append(row)
         if faults and config.run.strict:
             way_out = "correct it, or do without strict"
-            raise RowError(faults[0].reason, where=f"{path}:{faults[0].line}", way_out=way_out)
+            raise RowError(faults[0].reason, where=faults[0].place, way_out=way_out)
         if not rows:
-            why = f"in line {faults[0].line}: {faults[0].reason}" if faults else "an empty file"
             raise UserError(
-                "no held-out row can be used", where=path, found=why, expected=_EXPECTED[name],
+                "no held-out row can be used", where=path, found=why_none(faults), expected=_EXPECTED[name],
                 way_out=f"correct the file, or leave evaluate.{name} out",
             )  # fmt: skip
         setattr(found, name, rows)
         found.faulty[name] = len(faults)
         if faults:
             told = f"{len(faults):,} of {len(rows) + len(faults):,} rows of {path} cannot be used"
-            found.notes.append(f"{told}; the first is line {faults[0].line}: {faults[0].reason}")
+            found.notes.append(f"{told}; the first is {faults[0].place}: {faults[0].reason}")
     for row in found.rewardbench:
         check_subset(row.subset, row.where)
     return found

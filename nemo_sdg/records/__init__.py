@@ -4,7 +4,7 @@ from nemo_sdg.records.dialogues import Dialogue
 from nemo_sdg.records.fields import CONTROL_PIECE, FINISH_REASONS, Message, hash_of, parse_turns, shortest_float32
 from nemo_sdg.records.labels import labelled
 from nemo_sdg.records.pairs import Pair
-from nemo_sdg.records.reading import Fault, each_row, read_objects, read_rows
+from nemo_sdg.records.reading import Fault, each_row, read_objects, read_rows, why_none
 from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
 from nemo_sdg.records.sources import row_files
 
@@ -28,4 +28,5 @@ __all__ = [
     "read_rows",
     "row_files",
     "shortest_float32",
+    "why_none",
 ]

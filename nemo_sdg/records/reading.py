@@ -35,6 +35,10 @@ class Fault:
     line: int
     reason: str
 
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}"
+
     def to_row(self) -> dict:
         return {"file": self.file, "line": self.line, "reason": self.reason}
 
@@ -50,6 +54,11 @@ def read_rows(path: str | Path, kind: type[Kind]) -> tuple[list[Kind], list[Faul
     return rows, faults
 
 
+def why_none(faults: list[Fault]) -> str:
+    """What an error says was found where no row of a path can be used."""
+    return f"{faults[0].place}: {faults[0].reason}" if faults else "an empty file"
+
+
 def each_row(path: str | Path, kind: type[Kind]) -> Iterator[tuple[int, Kind | Fault]]:
     """(number from 1, row or Fault) for each row of a file, a folder, a glob or an address on the hub.
 
@@ -57,9 +66,9 @@ def each_row(path: str | Path, kind: type[Kind]) -> Iterator[tuple[int, Kind | F
     """
     files = row_files(path)
     names = [str(path)] if len(files) == 1 else list(map(str, files))
-    first_place: dict[str, str] = {}
+    first_place: dict[int, int] = {}  # of an id's hash, as one number: a file may have more rows than memory holds texts
     number = 0
-    for name, file in zip(names, files):
+    for which, (name, file) in enumerate(zip(names, files)):
         for line, parsed in read_objects(file, name):
             number += 1
             where = f"{name}:{line}"
@@ -67,13 +76,14 @@ def each_row(path: str | Path, kind: type[Kind]) -> Iterator[tuple[int, Kind | F
                 if isinstance(parsed, Fault):
                     raise RowError(parsed.reason)
                 row = kind.from_row(parsed, where)
-                if kind.unique and row.id in first_place:
-                    raise RowError(f"the id {row.id!r} stands in {first_place[row.id]} already", where=where)
+                place = line * len(files) + which
+                if kind.unique and (first := first_place.setdefault(hash(row.id), place)) != place:
+                    line_there, which_there = divmod(first, len(files))
+                    there = f"line {line_there}" if len(files) == 1 else f"{names[which_there]}:{line_there}"
+                    raise RowError(f"the id {row.id!r} stands in {there} already", where=where)
             except RowError as error:
                 yield number, Fault(name, line, str(error).removeprefix(f"{where}: ")[:_TOLD])
             else:
-                if kind.unique:
-                    first_place[row.id] = f"line {line}" if len(files) == 1 else where
                 yield number, row
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.parallel import stopping
-from nemo_sdg.records import Fault, Prompt, read_rows
+from nemo_sdg.records import Fault, Prompt, read_rows, why_none
 from nemo_sdg.stages.asking import VERSION, Asker, Making
 from nemo_sdg.stages.context import Context
 from nemo_sdg.store import StageStore, commit_rows, rows_digest
@@ -55,8 +55,8 @@ def _read(context: Context) -> tuple[list[Prompt], list[Fault]]:
     file = context.config.data.prompts
     prompts, faults = read_rows(file, Prompt)
     if not prompts:
-        found = f"{faults[0].reason} in line {faults[0].line}" if faults else "an empty file"
-        raise UserError("no prompt can be used", where=file, found=found, expected="rows with 'prompt' or 'messages'")
+        expected = "rows with 'prompt' or 'messages'"
+        raise UserError("no prompt can be used", where=file, found=why_none(faults), expected=expected)
     return prompts, faults
 
 
@@ -168,8 +168,7 @@ def _checked(prompt: Prompt, checks: Sequence[Requirement]) -> Prompt:
 
 def _strict(context: Context, faults: Sequence[Fault]) -> None:
     if faults and context.config.run.strict:
-        where, way_out = f"{faults[0].file}:{faults[0].line}", "correct it, or set run.strict=false"
-        raise RowError(faults[0].reason, where=where, way_out=way_out)
+        raise RowError(faults[0].reason, where=faults[0].place, way_out="correct it, or set run.strict=false")
 
 
 def _commit(

@@ -9,7 +9,7 @@ from typing import Any
 
 from nemo_sdg.config import Synthesis, fingerprint
 from nemo_sdg.errors import ConfigError
-from nemo_sdg.records import Fault, Prompt, read_rows
+from nemo_sdg.records import Fault, Prompt, read_rows, why_none
 from nemo_sdg.synthesis.brief import Brief
 from nemo_sdg.synthesis.documents import Document, in_pieces, read_documents
 from nemo_sdg.synthesis.instructions import load_wordings
@@ -88,9 +88,8 @@ def _seeds(brief: Brief) -> tuple[tuple[str, ...], list[Fault]]:
         return (), []
     rows, faults = read_rows(brief.seeds, Prompt)
     if not rows:
-        found = f"{faults[0].reason} in line {faults[0].line}" if faults else "an empty file"
         expected = "rows with 'prompt' or 'messages'"
-        raise ConfigError("no seed can be used", where=brief.seeds, found=found, expected=expected)
+        raise ConfigError("no seed can be used", where=brief.seeds, found=why_none(faults), expected=expected)
     return tuple(dict.fromkeys(row.messages[-1]["content"] for row in rows)), faults
 
 

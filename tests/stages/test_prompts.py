@@ -54,7 +54,7 @@ def test_the_totals_account_for_every_line(tmp_path: Path):
 
 def test_a_file_without_a_usable_prompt_is_refused_and_nothing_is_written(tmp_path: Path):
     (tmp_path / "prompts.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(UserError, match="no prompt can be used.*no single prompt.*in line 1"):
+    with pytest.raises(UserError, match="no prompt can be used.*prompts.jsonl:1: .*no single prompt"):
         prompts.run(context(tmp_path))
     with pytest.raises(UserError, match="cannot read the rows"):
         prompts.run(context(tmp_path, f"data.prompts={tmp_path}/absent.jsonl"))

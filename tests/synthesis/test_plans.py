@@ -79,7 +79,7 @@ def test_the_identity_follows_everything_that_decides_the_prompts(tmp_path):
         ("", {"topics": 0}, "open_qa asks about topics, found none; add topics to the brief"),
         ("documents: nowhere\n", {}, "no documents, found nothing there"),
         ("seeds: nowhere.jsonl\n", {}, "cannot read the rows"),
-        ("seeds: brief.yaml\n", {}, "no seed can be used, found broken JSON.* in line 1"),
+        ("seeds: brief.yaml\n", {}, "no seed can be used, found .*brief.yaml:1: broken JSON"),
         ("language_: x\n", {}, "unknown key 'language_'.*language"),
         ("must_not: [no links]\n", {}, "says no twice"),
         ("", {"templates": "nowhere"}, "cannot read the languages"),
