@@ -19,8 +19,11 @@ gc.set_threshold(50_000, 20, 20)
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-LONGEST = ("test_torchrun.py", "test_loop.py", "test_target.py", "test_wheel.py", "test_hub.py", "test_round_trips.py")
-"""Files that take a minute or more; they come first, so that no process ends with one while the others rest."""
+LONGEST = (
+    "test_fit.py", "test_hub.py", "test_loop.py", "test_promises.py", "test_restart.py", "test_slurm.py", "test_target.py",
+    "test_torchrun.py", "test_validation.py",
+)  # fmt: skip
+"""Files that take half a minute or more; they come first, so that no process ends with one while the others rest."""
 
 
 def pytest_collection_modifyitems(items):
