@@ -18,7 +18,7 @@ from nemo_sdg.console import Console
 from nemo_sdg.errors import RowError
 from nemo_sdg.parallel.agree import on_writer
 from nemo_sdg.parallel.topology import data_parallel_size
-from nemo_sdg.records import Fault, Prompt, Response, read_objects, read_rows, row_files, why_none
+from nemo_sdg.records import Fault, Prompt, Response, named_files, read_objects, read_rows, row_files, why_none
 from nemo_sdg.session import start_once, world_size
 from nemo_sdg.store import beside, check_result, commit_file
 
@@ -90,7 +90,7 @@ def _gather(
         if config.run.strict:
             name, error = row.id.rpartition("#")[0] if kind is Prompt else row.id, row.error
             (fault,) = _faults(source, kind, {name: ""})
-            where = f"{source}:{fault.line}, row {row.id}"
+            where = f"{fault.place}, row {row.id}"
             raise RowError(error.what, where=where, found=error.found, expected=error.expected, way_out=error.way_out)
     return rows, faulty
 
@@ -109,7 +109,7 @@ def _convert(
         raise RowError(faults[0].reason, where=faults[0].place, way_out="correct it, or leave out --strict")
     if not rows:
         raise _no_row(source, faults)
-    check_result(out, row_files(source), [_FAULTY])
+    check_result(out, [source, *row_files(source)], [_FAULTY])
 
     def work(mesh: Mesh, console: Console) -> int:
         made = make(mesh, console, rows[mesh.dp_rank :: mesh.dp])
@@ -146,7 +146,7 @@ def _write(
     written = [row for share, _ in shares for row in share]
     written.sort(key=lambda row: (order[row[owner]], row["sample"]))
     reasons = {name: reason for _, share in shares for name, reason in share.items()}
-    faults = sorted([*faults, *_faults(source, kind, reasons)], key=lambda fault: fault.line)
+    faults = sorted([*faults, *_faults(source, kind, reasons)], key=lambda fault: (fault.file, fault.line))
     if not written:
         raise _no_row(source, faults)
     aside = beside(out, _FAULTY)
@@ -169,11 +169,11 @@ def _faults(source: str, kind: type, reasons: dict[str, str]) -> list[Fault]:
     """The faults of rows that only the model could judge, with the lines on which they stand."""
     if not reasons:
         return []
-    found, files = {}, row_files(source)
-    for file, (line, parsed) in ((file, row) for file in files for row in read_objects(file)):
+    found = {}
+    for name, (line, parsed) in ((name, row) for name, file in named_files(source) for row in read_objects(file)):
         if isinstance(parsed, dict):
             try:
-                found.setdefault(kind.from_row(parsed).id, (str(source if len(files) == 1 else file), line))
+                found.setdefault(kind.from_row(parsed).id, (name, line))
             except RowError:
                 continue
     return [Fault(*found[name], reason) for name, reason in reasons.items()]

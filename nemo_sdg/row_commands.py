@@ -17,7 +17,7 @@ _STRICT = typer.Option(False, "--strict", help="A row that cannot be used is an 
 
 def generate(
     model: str = _MODEL,
-    prompts: str = typer.Option(..., "--prompts", metavar="ROWS", help='Rows with "messages" or "prompt".'),
+    prompts: str = typer.Option(..., "--prompts", metavar="ROWS", help='Rows with "messages" or "prompt": a file, a folder, a glob or hf://.'),
     out: Path = _RESULT,
     tp: int = _TP,
     pp: int = _PP,
@@ -52,7 +52,7 @@ def generate(
 
 def score(
     model: str = _MODEL,
-    rows: str = typer.Option(..., "--input", metavar="ROWS", help="Rows with a prompt and its response."),
+    rows: str = typer.Option(..., "--input", metavar="ROWS", help="Rows with a prompt and its response: a file, a folder, a glob or hf://."),
     out: Path = _RESULT,
     tp: int = _TP,
     pp: int = _PP,

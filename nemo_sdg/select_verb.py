@@ -34,7 +34,7 @@ def select(source: str, out: Path, words: list[str], *, strict: bool) -> int:
     """
     settings = _settings(words)
     against = [*settings.decontaminate, *([settings.likeness] if settings.likeness else [])]
-    check_result(out, [*row_files(source), *against], (_DROPPED, _FAULTY))
+    check_result(out, [source, *row_files(source), *against], (_DROPPED, _FAULTY))
     if rank() != 0:  # under torchrun one rank is enough
         return 0
     console = Console()

@@ -381,7 +381,9 @@ def test_strict_names_the_line_and_writes_nothing(world, tmp_path, capsys):
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"{tmp_path}/two.jsonl:3, row d#0: the prompt is longer than the context" in done.stderr
     rows = [{"id": "s", "prompt": "a", "response": "b"}, {"id": "l", "prompt": "a", "response": "b " * 200}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = shell("score", "--model", world / "reward", "--input", tmp_path / "rows.jsonl", *arguments[2:])
-    assert done.returncode == 2 and f"{tmp_path}/rows.jsonl:2, row l: the conversation is longer" in done.stderr
-    assert sorted(os.listdir(tmp_path)) == ["rows.jsonl", "two.jsonl"]
+    (tmp_path / "rows").mkdir()
+    for number, row in enumerate(rows):
+        (tmp_path / f"rows/{number}.jsonl").write_text(json.dumps(row) + "\n")
+    done = shell("score", "--model", world / "reward", "--input", tmp_path / "rows", *arguments[2:])
+    assert done.returncode == 2 and f"{tmp_path}/rows/1.jsonl:1, row l: the conversation is longer" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["rows", "two.jsonl"]

@@ -120,6 +120,7 @@ def test_an_unknown_recipe_names_those_that_exist_and_the_nearest():
         ("models.judge=http://x/v1", ("models.judge", "judge.backend=endpoint and judge.endpoint.url")),
         ("generate=3", ("generate is a group",)),
         ("run.name=${oc.env:HOME}", ("interpolation",)),
+        ("run.name=???", ("interpolation",)),
         ("run.seed=[", ("cannot read", "run.seed")),
         ("verbose", ("found verbose", "expected key=value")),
     ],
@@ -197,7 +198,12 @@ def test_a_python_recipe_is_the_function_of_the_files_name(tmp_path: Path):
         ("c.sft = {'steps': 3}", ("sft is a group of settings", "found {'steps': 3}", "a Training")),
         ("c.reward = c.sft", ("reward is a group of settings", "a RewardTraining")),
         ("c.select.minimum = {'helpfulness': 'much'}", ("select.minimum", "'much'", "names with numbers")),
+        ("c.sft.steps = c.sft.steps * 1.0", ("sft.steps", ".0", "a whole number")),
+        ("c.run.rounds = True", ("run.rounds", "True", "a whole number")),
+        ("c.sft.learning_rate = 10**400", ("sft.learning_rate", "a number")),
+        ("import numpy; c.generate.stop = numpy.array(['a', 'b'])", ("generate.stop", "a list of texts")),
         ("c.run.name = '${x}'", ("run.name holds an interpolation",)),
+        ("c.generate.stop = ['???']", ("generate.stop holds an interpolation",)),
     ],
 )
 def test_what_a_python_recipe_sets_is_held_to_the_same_rules(tmp_path: Path, line: str, parts: tuple[str, ...]):

@@ -137,6 +137,9 @@ def test_a_label_of_ones_own_has_limits_where_it_is_named(tmp_path, capsys):
         (["--out", "kept.jsonl.gz"], "a compressed file"),
         (["--input", "absent.jsonl"], "absent.jsonl"),
         (["--input", "absent/*.jsonl"], "there is no file of rows"),
+        (["--input", "*.jsonl", "--strict"], ": scored.jsonl:3"),
+        (["--input", ""], "an empty path"),
+        (["--input", "."], "a place in the folder of the input"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, said, source, tmp_path, capsys, monkeypatch):

@@ -50,8 +50,8 @@ class Files:
     def __init__(self, root: Path) -> None:
         self.where = root
         real = Path(os.path.realpath(root))
-        self._allowed = [f"{real}{os.sep}"]
-        self._folders: dict[str, str] = {}
+        self._allowed = [os.path.join(real, "")]
+        self._real_folders: dict[tuple[str, int, int], str] = {}
         for folder in (real, *real.parents):  # it may be a folder inside a repository
             if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
                 self._allowed.append(f"{folder.parents[1] / 'blobs'}{os.sep}")
@@ -134,19 +134,23 @@ class Files:
 
     def _check_inside(self, path: Path) -> None:
         real = self._real(path)
-        if not f"{real}{os.sep}".startswith(tuple(self._allowed)):
+        if not os.path.join(real, "").startswith(tuple(self._allowed)):
             raise CheckpointError(
                 "a link leads out of the checkpoint", where=path, found=real, expected=f"a path below {self.where}",
                 way_out="copy what it leads to into the folder",
             )  # fmt: skip
 
-
     def _real(self, path: Path) -> str:
         """Where a path leads; of a folder it is asked once, for one holds the thousands of pieces of a tensor."""
         folder, name = os.path.split(path)
-        if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
-        real = os.path.join(self._folders[folder], name)
+        try:
+            found = os.stat(folder or os.curdir)
+        except OSError:
+            return os.path.realpath(path)
+        known = folder, found.st_dev, found.st_ino  # another folder of the same name is asked again
+        if known not in self._real_folders:
+            self._real_folders[known] = os.path.realpath(folder)
+        real = os.path.join(self._real_folders[known], name)
         return os.path.realpath(path) if name == os.pardir or os.path.islink(real) else real
 
 

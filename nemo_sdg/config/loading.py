@@ -113,7 +113,7 @@ def _apply(changes: list[tuple[str, Any]], where: str | Path) -> RunConfig:
         for leaf, leaf_value in _known(key, value, where):
             try:
                 OmegaConf.update(tree, leaf, leaf_value, merge=False)
-            except OmegaConfBaseException as error:
+            except (OmegaConfBaseException, OverflowError) as error:
                 what = f"the value of {leaf} has the wrong type"
                 raise ConfigError(what, where=where, found=repr(leaf_value), expected=_type_of(leaf)) from error
     return OmegaConf.to_object(tree)
@@ -121,7 +121,7 @@ def _apply(changes: list[tuple[str, Any]], where: str | Path) -> RunConfig:
 
 @functools.cache
 def _defaults() -> tuple[RunConfig, Any]:
-    """The defaults, and OmegaConf's tree of them: to build one takes six times as long as to copy it."""
+    """The defaults, and OmegaConf's tree of them: to build one takes five times as long as to copy it."""
     from omegaconf import OmegaConf
 
     defaults = RunConfig()
@@ -143,7 +143,7 @@ def _changed(group: Any, default: Any, where: str | Path, prefix: str = "") -> I
         usual = getattr(default, name)
         if dataclasses.is_dataclass(usual):
             yield from _changed(value, usual, where, f"{key}.")
-        elif value != usual:
+        elif type(value) is not type(usual) or value != usual:  # 1 is True and 1.0 to Python
             yield key, value
 
 
@@ -166,7 +166,8 @@ def _known(key: str, value: Any, where: str | Path) -> Iterator[tuple[str, Any]]
         for name, below in value.items():
             yield from _known(f"{key}.{name}", below, where)
         return
-    if "${" in str(value):
+    missing = any(isinstance(one, str) and one == "???" for one in (value if isinstance(value, list) else [value]))
+    if missing or "${" in str(value):  # OmegaConf's words for none yet, and for another value
         raise ConfigError(f"{key} holds an interpolation", where=where, found=repr(value), expected="a plain value")
     yield key, value
 

@@ -6,7 +6,7 @@ from nemo_sdg.records.labels import labelled
 from nemo_sdg.records.pairs import Pair
 from nemo_sdg.records.reading import Fault, each_row, read_objects, read_rows, why_none
 from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
-from nemo_sdg.records.sources import row_files
+from nemo_sdg.records.sources import named_files, row_files
 
 __all__ = [
     "CONTROL_PIECE",
@@ -23,6 +23,7 @@ __all__ = [
     "each_row",
     "hash_of",
     "labelled",
+    "named_files",
     "parse_turns",
     "read_objects",
     "read_rows",

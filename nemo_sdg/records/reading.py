@@ -15,7 +15,7 @@ from nemo_sdg import resources
 from nemo_sdg.errors import RowError, UserError
 from nemo_sdg.records.pairs import Pair
 from nemo_sdg.records.rows import Decision, Labelled, Prompt, Response, Scored
-from nemo_sdg.records.sources import SUFFIXES, parquet_rows, row_files
+from nemo_sdg.records.sources import SUFFIXES, named_files, parquet_rows
 
 _LONGEST = 2 << 20
 """Bytes of a line at most: whatever stands in it, to read it takes less than a second, and memory stays bounded."""
@@ -64,11 +64,10 @@ def each_row(path: str | Path, kind: type[Kind]) -> Iterator[tuple[int, Kind | F
 
     Raises UserError when a file itself cannot be read.
     """
-    files = row_files(path)
-    names = [str(path)] if len(files) == 1 else list(map(str, files))
+    files = named_files(path)
     first_place: dict[int, int] = {}  # of an id's hash, as one number: a file may have more rows than memory holds texts
     number = 0
-    for which, (name, file) in enumerate(zip(names, files)):
+    for which, (name, file) in enumerate(files):
         for line, parsed in read_objects(file, name):
             number += 1
             where = f"{name}:{line}"
@@ -79,7 +78,7 @@ def each_row(path: str | Path, kind: type[Kind]) -> Iterator[tuple[int, Kind | F
                 place = line * len(files) + which
                 if kind.unique and (first := first_place.setdefault(hash(row.id), place)) != place:
                     line_there, which_there = divmod(first, len(files))
-                    there = f"line {line_there}" if len(files) == 1 else f"{names[which_there]}:{line_there}"
+                    there = f"line {line_there}" if len(files) == 1 else f"{files[which_there][0]}:{line_there}"
                     raise RowError(f"the id {row.id!r} stands in {there} already", where=where)
             except RowError as error:
                 yield number, Fault(name, line, str(error).removeprefix(f"{where}: ")[:_TOLD])

@@ -16,8 +16,10 @@ _ROWS_AT_ONCE = 1000
 def row_files(path: str | Path) -> list[Path]:
     """The files of rows that a path means, in the order of their names.
 
-    Raises UserError when a folder or a glob has none; whether a single file is there is not asked.
+    Raises UserError when it is empty, or a folder or a glob has none; whether a single file is there is not asked.
     """
+    if not str(path):
+        raise UserError("no rows are given", found="an empty path", expected="a file, a folder, a glob or an hf:// address")
     place = resources.resolve(path)
     if place.is_dir():
         below = [(file.relative_to(place), file) for file in place.rglob("*") if file.name.endswith(SUFFIXES)]
@@ -29,6 +31,12 @@ def row_files(path: str | Path) -> list[Path]:
     if not files:
         raise UserError("there is no file of rows", where=path, expected="files named " + ", ".join(SUFFIXES))
     return sorted(files)
+
+
+def named_files(path: str | Path) -> list[tuple[str, Path]]:
+    """The files of `row_files` with what errors call each: where the path is a file, as it was given."""
+    files = row_files(path)
+    return [(str(path), files[0])] if files == [resources.resolve(path)] else [(str(file), file) for file in files]
 
 
 def parquet_rows(file: Path) -> Iterator[dict]:

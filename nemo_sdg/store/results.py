@@ -20,7 +20,7 @@ def check_result(
     """Raises RowError where the result cannot be written, or a file of it would take the place of an input.
 
     Args:
-        inputs: files that are read.
+        inputs: files that are read, and folders, whose files of tomorrow are read tomorrow.
         kinds: of the files beside the result.
         suffix: what files of its kind are called.
     """
@@ -34,8 +34,10 @@ def check_result(
         raise RowError("the result cannot be written", where=out, found=found, expected=expected)
     read = {resources.resolve(path).resolve() for path in inputs}
     for file in (out, *(beside(out, kind) for kind in kinds)):
-        if file.resolve() in read:
-            raise RowError("the result cannot be written", where=file, found="the input itself", expected=expected)
+        real = file.resolve()
+        if real in read or any(real.is_relative_to(folder) for folder in read if folder.is_dir()):
+            found = "the input itself" if real in read else "a place in the folder of the input"
+            raise RowError("the result cannot be written", where=file, found=found, expected=expected)
     if suffix != ".jsonl" and out.suffix != suffix:
         found = f"a name that ends in {out.suffix or 'nothing'}"
         raise RowError("the result cannot be written", where=out, found=found, expected=expected)

@@ -49,3 +49,25 @@ def test_a_snapshot_of_the_hub_has_its_files_beside_it(tmp_path):
     assert Files(snapshot).find("blobs").size == 1
     with pytest.raises(CheckpointError, match="leads out"):
         Files(snapshot).find("blobsy")
+
+
+def test_a_folder_that_was_looked_at_may_have_become_another(root, monkeypatch):
+    files = Files(root)
+    assert files.entries("later") == {} and files.find("weights/a").size == 1
+    (root / "weights").rename(root / "before")
+    for name in ("weights", "later"):
+        (root / name).symlink_to("../rootless")
+        with pytest.raises(CheckpointError, match="leads out"):
+            files.open(root / name / "a")
+    monkeypatch.chdir(root)
+    files = Files(Path("before"))
+    assert files.find("a").size == 1
+    (root.parent / "rootless/before").mkdir()
+    (root.parent / "rootless/before/a").touch()
+    monkeypatch.chdir(root.parent / "rootless")
+    with pytest.raises(CheckpointError, match="leads out"):
+        files.open(Path("before/a"))
+
+
+def test_all_of_a_machine_may_be_a_checkpoint(root):
+    assert Files(Path("/")).find(str(root / "weights/a")[1:]).size == 1
