@@ -87,6 +87,8 @@ def test_a_folder_and_a_glob_are_one_file_after_the_other(source, tmp_path, caps
     (folder / "1.jsonl").write_text("".join(LINES))
     (folder / "3.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in good).encode()))
     (folder / "SUCCESS.json").write_text("{}")
+    for aside in (f"faulty-00000-n1-{'0' * 16}.jsonl", "x.jsonl.faulty.jsonl"):
+        (folder / aside).write_text('{"line": 3, "reason": "not of this world"}\n')
     faults = {}
     for name, where in (("folder", folder), ("glob", folder / "**/[123].*")):
         out = tmp_path / f"{name}.jsonl"

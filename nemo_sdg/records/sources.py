@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from nemo_sdg.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _ROWS_AT_ONCE = 1000
+_SET_ASIDE = re.compile(r"faulty-\d{5,}-n\d+-[0-9a-f]{16}\.jsonl|.+\.faulty\.jsonl")
+"""What a stage or a verb has set aside, with its reason, beside the rows that it could use (store/parts.py, store/results.py)."""
 
 
 def row_files(path: str | Path) -> list[Path]:
-    """The files of rows that a path means, in the order of their names.
+    """The files of rows that a path means, in the order of their names; of a folder all below it but those set aside.
 
     Raises UserError when it is empty, or a folder or a glob has none; whether a single file is there is not asked.
     """
@@ -23,7 +26,8 @@ def row_files(path: str | Path) -> list[Path]:
     place = resources.resolve(path)
     if place.is_dir():
         below = [(file.relative_to(place), file) for file in place.rglob("*") if file.name.endswith(SUFFIXES)]
-        files = [file for inside, file in below if not any(part.startswith(".") for part in inside.parts)]
+        seen = [file for inside, file in below if not any(part.startswith(".") for part in inside.parts)]
+        files = [file for file in seen if not _SET_ASIDE.fullmatch(file.name)]
     elif not place.exists() and glob.has_magic(str(place)):
         files = [Path(name) for name in glob.glob(str(place), recursive=True)]
     else:
