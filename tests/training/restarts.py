@@ -181,7 +181,7 @@ def kill_while_saving(world: Path, out: Path, count: int, chance: random.Random)
 
         def far_enough() -> bool:
             # Every other kill comes behind a whole save: on a slow machine all of them might meet the first one.
-            return whole_steps(work)[-1:] > [latest] if number % 2 else _saving(work, began)
+            return _saving(work, began) and (number % 2 == 0 or whole_steps(work)[-1:] > [latest])
 
         while job.runs() and not far_enough() and time.time() < began + 120:
             time.sleep(0.0005)
