@@ -8,6 +8,7 @@ from typing import List, Optional
 import typer
 
 _MODEL = typer.Option(..., "--model", metavar="DIR", help="Folder of the checkpoint.")
+_ROWS = "a file, a folder, a glob or hf://"
 _RESULT = typer.Option(..., "--out", metavar="FILE", help="The .jsonl file to write.")
 _TP = typer.Option(1, "--tp", min=1, help="Tensor-parallel ranks.")
 _PP = typer.Option(1, "--pp", min=1, help="Pipeline stages.")
@@ -17,7 +18,7 @@ _STRICT = typer.Option(False, "--strict", help="A row that cannot be used is an 
 
 def generate(
     model: str = _MODEL,
-    prompts: str = typer.Option(..., "--prompts", metavar="ROWS", help='Rows with "messages" or "prompt": a file, a folder, a glob or hf://.'),
+    prompts: str = typer.Option(..., "--prompts", metavar="ROWS", help=f'Rows with "messages" or "prompt": {_ROWS}.'),
     out: Path = _RESULT,
     tp: int = _TP,
     pp: int = _PP,
@@ -52,7 +53,7 @@ def generate(
 
 def score(
     model: str = _MODEL,
-    rows: str = typer.Option(..., "--input", metavar="ROWS", help="Rows with a prompt and its response: a file, a folder, a glob or hf://."),
+    rows: str = typer.Option(..., "--input", metavar="ROWS", help=f"Rows with a prompt and its response: {_ROWS}."),
     out: Path = _RESULT,
     tp: int = _TP,
     pp: int = _PP,
@@ -70,7 +71,7 @@ def score(
 
 def select(
     overrides: List[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings of select and reward.outputs, by full key."),
-    rows: str = typer.Option(..., "--input", metavar="ROWS", help="Scored rows: a file, a folder, a glob or hf://."),
+    rows: str = typer.Option(..., "--input", metavar="ROWS", help=f"Scored rows: {_ROWS}."),
     out: Path = _RESULT,
     strict: bool = _STRICT,
 ) -> int:

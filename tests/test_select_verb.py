@@ -14,6 +14,7 @@ from nemo_sdg import cli
 from nemo_sdg.config import ATTRIBUTES
 from nemo_sdg.quality.among import SUPERSEDED
 from nemo_sdg.records import Decision, read_rows
+from nemo_sdg.store import beside, parts
 
 SCORES = dict.fromkeys(ATTRIBUTES, 4.0)
 
@@ -87,8 +88,9 @@ def test_a_folder_and_a_glob_are_one_file_after_the_other(source, tmp_path, caps
     (folder / "1.jsonl").write_text("".join(LINES))
     (folder / "3.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in good).encode()))
     (folder / "SUCCESS.json").write_text("{}")
-    for aside in (f"faulty-00000-n1-{'0' * 16}.jsonl", "x.jsonl.faulty.jsonl"):
-        (folder / aside).write_text('{"line": 3, "reason": "not of this world"}\n')
+    aside, data = parts.named("faulty", 0, [{"line": 3, "reason": "not of this world"}])
+    for file in (folder / aside, beside(folder / "x.jsonl", "faulty")):
+        file.write_bytes(data)
     faults = {}
     for name, where in (("folder", folder), ("glob", folder / "**/[123].*")):
         out = tmp_path / f"{name}.jsonl"
@@ -96,9 +98,9 @@ def test_a_folder_and_a_glob_are_one_file_after_the_other(source, tmp_path, caps
         assert [json.loads(text)["id"] for text in out.read_text().splitlines()] == ["a", "d", "e"]
         faulty = [json.loads(text) for text in (tmp_path / f"{name}.jsonl.faulty.jsonl").read_text().splitlines()]
         faults[name] = [(Path(row["file"]).name, row["line"]) for row in faulty]
-        assert [row["reason"] for row in faulty if "stands" in row["reason"]] == [
-            f"the id {id!r} stands in {folder}/{place} already" for id, place in (("a", "1.jsonl:1"), ("a", "1.jsonl:1"), ("e", "3.jsonl.gz:2"))
-        ]  # fmt: skip
+        twice = [row["reason"] for row in faulty if "stands" in row["reason"]]
+        places = [("a", "1.jsonl:1"), ("a", "1.jsonl:1"), ("e", "3.jsonl.gz:2")]
+        assert twice == [f"the id {name!r} stands in {folder}/{place} already" for name, place in places]
     found = [("1.jsonl", 3), ("1.jsonl", 5), ("1.jsonl", 6), ("3.jsonl.gz", 1), ("2.parquet", 1)]
     assert faults == dict.fromkeys(faults, found)
     assert select(folder, folder / "1.jsonl") == 2 and "the input itself" in capsys.readouterr().err

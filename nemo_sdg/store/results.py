@@ -33,9 +33,10 @@ def check_result(
     if found is not None:
         raise RowError("the result cannot be written", where=out, found=found, expected=expected)
     read = {resources.resolve(path).resolve() for path in inputs}
+    folders = [path for path in read if path.is_dir()]
     for file in (out, *(beside(out, kind) for kind in kinds)):
         real = file.resolve()
-        if real in read or any(real.is_relative_to(folder) for folder in read if folder.is_dir()):
+        if real in read or any(real.is_relative_to(folder) for folder in folders):
             found = "the input itself" if real in read else "a place in the folder of the input"
             raise RowError("the result cannot be written", where=file, found=found, expected=expected)
     if suffix != ".jsonl" and out.suffix != suffix:

@@ -70,7 +70,8 @@ def test_a_bad_row_is_counted_and_told_and_a_file_of_them_is_refused(tmp_path, c
     name, bad, told = BAD[case]
     found = read(**{name: write(tmp_path, name, GOOD[name], bad)})
     assert len(getattr(found, name)) == 1 and found.faulty == {name: 1}
-    assert found.notes[0].startswith(f"1 of 2 rows of {tmp_path}/{name}.jsonl cannot be used; the first is {tmp_path}/{name}.jsonl:2: ")
+    place = f"{tmp_path}/{name}.jsonl"
+    assert found.notes[0].startswith(f"1 of 2 rows of {place} cannot be used; the first is {place}:2: ")
     assert told in found.notes[0]
     with pytest.raises(RowError, match=f"{name}.jsonl:2: .*do without strict") as caught:
         read(strict=True, **{name: write(tmp_path, name, GOOD[name], bad)})
